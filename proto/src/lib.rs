@@ -1,0 +1,36 @@
+//! The contract between controller and agent: wire messages, ids, resource specs, plans, run events.
+//!
+//! Pure: nothing here reads a file, a socket or a clock. Generated types live in [`v1`] and are turned into
+//! the types of this crate at the border (see [`convert`]); logic never sees them.
+
+pub mod convert;
+pub mod event;
+pub mod ids;
+pub mod plan;
+pub mod spec;
+
+/// Generated from `proto/postern/v1`.
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+pub mod v1 {
+    tonic::include_proto!("postern.v1");
+
+    /// The descriptor set of every service, for tests that walk all RPCs.
+    pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+}
+
+/// The oldest wire version this build speaks.
+pub const WIRE_MIN: u32 = 1;
+/// The newest wire version this build speaks.
+pub const WIRE_MAX: u32 = 1;
+/// The largest piece of output in one [`event::LogFrame`], bytes.
+pub const MAX_FRAME_BYTES: usize = 32 * 1024;
+/// The largest plan that is accepted, bytes.
+pub const MAX_PLAN_BYTES: usize = 1024 * 1024;
+/// Output of one run that may be on its way without being acked, bytes.
+pub const RUN_WINDOW_BYTES: usize = 1024 * 1024;
+/// Output of one agent that may be on its way without being acked, bytes.
+pub const AGENT_WINDOW_BYTES: usize = 8 * 1024 * 1024;
+/// The name in every controller certificate. Addresses change; this does not.
+pub const SERVER_NAME: &str = "controller.postern.internal";
+/// The port agents dial when an address names none.
+pub const DEFAULT_PORT: u16 = 7300;

@@ -1,0 +1,198 @@
+//! The specs of resources: one file a kind, one row in [`KINDS`].
+
+mod command;
+mod file;
+mod package;
+mod service;
+
+pub use command::{CommandSpec, Run};
+pub use file::{FileMode, FileSpec};
+pub use package::PackageSpec;
+pub use service::{Running, ServiceSpec};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// A spec: the same struct for a profile's YAML and for the wire.
+pub trait ResourceSpec: Serialize + DeserializeOwned {
+    /// The word in profiles and addresses.
+    const KIND: &'static str;
+    /// The newest schema version of this spec.
+    const SCHEMA: u32;
+
+    /// What the address ends in when a profile gives no name: the package, the path, the unit.
+    fn natural_name(&self) -> String;
+
+    /// All that is wrong beyond types: empty is valid.
+    fn validate(&self) -> Vec<SpecError>;
+}
+
+/// One thing that is wrong with a spec.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {message}")]
+pub struct SpecError {
+    /// The field it is about, dotted where nested; empty for the whole spec.
+    pub field: String,
+    /// What is wrong and what would be right.
+    pub message: String,
+}
+
+impl SpecError {
+    /// About one field.
+    pub fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { field: field.into(), message: message.into() }
+    }
+}
+
+/// Whether a thing is to be there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Presence {
+    /// It is to be there.
+    #[default]
+    Present,
+    /// It is not to be there.
+    Absent,
+}
+
+/// A row of [`KINDS`].
+pub struct KindInfo {
+    /// The word in profiles and addresses.
+    pub name: &'static str,
+    /// The newest schema version.
+    pub schema: u32,
+    /// All that is wrong with a spec given as JSON.
+    pub check: fn(&serde_json::Value) -> Vec<SpecError>,
+    /// What the address ends in when a profile gives no name; `None` when the spec does not parse.
+    pub natural_name: fn(&serde_json::Value) -> Option<String>,
+}
+
+impl KindInfo {
+    const fn of<S: ResourceSpec>() -> Self {
+        Self { name: S::KIND, schema: S::SCHEMA, check: check::<S>, natural_name: natural_name::<S> }
+    }
+}
+
+fn check<S: ResourceSpec>(json: &serde_json::Value) -> Vec<SpecError> {
+    match S::deserialize(json) {
+        Ok(spec) => spec.validate(),
+        Err(error) => vec![SpecError::new("", error.to_string())],
+    }
+}
+
+fn natural_name<S: ResourceSpec>(json: &serde_json::Value) -> Option<String> {
+    S::deserialize(json).ok().map(|spec| spec.natural_name())
+}
+
+/// Every kind of resource.
+pub const KINDS: &[KindInfo] = &[
+    KindInfo::of::<CommandSpec>(),
+    KindInfo::of::<FileSpec>(),
+    KindInfo::of::<PackageSpec>(),
+    KindInfo::of::<ServiceSpec>(),
+];
+
+/// The row of a kind.
+#[must_use]
+pub fn kind(name: &str) -> Option<&'static KindInfo> {
+    KINDS.iter().find(|kind| kind.name == name)
+}
+
+/// An absolute path without `.` or `..`, control characters or a trailing slash.
+pub(crate) fn check_path(field: &str, path: &str, errors: &mut Vec<SpecError>) {
+    let why = if !path.starts_with('/') {
+        "want an absolute path"
+    } else if path.len() > 4095 {
+        "longer than 4095 bytes"
+    } else if path.chars().any(char::is_control) {
+        "has a control character"
+    } else if path.len() > 1 && path.ends_with('/') {
+        "ends in a slash"
+    } else if path.split('/').any(|part| part == "." || part == "..") {
+        "has a . or .. in it"
+    } else {
+        return;
+    };
+    errors.push(SpecError::new(field, format!("{path:?}: {why}")));
+}
+
+/// A user or group name as `useradd` on Debian takes it.
+pub(crate) fn check_account(field: &str, name: &str, errors: &mut Vec<SpecError>) {
+    let mut chars = name.chars();
+    let first = chars.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_');
+    let rest = chars.all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'));
+    if !first || !rest || name.len() > 32 {
+        errors.push(SpecError::new(
+            field,
+            format!("{name:?}: want a letter or _ and then up to 31 letters, digits, _, - or ."),
+        ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// Kind, spec, the fields that are wrong.
+    #[test]
+    fn specs_by_table() {
+        let cases: &[(&str, serde_json::Value, &[&str])] = &[
+            ("package", json!({"name": "curl"}), &[]),
+            ("package", json!({"name": "libstdc++6", "state": "absent"}), &[]),
+            ("package", json!({"name": "curl; rm -rf /"}), &["name"]),
+            ("package", json!({"name": "-o"}), &["name"]),
+            ("package", json!({"name": "curl", "version": "7.88.1-10+deb12u1"}), &[]),
+            ("package", json!({"name": "curl", "version": "1 2"}), &["version"]),
+            ("package", json!({"name": "curl", "state": "absent", "version": "1"}), &["version"]),
+            ("package", json!({"name": "curl", "colour": "red"}), &[""]),
+            ("package", json!({"name": 7}), &[""]),
+            ("file", json!({"path": "/etc/motd", "content": "hi\n"}), &[]),
+            ("file", json!({"path": "/etc/motd", "content": "hi\n", "mode": "0640", "owner": "root"}), &[]),
+            ("file", json!({"path": "/etc/motd", "state": "absent"}), &[]),
+            ("file", json!({"path": "/etc/motd"}), &["content"]),
+            ("file", json!({"path": "/etc/motd", "state": "absent", "content": "x"}), &["content"]),
+            ("file", json!({"path": "/etc/../motd", "content": ""}), &["path"]),
+            ("file", json!({"path": "/", "content": ""}), &["path"]),
+            ("file", json!({"path": "/etc/motd", "content": "", "mode": "rw"}), &["mode"]),
+            ("file", json!({"path": "/etc/motd", "content": "", "mode": "10644"}), &["mode"]),
+            ("file", json!({"path": "/a", "content": "", "owner": "a b", "group": ""}), &["owner", "group"]),
+            ("file", json!({"path": "/a", "content": "", "validate": ["visudo", "-cf"]}), &["validate"]),
+            ("file", json!({"path": "/a", "content": "", "validate": ["visudo", "-cf", "{path}"]}), &[]),
+            ("service", json!({"name": "ssh", "state": "running", "enabled": true}), &[]),
+            ("service", json!({"name": "cron.timer", "enabled": false}), &[]),
+            ("service", json!({"name": "ssh"}), &[""]),
+            ("service", json!({"name": "a/b", "enabled": true}), &["name"]),
+            ("service", json!({"name": "--now", "enabled": true}), &["name"]),
+            ("service", json!({"name": "x", "state": "stopped", "restart_on": ["/etc/x"]}), &["restart_on"]),
+            ("service", json!({"name": "x", "state": "running", "restart_on": ["x"]}), &["restart_on"]),
+            ("command", json!({"argv": ["true"]}), &[]),
+            ("command", json!({"shell": "echo $HOME"}), &[]),
+            ("command", json!({}), &[""]),
+            ("command", json!({"argv": ["true"], "shell": "true"}), &[""]),
+            ("command", json!({"argv": []}), &["argv"]),
+            ("command", json!({"argv": [""]}), &["argv"]),
+            ("command", json!({"argv": ["a\u{0}b"]}), &["argv"]),
+            ("command", json!({"argv": ["true"], "creates": "x"}), &["creates"]),
+            ("command", json!({"argv": ["true"], "unless": []}), &["unless"]),
+            ("command", json!({"argv": ["true"], "user": "r t"}), &["user"]),
+            ("command", json!({"argv": ["true"], "timeout_s": 0}), &["timeout_s"]),
+            ("command", json!({"argv": ["true"], "env": {"A=B": "c"}}), &["env.A=B"]),
+        ];
+        for (name, spec, want) in cases {
+            let got = (kind(name).unwrap().check)(spec);
+            let fields: Vec<_> = got.iter().map(|error| error.field.as_str()).collect();
+            assert_eq!(fields, *want, "{name} {spec}: {got:?}");
+        }
+    }
+
+    #[test]
+    fn natural_names() {
+        let name = |kind_name: &str, spec| (kind(kind_name).unwrap().natural_name)(&spec);
+        assert_eq!(name("package", json!({"name": "curl"})).unwrap(), "curl");
+        assert_eq!(name("file", json!({"path": "/etc/motd", "content": ""})).unwrap(), "/etc/motd");
+        assert_eq!(name("service", json!({"name": "ssh", "enabled": true})).unwrap(), "ssh");
+        assert_eq!(name("command", json!({"argv": ["apt-get", "update"]})).unwrap(), "apt-get update");
+        assert_eq!(name("command", json!({})), None);
+    }
+}

@@ -1,0 +1,78 @@
+//! `service`: a systemd unit.
+
+use serde::{Deserialize, Serialize};
+
+use super::{ResourceSpec, SpecError, check_path};
+
+/// One systemd unit: whether it runs and whether it starts at boot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceSpec {
+    /// Unit name; `.service` is understood.
+    pub name: String,
+    /// Left alone when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<Running>,
+    /// Started at boot or not; left alone when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enabled: Option<bool>,
+    /// Files it reads at start: it is restarted when one is newer than its start. Derived from what is on
+    /// the host, so that the need survives a failed run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub restart_on: Vec<String>,
+}
+
+/// Whether a unit is to be active.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Running {
+    /// Active.
+    Running,
+    /// Not active.
+    Stopped,
+}
+
+impl ServiceSpec {
+    /// The unit's full name.
+    #[must_use]
+    pub fn unit(&self) -> String {
+        const SUFFIXES: [&str; 8] =
+            [".service", ".socket", ".timer", ".target", ".path", ".mount", ".slice", ".automount"];
+        if SUFFIXES.iter().any(|suffix| self.name.ends_with(suffix)) {
+            self.name.clone()
+        } else {
+            format!("{}.service", self.name)
+        }
+    }
+}
+
+impl ResourceSpec for ServiceSpec {
+    const KIND: &'static str = "service";
+    const SCHEMA: u32 = 1;
+
+    fn natural_name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn validate(&self) -> Vec<SpecError> {
+        let mut errors = Vec::new();
+        // systemd.unit(5): ASCII letters, digits and : - _ . \ and @, at most 255 characters.
+        let valid = !self.name.is_empty()
+            && self.name.len() <= 240
+            && !self.name.starts_with('-')
+            && self.name.chars().all(|c| c.is_ascii_alphanumeric() || ":-_.\\@".contains(c));
+        if !valid {
+            errors.push(SpecError::new("name", format!("{:?}: not a unit name", self.name)));
+        }
+        if self.state.is_none() && self.enabled.is_none() {
+            errors.push(SpecError::new("", "says nothing: want state, enabled or both"));
+        }
+        if !self.restart_on.is_empty() && self.state != Some(Running::Running) {
+            errors.push(SpecError::new("restart_on", "only a service with state: running is restarted"));
+        }
+        for path in &self.restart_on {
+            check_path("restart_on", path, &mut errors);
+        }
+        errors
+    }
+}

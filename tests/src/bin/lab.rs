@@ -1,0 +1,2 @@
+//! A small command over the lab.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Throw-away VPSs on this machine.
