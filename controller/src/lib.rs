@@ -1,1 +1,8 @@
-//! Library.
+//! The controller: command line, daemon, certificate authority, store, profiles.
+
+pub mod ca;
+pub mod cli;
+pub mod client;
+pub mod daemon;
+pub mod profile;
+pub mod store;

@@ -5,6 +5,7 @@
 
 pub mod convert;
 pub mod event;
+pub mod host;
 pub mod ids;
 pub mod plan;
 pub mod spec;
