@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ResourceSpec, SpecError, check_account, check_path};
+use super::{Field, Holds, ResourceSpec, SpecError, check_account, check_path};
 
 /// One command. It has no state of its own to observe: `creates` and `unless` say when it is not needed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,6 +80,17 @@ fn check_argv(field: &str, argv: &[String], errors: &mut Vec<SpecError>) {
 impl ResourceSpec for CommandSpec {
     const KIND: &'static str = "command";
     const SCHEMA: u32 = 1;
+    const FIELDS: &'static [Field] = &[
+        Field::optional("argv", Holds::TextList),
+        Field::optional("shell", Holds::Text),
+        Field::optional("creates", Holds::Text),
+        Field::optional("unless", Holds::TextList),
+        Field::optional("idempotent", Holds::Bool),
+        Field::optional("user", Holds::Text),
+        Field::optional("cwd", Holds::Text),
+        Field::optional("env", Holds::TextMap),
+        Field::optional("timeout_s", Holds::Count),
+    ];
 
     fn natural_name(&self) -> String {
         let text = match self.run() {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Presence, ResourceSpec, SpecError, check_account, check_path};
+use super::{Field, Holds, PRESENCE, Presence, ResourceSpec, SpecError, check_account, check_path};
 
 /// One regular file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +57,15 @@ impl FileMode {
 impl ResourceSpec for FileSpec {
     const KIND: &'static str = "file";
     const SCHEMA: u32 = 1;
+    const FIELDS: &'static [Field] = &[
+        Field::required("path", Holds::Text),
+        Field::optional("content", Holds::Text),
+        Field::optional("mode", Holds::Text),
+        Field::optional("owner", Holds::Text),
+        Field::optional("group", Holds::Text),
+        Field::optional("state", PRESENCE),
+        Field::optional("validate", Holds::TextList),
+    ];
 
     fn natural_name(&self) -> String {
         self.path.clone()

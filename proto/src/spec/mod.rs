@@ -1,11 +1,13 @@
 //! The specs of resources: one file a kind, one row in [`KINDS`].
 
 mod command;
+mod field;
 mod file;
 mod package;
 mod service;
 
 pub use command::{CommandSpec, Run};
+pub use field::{Field, Holds};
 pub use file::{FileMode, FileSpec};
 pub use package::PackageSpec;
 pub use service::{Running, ServiceSpec};
@@ -19,6 +21,8 @@ pub trait ResourceSpec: Serialize + DeserializeOwned {
     const KIND: &'static str;
     /// The newest schema version of this spec.
     const SCHEMA: u32;
+    /// Every field, in the order people are told them.
+    const FIELDS: &'static [Field];
 
     /// What the address ends in when a profile gives no name: the package, the path, the unit.
     fn natural_name(&self) -> String;
@@ -44,6 +48,9 @@ impl SpecError {
     }
 }
 
+/// The words of [`Presence`].
+pub(crate) const PRESENCE: Holds = Holds::OneOf(&["present", "absent"]);
+
 /// Whether a thing is to be there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -61,6 +68,8 @@ pub struct KindInfo {
     pub name: &'static str,
     /// The newest schema version.
     pub schema: u32,
+    /// Every field, in the order people are told them.
+    pub fields: &'static [Field],
     /// All that is wrong with a spec given as JSON.
     pub check: fn(&serde_json::Value) -> Vec<SpecError>,
     /// What the address ends in when a profile gives no name; `None` when the spec does not parse.
@@ -69,7 +78,13 @@ pub struct KindInfo {
 
 impl KindInfo {
     const fn of<S: ResourceSpec>() -> Self {
-        Self { name: S::KIND, schema: S::SCHEMA, check: check::<S>, natural_name: natural_name::<S> }
+        Self {
+            name: S::KIND,
+            schema: S::SCHEMA,
+            fields: S::FIELDS,
+            check: check::<S>,
+            natural_name: natural_name::<S>,
+        }
     }
 }
 
@@ -193,6 +208,6 @@ mod tests {
         assert_eq!(name("file", json!({"path": "/etc/motd", "content": ""})).unwrap(), "/etc/motd");
         assert_eq!(name("service", json!({"name": "ssh", "enabled": true})).unwrap(), "ssh");
         assert_eq!(name("command", json!({"argv": ["apt-get", "update"]})).unwrap(), "apt-get update");
-        assert_eq!(name("command", json!({})), None);
+        assert_eq!(name("command", json!({"argv": 7})), None);
     }
 }

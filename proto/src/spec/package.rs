@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Presence, ResourceSpec, SpecError};
+use super::{Field, Holds, PRESENCE, Presence, ResourceSpec, SpecError};
 
 /// One package of the host's own package manager.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +21,11 @@ pub struct PackageSpec {
 impl ResourceSpec for PackageSpec {
     const KIND: &'static str = "package";
     const SCHEMA: u32 = 1;
+    const FIELDS: &'static [Field] = &[
+        Field::required("name", Holds::Text),
+        Field::optional("state", PRESENCE),
+        Field::optional("version", Holds::Text),
+    ];
 
     fn natural_name(&self) -> String {
         self.name.clone()

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ResourceSpec, SpecError, check_path};
+use super::{Field, Holds, ResourceSpec, SpecError, check_path};
 
 /// One systemd unit: whether it runs and whether it starts at boot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +49,12 @@ impl ServiceSpec {
 impl ResourceSpec for ServiceSpec {
     const KIND: &'static str = "service";
     const SCHEMA: u32 = 1;
+    const FIELDS: &'static [Field] = &[
+        Field::required("name", Holds::Text),
+        Field::optional("state", Holds::OneOf(&["running", "stopped"])),
+        Field::optional("enabled", Holds::Bool),
+        Field::optional("restart_on", Holds::TextList),
+    ];
 
     fn natural_name(&self) -> String {
         self.name.clone()
