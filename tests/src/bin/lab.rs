@@ -1,2 +1,222 @@
-//! A small command over the lab.
-fn main() {}
+//! `lab`: throw-away VPSs from the command line.
+use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::{Parser, Subcommand};
+use postern_tests::lab::{self, Flavour, Host, HostSpec, Image, Lab, Release};
+
+#[derive(Parser)]
+#[command(name = "lab", about = "Makes throw-away VPSs on this machine, to try Postern on")]
+struct Cli {
+    #[command(subcommand)]
+    command: Cmd,
+}
+
+#[derive(Subcommand)]
+enum Cmd {
+    /// Make a host; it stays until it is destroyed
+    Make {
+        /// Its name
+        name: String,
+        /// Debian release: bookworm or trixie
+        #[arg(long, default_value = "bookworm")]
+        image: Release,
+        /// As providers ship it: cloud-init, password login, apt busy at first boot
+        #[arg(long)]
+        shipped: bool,
+        /// A public key that lets root in, beside the lab's own
+        #[arg(long, value_name = "FILE")]
+        key: Option<PathBuf>,
+    },
+    /// Show all hosts
+    List,
+    /// Run a command in a host, or a shell
+    Enter {
+        /// The host
+        name: String,
+        /// The command
+        #[arg(last = true)]
+        argv: Vec<String>,
+    },
+    /// Reboot a host
+    Reboot {
+        /// The host
+        name: String,
+    },
+    /// Remove a host
+    Destroy {
+        /// The host
+        #[arg(required_unless_present = "all")]
+        name: Option<String>,
+        /// All hosts made by this command, and what dead labs left behind
+        #[arg(long, conflicts_with = "name")]
+        all: bool,
+    },
+    /// Show the base images
+    Images {
+        /// Build those that are missing
+        #[arg(long)]
+        build: bool,
+    },
+    /// Show what this machine lacks
+    Requirements,
+    /// Boots a host again and again (the lab starts this itself)
+    #[command(hide = true)]
+    Supervise {
+        /// The run
+        run: u8,
+        /// The host
+        name: String,
+    },
+    /// Clears up when its standard input closes (the lab starts this itself)
+    #[command(hide = true)]
+    Guardian {
+        /// The run
+        run: u8,
+        /// Its mark
+        nonce: u64,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(code) => code,
+        Err(e) => {
+            let _ = writeln!(std::io::stderr(), "lab: {e:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn say(text: &str) -> anyhow::Result<()> {
+    writeln!(std::io::stdout(), "{text}").context("cannot write to standard output")
+}
+
+fn run(command: Cmd) -> anyhow::Result<ExitCode> {
+    match command {
+        Cmd::Make { name, image, shipped, key } => make(name, image, shipped, key)?,
+        Cmd::List => list()?,
+        Cmd::Enter { name, argv } => return enter(&name, &argv),
+        Cmd::Reboot { name } => {
+            let host = Lab::find(&name)?;
+            host.reboot()?;
+            host.wait_ssh(Duration::from_secs(60))?;
+        }
+        Cmd::Destroy { name: Some(name), .. } => Lab::destroy(&name)?,
+        Cmd::Destroy { name: None, .. } => {
+            for host in Lab::list()?.into_iter().filter(|h| h.kept) {
+                Lab::destroy(&host.name)?;
+            }
+            Lab::sweep()?;
+        }
+        Cmd::Images { build } => images(build)?,
+        Cmd::Requirements => {
+            let missing = lab::requirements();
+            for one in &missing {
+                say(&one.to_string())?;
+            }
+            let mut packages: Vec<&str> = missing.iter().filter_map(|m| m.package).collect();
+            packages.sort_unstable();
+            packages.dedup();
+            if !packages.is_empty() {
+                say(&format!("to install: apt-get install {}", packages.join(" ")))?;
+            }
+            if !missing.is_empty() {
+                return Ok(ExitCode::FAILURE);
+            }
+            say("nothing is missing")?;
+        }
+        Cmd::Supervise { run, name } => lab::supervise(run, &name)?,
+        Cmd::Guardian { run, nonce } => lab::guard(run, nonce)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn make(name: String, release: Release, shipped: bool, key: Option<PathBuf>) -> anyhow::Result<()> {
+    if Lab::list()?.iter().any(|h| h.kept && h.name == name) {
+        bail!("there is a host {name} already; `lab destroy {name}` removes it");
+    }
+    let flavour = if shipped { Flavour::Shipped } else { Flavour::Plain };
+    let image = Image { release, flavour };
+    if Lab::images()?.iter().any(|i| i.image == image && !i.built) {
+        writeln!(std::io::stderr(), "building the image {image}; this takes a minute, once").ok();
+    }
+    let mut spec = HostSpec::new(name, image);
+    if let Some(path) = key {
+        let text =
+            std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        if text.contains("PRIVATE KEY") {
+            bail!("{} is a private key: give the public one (.pub)", path.display());
+        }
+        spec.authorized_keys = text.lines().filter(|l| !l.trim().is_empty()).map(str::to_owned).collect();
+    }
+    let lab = Lab::open_kept()?;
+    let made = lab.make(spec).and_then(|host| host.wait_ssh(Duration::from_secs(60)).map(|()| host));
+    match made {
+        Ok(host) => describe(&host),
+        Err(e) => {
+            lab.destroy_all()?;
+            Err(e.into())
+        }
+    }
+}
+
+fn describe(host: &Host) -> anyhow::Result<()> {
+    say(&format!("{}  {}  {}", host.name, host.v4, host.v6))?;
+    for key in &host.host_keys {
+        say(&format!("host key  {} {}", key.algorithm, key.fingerprint))?;
+    }
+    say(&format!("key       {}", host.private_key.display()))?;
+    say(&format!(
+        "log in    ssh -i {} -o UserKnownHostsFile={} root@{}",
+        host.private_key.display(),
+        host.known_hosts.display(),
+        host.v4
+    ))
+}
+
+fn list() -> anyhow::Result<()> {
+    for h in Lab::list()? {
+        let state = if h.running { "running" } else { "off" };
+        let owner = if h.kept { "kept".to_owned() } else { format!("of process {}", h.owner) };
+        say(&format!(
+            "{:20} {:8} {:16} {:15} {:24} {owner}",
+            h.name,
+            state,
+            h.image.to_string(),
+            h.v4,
+            h.v6
+        ))?;
+    }
+    Ok(())
+}
+
+fn enter(name: &str, argv: &[String]) -> anyhow::Result<ExitCode> {
+    let host = Lab::find(name)?;
+    let argv: Vec<&str> = match argv {
+        [] => vec!["bash", "--login"],
+        given => given.iter().map(String::as_str).collect(),
+    };
+    let mut command = host.enter(&argv)?;
+    if let Some(term) = std::env::var_os("TERM") {
+        command.env("TERM", term);
+    }
+    // Only returns when the program could not be started.
+    Err(command.exec()).context("cannot start nsenter")
+}
+
+fn images(build: bool) -> anyhow::Result<()> {
+    for info in Lab::images()? {
+        if build && !info.built {
+            writeln!(std::io::stderr(), "building {}", info.image).ok();
+            Lab::prepare_image(info.image)?;
+        }
+        let state = if build || info.built { "built" } else { "not built" };
+        say(&format!("{:18} {state:10} {}", info.image.to_string(), info.dir.display()))?;
+    }
+    Ok(())
+}

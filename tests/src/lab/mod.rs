@@ -1,1 +1,79 @@
-//! Throw-away VPSs on this machine.
+//! Throw-away VPSs on this machine: a full Debian with systemd, sshd and its own network stack in half a second.
+//!
+//! [`Lab::open`] makes a lab, [`Lab::make`] a host in it; both are removed when dropped, and also when the process is
+//! killed (a guardian process sees to that, and every new lab sweeps up after dead ones). All calls block, none for
+//! longer than its deadline; from async code use `spawn_blocking`. A lab test begins with [`require`].
+//!
+//! What a lab cannot do: change a guest's clock (time is not namespaced: use a virtual machine), limit memory, or
+//! keep a guest's sysctls outside `net` from the machine.
+mod cgroup;
+mod error;
+mod guest;
+mod host;
+mod image;
+mod mirror;
+mod net;
+mod recipe;
+mod requirements;
+mod run;
+mod spec;
+mod store;
+mod supervise;
+mod sys;
+mod tcp;
+mod teardown;
+
+use std::io::Write;
+use std::path::PathBuf;
+
+pub use error::{LabError, Result};
+pub use guest::HostKey;
+pub use host::Host;
+pub use image::ImageInfo;
+pub use requirements::{Missing, requirements};
+pub use run::{HostInfo, Lab};
+pub use spec::{FileSpec, Flavour, HostSpec, Image, Release, Sudo, UserSpec};
+pub use supervise::{guard, supervise};
+pub use sys::Output;
+pub use tcp::{TcpConnection, TcpState};
+
+/// The one gate of all lab tests: a lab, or none after a line `SKIPPED lab: …` where the machine cannot run one. With
+/// `POSTERN_REQUIRE_LAB=1` that is a failure, and so is a lab that should run here but does not.
+#[expect(clippy::panic, reason = "only tests call this, and a panic is how a test fails")]
+pub fn require() -> Option<Lab> {
+    match Lab::open() {
+        Ok(lab) => Some(lab),
+        Err(LabError::Missing(missing)) => {
+            let reason = missing.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+            if std::env::var_os("POSTERN_REQUIRE_LAB").is_some_and(|v| v == "1") {
+                panic!("the lab is required but cannot run: {reason}");
+            }
+            // Not print!, which the test harness would swallow: a skipped test must be seen.
+            let _ = writeln!(std::io::stdout(), "SKIPPED lab: {reason}");
+            None
+        }
+        Err(e) => panic!("the lab should run here but does not: {e}{}", causes(&e)),
+    }
+}
+
+/// Where the journals of hosts of failed tests are kept: `POSTERN_LAB_FAILURES`, or a folder in the temporary one.
+pub fn failures_dir() -> PathBuf {
+    let default = || std::env::temp_dir().join("postern-lab-failures");
+    std::env::var_os("POSTERN_LAB_FAILURES").map_or_else(default, PathBuf::from)
+}
+
+/// The causes of an error, each after a colon.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = String::new();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text += &format!(": {cause}");
+        next = cause.source();
+    }
+    text
+}
+
+/// Where nothing can be returned: a drop that failed must still be seen.
+fn warn(text: &str) {
+    let _ = writeln!(std::io::stderr(), "lab: {text}");
+}

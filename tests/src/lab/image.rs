@@ -1,0 +1,123 @@
+//! Building base images and keeping them in the cache.
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::error::{LabError, Result};
+use super::mirror;
+use super::recipe::{AGENT_DEB, Recipe};
+use super::spec::Image;
+use super::store::{Lock, Places};
+use super::sys::{Cmd, make_dir, remove, unmount_and_remove, write_file};
+
+/// A build takes half a minute; a slow mirror may take longer.
+const BUILD_DEADLINE: Duration = Duration::from_secs(20 * 60);
+
+/// An image and whether it is in the cache.
+#[derive(Debug, Clone)]
+pub struct ImageInfo {
+    /// The image.
+    pub image: Image,
+    /// Its folder in the cache.
+    pub dir: PathBuf,
+    /// Whether it has been built.
+    pub built: bool,
+}
+
+pub(super) fn info(places: &Places, image: Image) -> Result<ImageInfo> {
+    let dir = places.cache.join(recipe(image)?.key());
+    let built = dir.is_dir();
+    Ok(ImageInfo { image, dir, built })
+}
+
+/// The root folder of an image, which is built first when it is not in the cache.
+pub(super) fn ensure(places: &Places, image: Image) -> Result<PathBuf> {
+    let recipe = recipe(image)?;
+    let key = recipe.key();
+    let done = places.cache.join(&key);
+    if !done.is_dir() {
+        make_dir(&places.cache)?;
+        let lock = places.cache.join(format!(".{key}.lock"));
+        let _lock = Lock::wait(&lock, BUILD_DEADLINE)?;
+        // Another process may have built it while we waited.
+        if !done.is_dir() {
+            build(&places.cache, image, &recipe, &key, &done)?;
+        }
+    }
+    Ok(done.join("root"))
+}
+
+fn recipe(image: Image) -> Result<Recipe> {
+    Ok(Recipe::of(image, mirror::apt_settings()?, mirror::sources(image.release)))
+}
+
+fn build(cache: &Path, image: Image, recipe: &Recipe, key: &str, done: &Path) -> Result<()> {
+    // We hold the lock, so whatever a killed builder left of this image is nobody's.
+    let half = format!(".build-{key}-");
+    for entry in fs::read_dir(cache).map_err(LabError::io("list", cache))?.flatten() {
+        if entry.file_name().to_string_lossy().starts_with(&half) {
+            unmount_and_remove(&entry.path())?;
+        }
+    }
+    let temp = cache.join(format!("{half}{}", std::process::id()));
+    make_dir(&temp)?;
+    let outcome = fill(&temp, image, recipe);
+    if let Err(e) = outcome {
+        unmount_and_remove(&temp)?;
+        return Err(e);
+    }
+    fs::rename(&temp, done).map_err(LabError::io("rename into place", &temp))
+}
+
+fn fill(temp: &Path, image: Image, recipe: &Recipe) -> Result<()> {
+    let root = temp.join("root");
+    let include = format!("--include={}", recipe.packages.join(","));
+    let (root_text, release) = (root.to_string_lossy().into_owned(), image.release.to_string());
+    // The build must not outlive us: its half image would be written on after another builder took over.
+    let mut argv: Vec<&str> =
+        vec!["setpriv", "--pdeathsig", "TERM", "mmdebstrap", "--mode=root", "--variant=minbase"];
+    argv.extend(["--format=directory", &include]);
+    let options: Vec<String> = recipe.apt.iter().map(|line| format!("--aptopt={line}")).collect();
+    argv.extend(options.iter().map(String::as_str));
+    argv.extend([release.as_str(), &root_text]);
+    argv.extend(recipe.sources.iter().map(String::as_str));
+    Cmd::new(argv).deadline(BUILD_DEADLINE).run()?;
+
+    for entry in
+        fs::read_dir(root.join("etc/ssh")).map_err(LabError::io("list", root.join("etc/ssh")))?.flatten()
+    {
+        // Keys made at build time would be the same on every host.
+        if entry.file_name().to_string_lossy().starts_with("ssh_host_") {
+            remove(entry.path())?;
+        }
+    }
+    write_file(root.join("etc/machine-id"), "", 0o444)?;
+    make_dir(root.join("var/log/journal"))?;
+    for (path, mode, text) in &recipe.files {
+        write_file(root.join(path.trim_start_matches('/')), text, *mode)?;
+    }
+    if let Some((control, postinst)) = recipe.agent {
+        provider_package(temp, &root.join(AGENT_DEB.trim_start_matches('/')), control, postinst)?;
+    }
+    let list = ["chroot", &root_text, "dpkg-query", "-W"];
+    write_file(temp.join("packages.txt"), Cmd::new(list).run()?.stdout, 0o644)?;
+    let text = serde_json::to_vec_pretty(recipe).unwrap_or_default();
+    write_file(temp.join("recipe.json"), text, 0o644)
+}
+
+fn provider_package(temp: &Path, deb: &Path, control: &str, postinst: &str) -> Result<()> {
+    let tree = temp.join("provider");
+    write_file(tree.join("DEBIAN/control"), control, 0o644)?;
+    write_file(tree.join("DEBIAN/postinst"), postinst, 0o755)?;
+    for dir in [&tree, &tree.join("DEBIAN")] {
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o755))
+            .map_err(LabError::io("set the mode of", dir))?;
+    }
+    if let Some(parent) = deb.parent() {
+        make_dir(parent)?;
+    }
+    Cmd::new([Path::new("dpkg-deb"), Path::new("--build"), Path::new("--root-owner-group"), &tree, deb])
+        .run()?;
+    remove(&tree)
+}
