@@ -1,0 +1,147 @@
+//! What is wrong with a profile, and where: `file:line:column: message`.
+
+use std::fmt;
+
+use serde::Serialize;
+
+/// A place in a profile. Both count from 1; columns count characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Place {
+    /// From 1.
+    pub line: usize,
+    /// From 1.
+    pub column: usize,
+}
+
+impl Place {
+    /// The first character.
+    pub const START: Self = Self { line: 1, column: 1 };
+}
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Diagnostic {
+    /// The file as it was named, or the name of a shipped profile.
+    pub file: String,
+    /// Where in it.
+    #[serde(flatten)]
+    pub place: Place,
+    /// What is wrong.
+    pub message: String,
+    /// What to do about it, where there is something to say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+impl fmt::Display for Diagnostic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Place { line, column } = self.place;
+        write!(f, "{}:{line}:{column}: {}", self.file, self.message)?;
+        if let Some(hint) = &self.hint {
+            write!(f, " ({hint})")?;
+        }
+        Ok(())
+    }
+}
+
+/// More mistakes than this are counted, not told.
+const MAX_TOLD: usize = 100;
+
+/// Collects what is wrong with one file.
+#[derive(Debug)]
+pub(crate) struct Sink {
+    file: String,
+    found: Vec<Diagnostic>,
+    untold: usize,
+}
+
+impl Sink {
+    pub(crate) fn new(file: impl Into<String>) -> Self {
+        Self { file: file.into(), found: Vec::new(), untold: 0 }
+    }
+
+    pub(crate) fn is_clean(&self) -> bool {
+        self.found.is_empty()
+    }
+
+    pub(crate) fn error(&mut self, place: Place, message: impl Into<String>) {
+        self.push(place, message.into(), None);
+    }
+
+    pub(crate) fn hinted(&mut self, place: Place, message: impl Into<String>, hint: impl Into<String>) {
+        self.push(place, message.into(), Some(hint.into()));
+    }
+
+    /// An unknown word, with the known one that is closest.
+    pub(crate) fn unknown<'a>(
+        &mut self,
+        place: Place,
+        what: &str,
+        word: &str,
+        known: impl Iterator<Item = &'a str> + Clone,
+    ) {
+        let hint = match closest(word, known.clone()) {
+            Some(close) => format!("did you mean {close}?"),
+            None => {
+                let known: Vec<_> = known.take(20).collect();
+                if known.is_empty() {
+                    "there are none".into()
+                } else {
+                    format!("known: {}", known.join(", "))
+                }
+            }
+        };
+        self.hinted(place, format!("unknown {what} {}", quoted(word)), hint);
+    }
+
+    fn push(&mut self, place: Place, message: String, hint: Option<String>) {
+        let new = Diagnostic { file: self.file.clone(), place, message, hint };
+        if self.found.contains(&new) {
+            return;
+        }
+        if self.found.len() >= MAX_TOLD {
+            self.untold += 1;
+        } else {
+            self.found.push(new);
+        }
+    }
+
+    /// All of it, in the order of the file.
+    pub(crate) fn into_found(mut self) -> Vec<Diagnostic> {
+        self.found.sort_by_key(|diagnostic| diagnostic.place);
+        if self.untold > 0 {
+            let place = self.found.last().map_or(Place::START, |last| last.place);
+            self.found.push(Diagnostic {
+                file: self.file,
+                place,
+                message: format!("and {} more mistakes", self.untold),
+                hint: None,
+            });
+        }
+        self.found
+    }
+}
+
+/// A text from a profile as part of a message: quoted, escaped and not longer than a line.
+pub(crate) fn quoted(text: &str) -> String {
+    const MAX: usize = 60;
+    if text.chars().count() <= MAX {
+        format!("{text:?}")
+    } else {
+        format!("{:?}…", text.chars().take(MAX).collect::<String>())
+    }
+}
+
+/// The known word a mistyped one most likely stands for.
+pub(crate) fn closest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    if word.len() > 64 {
+        return None;
+    }
+    let lower = word.to_lowercase();
+    known
+        .map(|candidate| (strsim::damerau_levenshtein(&lower, &candidate.to_lowercase()), candidate))
+        // Short words need to be closer: `x` is not a typing mistake for `name`.
+        .filter(|(distance, candidate)| *distance <= (candidate.len().max(word.len()) / 3).clamp(1, 3))
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}

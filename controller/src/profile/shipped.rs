@@ -1,0 +1,13 @@
+//! The profiles that come with the program. Each is a file that a user can read, copy and change.
+
+/// A profile inside of the program.
+#[derive(Clone, Copy, Debug)]
+pub struct Shipped {
+    /// What `--profile` calls it.
+    pub name: &'static str,
+    /// Its YAML.
+    pub text: &'static str,
+}
+
+/// All of them.
+pub const SHIPPED: &[Shipped] = &[Shipped { name: "hello", text: include_str!("../../profiles/hello.yaml") }];
