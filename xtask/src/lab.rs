@@ -1,0 +1,184 @@
+//! What needs throw-away hosts: its requirements, and the programs built on it (`lab`, `demo`, `bench`).
+use std::ffi::OsString;
+use std::fmt;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::agent::{self, Arch};
+use crate::cargo::{self, Executable, on_path};
+
+/// This machine is not one that the lab can run on.
+#[derive(Debug)]
+pub(crate) struct CannotRunHere(String);
+
+impl fmt::Display for CannotRunHere {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for CannotRunHere {}
+
+/// Runs `lab`, `demo` or `bench` in place of this process, so that Ctrl-C reaches it and it can clear up.
+pub(crate) fn run_tool(tool: &str, args: &[OsString]) -> Result<ExitCode> {
+    let asks_for_help = args.iter().any(|arg| arg == "--help" || arg == "-h");
+    let wants_host = tool != "lab" && !asks_for_help;
+    if wants_host {
+        require_linux_and_root(tool)?;
+    }
+    let programs = Programs::build(false)?;
+    let mut command = Command::new(programs.find(tool)?);
+    command.args(args);
+    if wants_host {
+        let missing = install(programs.find("lab")?)?;
+        if let Some(missing) = missing {
+            return Err(CannotRunHere(format!("the lab cannot run here: {missing}")).into());
+        }
+        let agent = agent::build(Arch::of_this_machine().map_err(anyhow::Error::msg)?)?;
+        eprintln!("{agent}");
+        set_paths(&mut command, &agent.path, programs.find("postern")?);
+    }
+    Err(cargo::exec(command))
+}
+
+fn require_linux_and_root(tool: &str) -> Result<()> {
+    let instead = "what runs here: `cargo xtask test --no-lab` (tests without hosts) and `cargo xtask dist` (the \
+                   program; then `target/dist/postern up root@HOST` with a host of your own)";
+    if !cfg!(target_os = "linux") {
+        let text = format!(
+            "`{tool}` makes a throw-away VPS out of Linux namespaces, and this is not Linux; {instead}"
+        );
+        return Err(CannotRunHere(text).into());
+    }
+    if !is_root() {
+        let text = format!(
+            "`{tool}` makes a throw-away VPS, which takes root: `sudo -E env PATH=\"$PATH\" cargo xtask {tool}`; {instead}"
+        );
+        return Err(CannotRunHere(text).into());
+    }
+    Ok(())
+}
+
+/// Tells a test, the demo or a benchmark where the programs are.
+pub(crate) fn set_paths(command: &mut Command, agent: &Path, postern: &Path) {
+    command.env("POSTERN_TEST_AGENT", agent).env("POSTERN_TEST_BIN", postern);
+}
+
+/// The workspace's programs, and its test harnesses where asked for.
+pub(crate) struct Programs(pub(crate) Vec<Executable>);
+
+impl Programs {
+    /// One cargo call for the whole workspace: calls for single packages would choose other features of common
+    /// dependencies and compile them again.
+    pub(crate) fn build(tests: bool) -> Result<Programs> {
+        Self::build_with(tests, false)
+    }
+
+    pub(crate) fn build_with(tests: bool, locked: bool) -> Result<Programs> {
+        let mut command = cargo::cargo("build");
+        command.args(["--workspace", "--bins"]);
+        if tests {
+            command.arg("--tests");
+        }
+        if locked {
+            command.arg("--locked");
+        }
+        eprintln!(
+            "xtask: building the workspace ({})",
+            if tests { "programs and tests" } else { "programs" }
+        );
+        cargo::build(command).map(Programs)
+    }
+
+    /// A program's path.
+    pub(crate) fn find(&self, name: &str) -> Result<&Path> {
+        let is = |e: &&Executable| e.target == name && e.kind == "bin" && !e.harness;
+        Ok(&self.0.iter().find(is).with_context(|| format!("the workspace has no program `{name}`"))?.path)
+    }
+}
+
+/// Installs what the lab lacks where that can be done here. Returns what is missing after that.
+pub(crate) fn install(lab: &Path) -> Result<Option<String>> {
+    let Some(missing) = requirements(lab)? else { return Ok(None) };
+    let packages = packages(&missing);
+    if packages.is_empty() || !is_root() || !on_path("apt-get") {
+        return Ok(Some(missing.join("; ")));
+    }
+    eprintln!(
+        "xtask: the lab lacks some programs; installing from the distribution's packages: {}",
+        packages.join(" ")
+    );
+    let apt = |args: &[&str]| -> Result<()> {
+        let mut command = Command::new("apt-get");
+        command.args(["-q", "-y", "-o", "DPkg::Lock::Timeout=300"]).args(args);
+        command.env("DEBIAN_FRONTEND", "noninteractive").env("NEEDRESTART_MODE", "a").stdin(Stdio::null());
+        // Its output is for people; ours on stdout may be read by a program.
+        command.stdout(std::io::stderr());
+        let status = command.status().context("cannot start apt-get")?;
+        ensure!(status.success(), "`{}` failed ({status})", cargo::show(&command));
+        Ok(())
+    };
+    let mut install = vec!["install", "--no-install-recommends"];
+    install.extend(packages.iter().map(String::as_str));
+    if apt(&["update"]).and_then(|()| apt(&install)).is_err() {
+        bail!("cannot install what the lab needs: {}", packages.join(" "));
+    }
+    Ok(requirements(lab)?.map(|missing| missing.join("; ")))
+}
+
+/// The lines of `lab requirements`, none when nothing is missing.
+fn requirements(lab: &Path) -> Result<Option<Vec<String>>> {
+    let output =
+        Command::new(lab).arg("requirements").stdin(Stdio::null()).output().context("cannot start lab")?;
+    let lines = || String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect::<Vec<_>>();
+    match output.status.code() {
+        Some(0) => Ok(None),
+        Some(1) => Ok(Some(lines())),
+        _ => bail!("`lab requirements` failed: {}", String::from_utf8_lossy(&output.stderr).trim()),
+    }
+}
+
+/// What `lab requirements` says is to be installed.
+fn packages(lines: &[String]) -> Vec<String> {
+    let line = lines.iter().find_map(|line| line.strip_prefix("to install: apt-get install "));
+    line.unwrap_or_default().split_whitespace().map(str::to_owned).collect()
+}
+
+/// Effective user id 0; asked of the kernel's own account, without a C library call.
+pub(crate) fn is_root() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let uids = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap_or_default();
+    uids.split_whitespace().nth(1) == Some("0")
+}
+
+/// Tests with hosts at the same time: each takes some 150 MB and mostly waits.
+pub(crate) fn parallel_hosts() -> usize {
+    let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let available = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib: usize =
+        available.and_then(|v| v.trim().strip_suffix("kB")?.trim().parse().ok()).unwrap_or(2 << 20);
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    (kib >> 20).clamp(1, 8).min(cores * 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packages_are_read_from_the_labs_own_words() {
+        let lines = [
+            "the program ip is missing (apt-get install iproute2)",
+            "to install: apt-get install iproute2 mount",
+        ];
+        assert_eq!(packages(&lines.map(str::to_owned)), ["iproute2", "mount"]);
+        assert!(packages(&["root is missing (run as root)".to_owned()]).is_empty());
+    }
+
+    #[test]
+    fn there_is_room_for_at_least_one_host() {
+        assert!((1..=8).contains(&parallel_hosts()));
+    }
+}

@@ -1,0 +1,195 @@
+//! `cargo xtask test`: builds everything once, runs every suite, and counts what ran, what failed and what was skipped.
+mod libtest;
+mod report;
+mod suite;
+
+use std::path::Path;
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use crate::agent::{self, Arch};
+use crate::cargo::{self, Executable};
+use crate::lab::{self, Programs};
+use report::Report;
+use suite::Plan;
+
+/// For suites in one process.
+const UNIT_DEADLINE: Duration = Duration::from_secs(10 * 60);
+/// For suites with hosts.
+const LAB_DEADLINE: Duration = Duration::from_secs(40 * 60);
+const DOC_DEADLINE: Duration = Duration::from_secs(10 * 60);
+/// The package whose integration tests make hosts.
+const LAB_PACKAGE: &str = "postern-tests";
+
+/// What `cargo xtask test` was asked for.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Options {
+    pub(crate) require_lab: bool,
+    pub(crate) no_lab: bool,
+    pub(crate) locked: bool,
+    pub(crate) filter: Option<String>,
+}
+
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    let ci = std::env::var("CI").is_ok_and(|value| value == "true" || value == "1");
+    let require_lab = options.require_lab || (ci && !options.no_lab);
+    let mut report = Report::new(options.filter.clone(), require_lab);
+
+    let programs = report.stage("build", || Programs::build_with(true, options.locked || ci))?;
+    let lab_runs = !options.no_lab && report.stage("requirements", || lab_can_run(&programs))?;
+    // Images are made by the package manager and agents by the linker: side by side, neither waits for the other.
+    let images = if lab_runs { Some(prepare_images(programs.find("lab")?)?) } else { None };
+    let agent = report
+        .stage("static agent", || agent::build(Arch::of_this_machine().map_err(anyhow::Error::msg)?))?;
+    println!("{agent}");
+
+    let (hosts, alone): (Vec<_>, Vec<_>) = suites(&programs.0).partition(|e| makes_hosts(e));
+    let all = |list: &[&Executable], report: &mut Report| -> Result<()> {
+        for executable in list {
+            let mut command = harness(executable, options.filter.as_deref());
+            lab::set_paths(&mut command, &agent.path, programs.find("postern")?);
+            for (name, on) in [("POSTERN_REQUIRE_LAB", require_lab), ("POSTERN_NO_LAB", options.no_lab)] {
+                if on {
+                    command.env(name, "1");
+                }
+            }
+            let with_hosts = makes_hosts(executable);
+            if with_hosts {
+                command.arg(format!("--test-threads={}", lab::parallel_hosts()));
+            }
+            let plan = Plan {
+                deadline: if with_hosts { LAB_DEADLINE } else { UNIT_DEADLINE },
+                follow: with_hosts,
+                expects_tests: options.filter.is_none() && has_tests(executable),
+            };
+            report.add(suite::run(&name(executable), command, plan)?);
+        }
+        Ok(())
+    };
+    all(&alone, &mut report)?;
+    if let Some(images) = images {
+        report.stage("images (rest)", || wait_for(images))?;
+    }
+    all(&hosts, &mut report)?;
+    if options.filter.is_none() {
+        report.add(documentation(options.locked || ci)?);
+    }
+    Ok(report.finish())
+}
+
+/// Says what is missing when the lab cannot run; its tests then skip themselves, or fail where it is required.
+fn lab_can_run(programs: &Programs) -> Result<bool> {
+    if !cfg!(target_os = "linux") {
+        return Ok(false);
+    }
+    let missing = lab::install(programs.find("lab")?)?;
+    if let Some(missing) = &missing {
+        eprintln!("xtask: the lab cannot run here: {missing}");
+    }
+    Ok(missing.is_none())
+}
+
+fn prepare_images(lab: &Path) -> Result<Child> {
+    let mut command = Command::new(lab);
+    command.args(["images", "--build"]).stdin(Stdio::null()).stdout(Stdio::null());
+    command.spawn().context("cannot start `lab images --build`")
+}
+
+fn wait_for(mut images: Child) -> Result<()> {
+    // Each step inside has a deadline of its own.
+    let status = images.wait().context("cannot wait for `lab images --build`")?;
+    anyhow::ensure!(status.success(), "`lab images --build` failed ({status})");
+    Ok(())
+}
+
+/// The test harnesses among what was built.
+fn suites(built: &[Executable]) -> impl Iterator<Item = &Executable> {
+    built.iter().filter(|e| e.harness)
+}
+
+fn makes_hosts(executable: &Executable) -> bool {
+    executable.package == LAB_PACKAGE && executable.kind == "test"
+}
+
+fn name(executable: &Executable) -> String {
+    match executable.kind.as_str() {
+        "lib" => executable.package.clone(),
+        "test" => format!("{}/{}", executable.package, executable.target),
+        _ => format!("{} ({} {})", executable.package, executable.kind, executable.target),
+    }
+}
+
+/// The command cargo itself would use: in the package's folder, with its place in the environment.
+fn harness(executable: &Executable, filter: Option<&str>) -> Command {
+    let mut command = Command::new(&executable.path);
+    command.current_dir(&executable.dir).env("CARGO_MANIFEST_DIR", &executable.dir);
+    command.args(filter).arg("--show-output");
+    command
+}
+
+/// Whether the source of a suite has tests, so that a harness which runs none is found out. A binary's tests are
+/// looked for in its root file and in folders beside it only where it has no library.
+fn has_tests(executable: &Executable) -> bool {
+    let Some(folder) = executable.source.parent() else { return false };
+    let library_beside = executable.kind == "bin" && executable.dir.join("src/lib.rs").exists();
+    if executable.kind == "test" || library_beside {
+        return file_has_tests(&executable.source);
+    }
+    folder_has_tests(folder)
+}
+
+fn folder_has_tests(folder: &Path) -> bool {
+    let Ok(entries) = folder.read_dir() else { return false };
+    entries.flatten().map(|entry| entry.path()).any(|path| match path.is_dir() {
+        // Programs have harnesses of their own.
+        true => !path.ends_with("src/bin") && folder_has_tests(&path),
+        false => file_has_tests(&path),
+    })
+}
+
+fn file_has_tests(path: &Path) -> bool {
+    let is_rust = path.extension().is_some_and(|extension| extension == "rs");
+    let text = if is_rust { std::fs::read_to_string(path).unwrap_or_default() } else { String::new() };
+    text.lines().map(str::trim_start).any(|line| {
+        line.starts_with("#[test]") || line.starts_with("#[tokio::test") || line.starts_with("proptest!")
+    })
+}
+
+/// Examples in documentation, which only cargo can build.
+fn documentation(locked: bool) -> Result<suite::Suite> {
+    let mut command = cargo::cargo("test");
+    command.args(["--workspace", "--doc", "--no-fail-fast"]);
+    if locked {
+        command.arg("--locked");
+    }
+    let start = Instant::now();
+    let plan = Plan { deadline: DOC_DEADLINE, follow: false, expects_tests: false };
+    let mut suite = suite::run("examples in documentation", command, plan)?;
+    suite.time = start.elapsed();
+    Ok(suite)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_crate_is_seen_to_have_tests() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let me = Executable {
+            package: "xtask".into(),
+            target: "xtask".into(),
+            kind: "bin".into(),
+            harness: true,
+            path: "/nowhere".into(),
+            dir: dir.into(),
+            source: dir.join("src/main.rs"),
+        };
+        assert!(has_tests(&me));
+        assert!(!makes_hosts(&me));
+        assert_eq!(name(&me), "xtask (bin xtask)");
+        assert!(!file_has_tests(&dir.join("src/dist.rs")));
+    }
+}
