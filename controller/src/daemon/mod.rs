@@ -1,1 +1,3 @@
-//! To be written.
+//! The daemon.
+mod config;
+pub use config::{Clock, DaemonConfig, Limits, StartError, socket_path};

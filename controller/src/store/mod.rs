@@ -1,1 +1,100 @@
-//! To be written.
+//! The controller's memory: SQLite, owned by one thread that commits what has queued up in one transaction.
+//!
+//! Operations are typed and speak the domain's types; rows and SQL stay in here. Ids are never reused and a
+//! forgotten host keeps a tombstone. Placeholders are `$1`, `$2`… in order of first use, so that the same
+//! text serves PostgreSQL later.
+
+mod chunk;
+mod enrol;
+mod error;
+mod follow;
+mod hosts;
+mod record;
+mod runs;
+mod schema;
+mod session;
+mod sql;
+mod types;
+mod worker;
+
+pub use enrol::{EnrolOutcome, Enrolment, KeyStatus, TokenFault, TokenHash};
+pub use error::{OpError, StoreError};
+pub use follow::{Page, Update, UpdateBody};
+pub use hosts::Forgotten;
+pub use record::{Batch, RunBatch, StepMove};
+pub use runs::{CancelOutcome, Expiry};
+pub use session::{OpenRefusal, OpenRequest, Opened};
+pub use types::{Dispatch, Facts, HostRecord, HostState, NewRun, Progress, RunRecord, StepProgress};
+
+use std::path::Path;
+
+use postern_proto::ids::ClusterId;
+use rusqlite::Connection;
+
+use self::worker::Queue;
+
+/// A handle on the store; cheap to clone. The store closes when the last handle is gone.
+#[derive(Clone)]
+pub struct Store {
+    write: Queue,
+    read: Queue,
+    cluster: ClusterId,
+}
+
+impl Store {
+    /// Makes an empty database. The caller has made sure that this is a first start.
+    pub fn create(state_dir: &Path, authority: &str) -> Result<(), StoreError> {
+        schema::create(state_dir, authority)
+    }
+
+    /// Opens the database that [`Store::create`] made for the authority with this fingerprint, bringing an
+    /// older schema up to date.
+    pub fn open(state_dir: &Path, authority: &str) -> Result<Self, StoreError> {
+        let opened = schema::open(state_dir, authority)?;
+        let reader = schema::open_reader(state_dir)?;
+        Ok(Self {
+            write: Queue::start("postern-store", opened.connection, worker::Mode::GroupCommit)?,
+            read: Queue::start("postern-read", reader, worker::Mode::Read)?,
+            cluster: opened.cluster,
+        })
+    }
+
+    /// True when something lies where a database would.
+    pub fn exists(state_dir: &Path) -> bool {
+        std::fs::symlink_metadata(schema::database(state_dir)).is_ok()
+    }
+
+    /// Removes what an unfinished first start left behind. Never called once anything was handed out.
+    pub fn discard(state_dir: &Path) -> Result<(), StoreError> {
+        schema::discard(state_dir)
+    }
+
+    /// Which controller this is.
+    #[must_use]
+    pub fn cluster(&self) -> ClusterId {
+        self.cluster
+    }
+
+    /// Waits until both threads have written down what was queued and closed the database. Operations after
+    /// this fail with [`OpError::Closed`].
+    pub async fn close(&self) {
+        self.write.close().await;
+        self.read.close().await;
+    }
+
+    async fn write<T: Send + 'static>(
+        &self,
+        action: &'static str,
+        op: impl FnOnce(&Connection) -> Result<T, OpError> + Send + 'static,
+    ) -> Result<T, OpError> {
+        self.write.run(action, op).await
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        action: &'static str,
+        op: impl FnOnce(&Connection) -> Result<T, OpError> + Send + 'static,
+    ) -> Result<T, OpError> {
+        self.read.run(action, op).await
+    }
+}

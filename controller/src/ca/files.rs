@@ -1,0 +1,136 @@
+//! Where the authority lies on disk: written whole or not at all, and read back with three different answers.
+
+use std::fs;
+use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use super::CaError;
+
+/// The version of this layout.
+pub(super) const FORMAT: u32 = 1;
+/// No file of an authority is larger, bytes.
+const MAX_FILE: u64 = 64 * 1024;
+
+/// Certificate and key of one authority, PEM.
+pub(super) struct Part {
+    pub(super) certificate: String,
+    pub(super) key: String,
+}
+
+/// All of it.
+pub(super) struct Material {
+    pub(super) root: Part,
+    pub(super) servers: Part,
+    pub(super) agents: Part,
+}
+
+pub(super) fn directory(state_dir: &Path) -> PathBuf {
+    state_dir.join("ca")
+}
+
+fn scratch(state_dir: &Path) -> PathBuf {
+    state_dir.join("ca.new")
+}
+
+fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> CaError + use<> {
+    let path = path.to_owned();
+    move |source| CaError::Io { action, path, source }
+}
+
+/// Writes beside the place and renames, so that a crash leaves all or nothing.
+pub(super) fn write(state_dir: &Path, material: &Material) -> Result<(), CaError> {
+    let (target, scratch) = (directory(state_dir), scratch(state_dir));
+    if fs::symlink_metadata(&target).is_ok() {
+        return Err(CaError::Corrupt { path: target, why: "it is in the way of a first start".into() });
+    }
+    remove(&scratch)?;
+    fs::DirBuilder::new().mode(0o700).create(&scratch).map_err(io("creating", &scratch))?;
+    let format = format!("{FORMAT}\n");
+    let files = [
+        ("format", &format),
+        ("root.crt", &material.root.certificate),
+        ("root.key", &material.root.key),
+        ("servers.crt", &material.servers.certificate),
+        ("servers.key", &material.servers.key),
+        ("agents.crt", &material.agents.certificate),
+        ("agents.key", &material.agents.key),
+    ];
+    for (name, content) in files {
+        let path = scratch.join(name);
+        fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)
+            .and_then(|mut file| {
+                file.write_all(content.as_bytes())?;
+                file.sync_all()
+            })
+            .map_err(io("writing", &path))?;
+    }
+    sync(&scratch)?;
+    fs::rename(&scratch, &target).map_err(io("renaming into place", &target))?;
+    sync(state_dir)
+}
+
+fn sync(dir: &Path) -> Result<(), CaError> {
+    fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(io("syncing", dir))
+}
+
+fn remove(dir: &Path) -> Result<(), CaError> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(io("removing", dir)(error)),
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn discard(state_dir: &Path) -> Result<(), CaError> {
+    remove(&directory(state_dir))?;
+    remove(&scratch(state_dir))
+}
+
+pub(super) fn read(state_dir: &Path) -> Result<Material, CaError> {
+    let dir = directory(state_dir);
+    match fs::symlink_metadata(&dir) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Err(CaError::Missing(dir)),
+        Err(error) => return Err(io("reading", &dir)(error)),
+        Ok(meta) if !meta.is_dir() => {
+            return Err(CaError::Corrupt { path: dir, why: "not a directory".into() });
+        }
+        Ok(_) => {}
+    }
+    let format = read_file(&dir, "format")?;
+    match format.trim_end().parse::<u32>() {
+        Ok(FORMAT) => {}
+        Ok(found) if found > FORMAT => {
+            return Err(CaError::TooNew { path: dir, found, known: FORMAT });
+        }
+        _ => {
+            return Err(CaError::Corrupt { path: dir.join("format"), why: "not a format number".into() });
+        }
+    }
+    let part = |name: &str| {
+        Ok::<_, CaError>(Part {
+            certificate: read_file(&dir, &format!("{name}.crt"))?,
+            key: read_file(&dir, &format!("{name}.key"))?,
+        })
+    };
+    Ok(Material { root: part("root")?, servers: part("servers")?, agents: part("agents")? })
+}
+
+fn read_file(dir: &Path, name: &str) -> Result<String, CaError> {
+    let path = dir.join(name);
+    let corrupt = |why: &str| CaError::Corrupt { path: path.clone(), why: why.to_owned() };
+    let meta = match fs::symlink_metadata(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Err(corrupt("the file is missing")),
+        other => other.map_err(io("reading", &path))?,
+    };
+    if !meta.is_file() || meta.len() > MAX_FILE {
+        return Err(corrupt("not a file of this kind"));
+    }
+    match fs::read_to_string(&path) {
+        Err(error) if error.kind() == ErrorKind::InvalidData => Err(corrupt("not text")),
+        other => other.map_err(io("reading", &path)),
+    }
+}

@@ -1,0 +1,214 @@
+//! Hosts on record: registered, found, quarantined, forgotten.
+
+use std::collections::BTreeMap;
+
+use postern_proto::ids::{HostId, RunId};
+use rusqlite::{Connection, Row, params};
+
+use super::sql::{all, execute, malformed, optional, parsed};
+use super::{Facts, HostRecord, HostState, OpError, Store};
+
+const COLUMNS: &str = "id, name, ssh_address, labels, state, detail, agent_version, os_id, os_version, arch, \
+                       hostname, boot_id, last_seen_ms";
+
+/// What forgetting a host did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forgotten {
+    /// Runs that were not over and never will be.
+    pub ended: Vec<RunId>,
+}
+
+fn read(row: &Row<'_>) -> rusqlite::Result<HostRecord> {
+    let labels: String = row.get("labels")?;
+    let boot_id: Option<String> = row.get("boot_id")?;
+    Ok(HostRecord {
+        id: parsed(row, "id")?,
+        name: row.get("name")?,
+        ssh_address: row.get("ssh_address")?,
+        labels: serde_json::from_str(&labels).map_err(malformed)?,
+        state: parsed(row, "state")?,
+        detail: row.get("detail")?,
+        facts: Facts {
+            agent_version: row.get("agent_version")?,
+            os_id: row.get("os_id")?,
+            os_version: row.get("os_version")?,
+            arch: row.get("arch")?,
+            hostname: row.get("hostname")?,
+            boot_id: boot_id.map(|id| id.parse().map_err(malformed)).transpose()?,
+        },
+        last_seen_ms: row.get("last_seen_ms")?,
+    })
+}
+
+/// By id, tombstones left out.
+pub(super) fn by_id(db: &Connection, id: HostId) -> Result<Option<HostRecord>, OpError> {
+    let sql = format!("SELECT {COLUMNS} FROM hosts WHERE id = $1 AND state <> 'forgotten'");
+    optional(db, &sql, params![id.to_string()], read)
+}
+
+fn by_name(db: &Connection, name: &str) -> Result<Option<HostRecord>, OpError> {
+    let sql = format!("SELECT {COLUMNS} FROM hosts WHERE name = $1 AND state <> 'forgotten'");
+    optional(db, &sql, params![name], read)
+}
+
+/// By id or name, tombstones left out.
+pub(super) fn find(db: &Connection, id_or_name: &str) -> Result<HostRecord, OpError> {
+    let found = match id_or_name.parse::<HostId>() {
+        Ok(id) => by_id(db, id)?,
+        Err(_) => by_name(db, id_or_name)?,
+    };
+    found.ok_or_else(|| OpError::NoSuchHost(id_or_name.chars().take(80).collect()))
+}
+
+impl Store {
+    /// All hosts but the forgotten ones, by name.
+    pub async fn hosts(&self) -> Result<Vec<HostRecord>, OpError> {
+        self.read("listing the hosts", |db| {
+            let sql = format!("SELECT {COLUMNS} FROM hosts WHERE state <> 'forgotten' ORDER BY name");
+            all(db, &sql, [], read)
+        })
+        .await
+    }
+
+    /// The host with this id or name.
+    pub async fn find_host(&self, id_or_name: String) -> Result<HostRecord, OpError> {
+        self.read("looking up a host", move |db| find(db, &id_or_name)).await
+    }
+
+    /// The host at this SSH address, made when there is none. A name of `None` is taken from `suggestion`,
+    /// with a number where that is taken. Labels are added to those there are.
+    pub async fn register_host(
+        &self,
+        ssh_address: String,
+        name: Option<String>,
+        suggestion: String,
+        labels: BTreeMap<String, String>,
+        now_ms: i64,
+    ) -> Result<HostRecord, OpError> {
+        self.write("registering a host", move |db| {
+            let sql = format!("SELECT {COLUMNS} FROM hosts WHERE ssh_address = $1 AND state <> 'forgotten'");
+            let known = if ssh_address.is_empty() {
+                name.as_deref().map(|name| by_name(db, name)).transpose()?.flatten()
+            } else {
+                optional(db, &sql, params![ssh_address], read)?
+            };
+            match known {
+                Some(host) => update(db, host, name, labels),
+                None => insert(db, ssh_address, name, &suggestion, labels, now_ms),
+            }
+        })
+        .await
+    }
+
+    /// Lets nobody in with this host's identity until it is enrolled anew.
+    pub async fn quarantine(&self, host: HostId, detail: String) -> Result<(), OpError> {
+        self.write("quarantining a host", move |db| {
+            let sql = "UPDATE hosts SET state = 'quarantined', detail = $1, epoch = epoch + 1 \
+                       WHERE id = $2 AND state <> 'forgotten'";
+            execute(db, sql, params![detail, host.to_string()]).map(drop)
+        })
+        .await
+    }
+
+    /// Notes that something came from the host.
+    pub async fn seen(&self, host: HostId, at_ms: i64) -> Result<(), OpError> {
+        self.write("noting when a host was seen", move |db| {
+            let sql = "UPDATE hosts SET last_seen_ms = $1 WHERE id = $2 AND last_seen_ms < $1";
+            execute(db, sql, params![at_ms, host.to_string()]).map(drop)
+        })
+        .await
+    }
+
+    /// Leaves a tombstone: keys revoked, tokens gone, what was not over is ended.
+    pub async fn forget(&self, host: HostId, now_ms: i64) -> Result<Forgotten, OpError> {
+        self.write("forgetting a host", move |db| {
+            let id = host.to_string();
+            let sql = "UPDATE hosts SET state = 'forgotten', detail = '', epoch = epoch + 1 \
+                       WHERE id = $1 AND state <> 'forgotten'";
+            if execute(db, sql, params![id])? == 0 {
+                return Err(OpError::NoSuchHost(id));
+            }
+            execute(db, "DELETE FROM tokens WHERE host = $1", params![id])?;
+            revoke_keys(db, host, now_ms, "the host was forgotten")?;
+            let ended = super::runs::end_all(
+                db,
+                host,
+                now_ms,
+                "the host was forgotten before it started",
+                "the host was forgotten; how far it got is not known",
+            )?;
+            Ok(Forgotten { ended })
+        })
+        .await
+    }
+}
+
+/// How many were good until now.
+pub(super) fn revoke_keys(db: &Connection, host: HostId, now_ms: i64, why: &str) -> Result<usize, OpError> {
+    let sql = "UPDATE keys SET revoked_ms = $1, revoked_why = $2 WHERE host = $3 AND revoked_ms IS NULL";
+    execute(db, sql, params![now_ms, why, host.to_string()])
+}
+
+fn update(
+    db: &Connection,
+    mut host: HostRecord,
+    name: Option<String>,
+    labels: BTreeMap<String, String>,
+) -> Result<HostRecord, OpError> {
+    if let Some(name) = name.filter(|name| *name != host.name) {
+        if by_name(db, &name)?.is_some() {
+            return Err(OpError::NameTaken(name));
+        }
+        host.name = name;
+    }
+    host.labels.extend(labels);
+    let sql = "UPDATE hosts SET name = $1, labels = $2 WHERE id = $3";
+    execute(db, sql, params![host.name, labels_json(&host.labels), host.id.to_string()])?;
+    Ok(host)
+}
+
+fn insert(
+    db: &Connection,
+    ssh_address: String,
+    name: Option<String>,
+    suggestion: &str,
+    labels: BTreeMap<String, String>,
+    now_ms: i64,
+) -> Result<HostRecord, OpError> {
+    let name = match name {
+        Some(name) if by_name(db, &name)?.is_some() => return Err(OpError::NameTaken(name)),
+        Some(name) => name,
+        None => free_name(db, suggestion)?,
+    };
+    let host = HostRecord {
+        id: HostId::generate(),
+        name,
+        ssh_address,
+        labels,
+        state: HostState::Pending,
+        detail: String::new(),
+        facts: Facts::default(),
+        last_seen_ms: 0,
+    };
+    let sql = "INSERT INTO hosts (id, name, ssh_address, labels, state, created_ms, detail, epoch, next_seq, \
+               agent_version, os_id, os_version, arch, hostname, last_seen_ms) \
+               VALUES ($1, $2, $3, $4, $5, $6, '', 0, 1, '', '', '', '', '', 0)";
+    let labels = labels_json(&host.labels);
+    let id = host.id.to_string();
+    execute(db, sql, params![id, host.name, host.ssh_address, labels, host.state.as_str(), now_ms])?;
+    Ok(host)
+}
+
+fn free_name(db: &Connection, suggestion: &str) -> Result<String, OpError> {
+    let mut name = suggestion.to_owned();
+    let mut number = 2u32;
+    while by_name(db, &name)?.is_some() {
+        name = format!("{suggestion}-{number}");
+        number = number.saturating_add(1);
+    }
+    Ok(name)
+}
+
+fn labels_json(labels: &BTreeMap<String, String>) -> String {
+    serde_json::Value::from_iter(labels.iter().map(|(key, value)| (key.as_str(), value.as_str()))).to_string()
+}
