@@ -166,17 +166,14 @@ impl Host {
     /// The real `ssh` with this host's key and host keys, as `user`; add the remote command. It reads no
     /// configuration of the caller.
     pub fn ssh(&self, user: &str) -> Command {
+        self.ssh_with(user, &[])
+    }
+
+    /// The same with options (`Name=value`) that go before the usual ones, and so win over them.
+    pub fn ssh_with(&self, user: &str, options: &[&str]) -> Command {
+        let usual = ["BatchMode=yes", "IdentitiesOnly=yes", "ConnectTimeout=10"];
         let mut command = Command::new("ssh");
-        command.args([
-            "-F",
-            "none",
-            "-o",
-            "BatchMode=yes",
-            "-o",
-            "IdentitiesOnly=yes",
-            "-o",
-            "ConnectTimeout=10",
-        ]);
+        command.args(["-F", "none"]).args(options.iter().chain(&usual).flat_map(|option| ["-o", option]));
         command.args(["-o", "StrictHostKeyChecking=yes", "-o", "GlobalKnownHostsFile=none"]);
         command.arg("-o").arg(format!("UserKnownHostsFile={}", self.known_hosts.display()));
         command.arg("-i").arg(&self.private_key).arg("-p").arg(self.ssh_port.to_string());

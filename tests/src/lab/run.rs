@@ -74,7 +74,10 @@ impl Lab {
             return Err(LabError::Missing(missing));
         }
         let places = Places::from_env();
-        teardown::sweep(&places)?;
+        // What cannot be removed is in the way of whoever sweeps, not of a lab with another index.
+        if let Err(e) = teardown::sweep(&places) {
+            super::warn(&format!("clearing up after a dead lab: {e}"));
+        }
         let nonce = rand::random();
         let (index, lock) = claim(&places, kept, nonce)?;
         let inner = Inner {
@@ -264,10 +267,12 @@ pub(super) fn key_path(places: &Places, run: u8) -> PathBuf {
     places.run(run).join("id_ed25519")
 }
 
-/// Takes the first free index. The lock is held until the run is complete, so that a sweep leaves it alone.
+/// Takes a free index, looking from a random one on so that labs seldom meet. The lock is held until the run is
+/// complete, so that a sweep leaves it alone.
 fn claim(places: &Places, kept: bool, nonce: u64) -> Result<(u8, Lock)> {
     make_dir(places.runs())?;
-    for index in 1..MAX_RUNS {
+    let first = rand::random_range(0..MAX_RUNS);
+    for index in (0..MAX_RUNS).map(|n| (first + n) % MAX_RUNS + 1) {
         let dir = places.run(index);
         if dir.exists() {
             continue;

@@ -14,7 +14,7 @@ use super::spec::Image;
 use super::sys::{make_dir, read_text, wait_until, write_file};
 
 /// Runs on one machine at a time; each has an address range of its own.
-pub(super) const MAX_RUNS: u8 = 200;
+pub(super) const MAX_RUNS: u8 = 120;
 
 /// The folders of the lab.
 #[derive(Debug, Clone)]

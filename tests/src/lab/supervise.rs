@@ -65,6 +65,8 @@ fn program() -> Result<PathBuf> {
 pub fn supervise(run: u8, name: &str) -> Result<()> {
     let places = Places::from_env();
     let dir = places.host(run, name);
+    // Under the lock, so that whoever removes the run either finds our control group or has left us no host to boot.
+    let lock = places.lock_run(run)?;
     let path = dir.join("host.json");
     let record: HostRecord =
         load(&path)?.ok_or_else(|| LabError::Invalid(format!("there is no host at {}", path.display())))?;
@@ -72,6 +74,7 @@ pub fn supervise(run: u8, name: &str) -> Result<()> {
     let groups =
         Hierarchies::find().ok_or_else(|| LabError::Invalid("cgroup v2 is not mounted".to_owned()))?;
     groups.enter(&unique)?;
+    drop(lock);
     let state = dir.join("supervisor.json");
     let mut me = SupervisorRecord { owner: Owner::me()?, boots: 0, ended: None };
     loop {
@@ -135,7 +138,7 @@ pub fn guard(run: u8, nonce: u64) -> Result<()> {
     let places = Places::from_env();
     let _lock = places.lock_run(run)?;
     match load::<RunRecord>(&places.run(run).join("run.json"))? {
-        Some(record) if record.nonce == nonce => teardown::run(&places, run),
+        Some(record) if record.nonce == nonce => teardown::run_of_dead(&places, run),
         // Removed by its owner, as it should be.
         _ => Ok(()),
     }

@@ -1,6 +1,8 @@
 //! Removing hosts and runs from what is on disk and in the kernel alone. Everything here can be repeated, and works
 //! on a run that was only half made.
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::Duration;
 
 use super::cgroup::Hierarchies;
 use super::error::{LabError, Result};
@@ -16,7 +18,7 @@ pub(super) fn host(places: &Places, run: u8, name: &str) -> Result<()> {
     if let Some(record) = load::<HostRecord>(&dir.join("host.json"))? {
         net::remove_host(net, record.slot, name)?;
     }
-    forget_machine(&net.unique(name))?;
+    forget_machine(&net.unique(name), &dir.join("root"))?;
     unmount_and_remove(&dir)
 }
 
@@ -29,7 +31,10 @@ pub(super) fn stop(run: u8, name: &str) -> Result<()> {
 }
 
 /// nspawn clears these away itself, unless it was killed.
-fn forget_machine(machine: &str) -> Result<()> {
+fn forget_machine(machine: &str, root: &Path) -> Result<()> {
+    if let Ok(meta) = std::fs::metadata(root) {
+        remove(format!("/run/systemd/nspawn/locks/inode-{}:{}", meta.dev(), meta.ino()))?;
+    }
     for base in ["propagate", "unix-export"] {
         let dir = Path::new("/run/systemd/nspawn").join(base).join(machine);
         if dir.exists() {
@@ -47,18 +52,32 @@ pub(super) fn run(places: &Places, index: u8) -> Result<()> {
     if let Some(groups) = Hierarchies::find() {
         for group in groups.groups(&net.prefix()) {
             groups.destroy(&group)?;
-            forget_machine(&group)?;
         }
     }
     for name in places.hosts(index) {
-        forget_machine(&net.unique(&name))?;
-        unmount_and_remove(&places.host(index, &name))?;
+        let dir = places.host(index, &name);
+        forget_machine(&net.unique(&name), &dir.join("root"))?;
+        unmount_and_remove(&dir)?;
     }
     net::destroy(net)?;
     // The folder is the claim on the index, so it goes last.
     unmount_and_remove(&places.run(index))?;
     net::forward_restore(places)
 }
+
+/// The same for a run whose owner was killed. A program that the owner had started last, a mount say, may end a
+/// moment after its owner and make something behind our back, and nothing tells us that it is still there: so look
+/// again, with the lock held all the while.
+pub(super) fn run_of_dead(places: &Places, index: u8) -> Result<()> {
+    let first = run(places, index);
+    std::thread::park_timeout(SETTLE);
+    let second = run(places, index);
+    // What the first look could not remove, the second may have.
+    if second.is_ok() { Ok(()) } else { first.and(second) }
+}
+
+/// Far longer than any of the lab's small programs takes.
+const SETTLE: Duration = Duration::from_millis(500);
 
 /// Removes all runs whose owner is dead; says which.
 pub(super) fn sweep(places: &Places) -> Result<Vec<u8>> {
@@ -75,7 +94,7 @@ pub(super) fn sweep(places: &Places) -> Result<Vec<u8>> {
             Some(record) => !record.kept && !record.owner.alive()?,
         };
         if dead {
-            run(places, index)?;
+            run_of_dead(places, index)?;
             swept.push(index);
         }
     }
