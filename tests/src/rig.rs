@@ -1,0 +1,295 @@
+//! The real `postern` against lab hosts: a state directory of its own, its daemon, and every command run to its end.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::lab::{self, Host, HostSpec, Image, Lab, TcpState};
+
+/// How long a command may take before the test gives it up.
+const COMMAND_DEADLINE: Duration = Duration::from_secs(240);
+/// How long the daemon may take to say where it listens.
+const DAEMON_DEADLINE: Duration = Duration::from_secs(20);
+/// How long a fresh host may take to answer SSH.
+pub const BOOT_DEADLINE: Duration = Duration::from_secs(60);
+
+/// A lab, the binaries under test and a state directory. All of it ends when this is dropped.
+pub struct Rig {
+    /// Where hosts are made.
+    pub lab: Lab,
+    state: tempfile::TempDir,
+    postern: PathBuf,
+    agent: PathBuf,
+    port: u16,
+    daemon: Option<Child>,
+}
+
+/// How a command ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Its exit code; `None` when a signal ended it.
+    pub code: Option<i32>,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+    /// From start to end.
+    pub took: Duration,
+}
+
+impl Ended {
+    /// Fails the test with all that was printed unless the exit code is this one.
+    #[track_caller]
+    #[expect(clippy::panic, reason = "only tests call this, and a panic is how a test fails")]
+    pub fn expect(self, code: i32) -> Self {
+        if self.code != Some(code) {
+            panic!(
+                "want exit code {code}, got {:?}\n--- stdout\n{}\n--- stderr\n{}",
+                self.code, self.stdout, self.stderr
+            );
+        }
+        self
+    }
+
+    /// Fails the test unless standard error has this text.
+    #[track_caller]
+    #[expect(clippy::panic, reason = "only tests call this, and a panic is how a test fails")]
+    pub fn says(self, text: &str) -> Self {
+        if !self.stderr.contains(text) {
+            panic!("want {text:?} on stderr\n--- stdout\n{}\n--- stderr\n{}", self.stdout, self.stderr);
+        }
+        self
+    }
+}
+
+impl Rig {
+    /// The gate of tests that need the lab and the built programs: `None` after a line that says why not.
+    #[expect(clippy::panic, reason = "only tests call this, and a panic is how a test fails")]
+    pub fn open() -> Option<Self> {
+        let lab = lab::require()?;
+        let path = |name: &str| std::env::var_os(name).map(PathBuf::from);
+        let (Some(postern), Some(agent)) = (path("POSTERN_TEST_BIN"), path("POSTERN_TEST_AGENT")) else {
+            let why = "POSTERN_TEST_BIN and POSTERN_TEST_AGENT do not name the built programs: run `cargo xtask test`";
+            if std::env::var_os("POSTERN_REQUIRE_LAB").is_some_and(|v| v == "1") {
+                panic!("{why}");
+            }
+            use std::io::Write as _;
+            let _ = writeln!(std::io::stdout(), "SKIPPED lab: {why}");
+            return None;
+        };
+        match Self::with(lab, postern, agent) {
+            Ok(rig) => Some(rig),
+            Err(error) => panic!("the rig cannot be set up: {error:#}"),
+        }
+    }
+
+    /// A rig over these programs; its daemon is not started.
+    pub fn with(lab: Lab, postern: PathBuf, agent: PathBuf) -> Result<Self> {
+        let port = 17300 + u16::from(lab.run());
+        lab.allow_port(port).context("open the controller's port to the lab")?;
+        let state =
+            tempfile::Builder::new().prefix("postern-rig-").tempdir().context("make a state directory")?;
+        Ok(Self { lab, state, postern, agent, port, daemon: None })
+    }
+
+    /// The state directory.
+    pub fn state_dir(&self) -> &Path {
+        self.state.path()
+    }
+
+    /// The port agents dial.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The agent program under test.
+    pub fn agent(&self) -> &Path {
+        &self.agent
+    }
+
+    /// Starts `postern serve` and waits until it answers.
+    pub fn serve(&mut self) -> Result<()> {
+        let log =
+            std::fs::File::create(self.state.path().join("serve.log")).context("make the daemon's log")?;
+        let listen = format!("0.0.0.0:{}", self.port);
+        let child = self
+            .command(&["serve", "--listen", &listen])
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .context("start postern serve")?;
+        self.daemon = Some(child);
+        let end = Instant::now() + DAEMON_DEADLINE;
+        while self.run(&["--no-start", "hosts"])?.code != Some(0) {
+            if Instant::now() > end {
+                let log = std::fs::read_to_string(self.state.path().join("serve.log")).unwrap_or_default();
+                bail!("postern serve does not answer:\n{log}");
+            }
+            pause();
+        }
+        Ok(())
+    }
+
+    /// Kills the daemon with SIGKILL, as a crash would.
+    pub fn kill_daemon(&mut self) -> Result<()> {
+        let mut child = self.daemon.take().context("no daemon runs")?;
+        child.kill().context("kill the daemon")?;
+        child.wait().context("wait for the daemon")?;
+        Ok(())
+    }
+
+    /// Ends the daemons that commands of this rig started for themselves.
+    pub fn stop_private_daemon(&self) -> Result<()> {
+        let state = format!("POSTERN_STATE_DIR={}", self.state.path().display());
+        for entry in std::fs::read_dir("/proc").context("list processes")?.flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+            let environ = std::fs::read(entry.path().join("environ")).unwrap_or_default();
+            if !environ.split(|byte| *byte == 0).any(|var| var == state.as_bytes()) {
+                continue;
+            }
+            if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+                // It may have ended by itself since it was listed.
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+            }
+            wait_for("the private daemon ends", DAEMON_DEADLINE, || Ok(!entry.path().join("exe").exists()))?;
+        }
+        Ok(())
+    }
+
+    /// `postern` with this rig's state directory and agent; nothing of the caller's own ssh set-up is seen.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(&self.postern);
+        command.env_clear();
+        command
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("HOME", self.state.path())
+            .env("LANG", "C.UTF-8");
+        command.env("POSTERN_STATE_DIR", self.state.path()).env("POSTERN_AGENT_BINARY", &self.agent);
+        command.args(args).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs `postern` to its end.
+    pub fn run(&self, args: &[&str]) -> Result<Ended> {
+        finish(self.command(args), COMMAND_DEADLINE)
+    }
+
+    /// A host that answers SSH.
+    pub fn host(&self, name: &str, image: Image) -> Result<Host> {
+        self.host_with(HostSpec::new(name, image))
+    }
+
+    /// The same with more to say about it.
+    pub fn host_with(&self, spec: HostSpec) -> Result<Host> {
+        let host = self.lab.make(spec)?;
+        host.wait_ssh(BOOT_DEADLINE)?;
+        Ok(host)
+    }
+
+    /// `postern up root@HOST` with the lab's key and the host's own fingerprint, and these arguments.
+    pub fn up(&self, host: &Host, more: &[&str]) -> Result<Ended> {
+        self.up_as("root", host, more)
+    }
+
+    /// The same as another user.
+    pub fn up_as(&self, user: &str, host: &Host, more: &[&str]) -> Result<Ended> {
+        let target = format!("{user}@{}", host.v4);
+        let key = host.private_key.display().to_string();
+        let fingerprint = host.fingerprint("ssh-ed25519").context("the host has no ed25519 key")?;
+        let mut args =
+            vec!["up", &target, "--identity", &key, "--host-key", fingerprint, "--name", &host.name];
+        args.extend(more);
+        self.run(&args)
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let dir = lab::failures_dir().join(format!("controller-{}", std::process::id()));
+            let _ = std::fs::create_dir_all(&dir);
+            for log in ["serve.log", "daemon.log"] {
+                let _ = std::fs::copy(self.state.path().join(log), dir.join(log));
+            }
+        }
+        if let Some(mut child) = self.daemon.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        let _ = self.stop_private_daemon();
+    }
+}
+
+/// Established connections of the guest to its own port 22.
+pub fn ssh_connections(host: &Host) -> Result<usize> {
+    let all = host.tcp_connections()?;
+    Ok(all.iter().filter(|c| c.local.port() == 22 && c.state == TcpState::Established).count())
+}
+
+/// Waits until the guest has no SSH connection.
+pub fn ssh_closed(host: &Host) -> Result<()> {
+    wait_for("no SSH connection is left", Duration::from_secs(10), || Ok(ssh_connections(host)? == 0))
+}
+
+/// Runs a command to its end, or kills it at the deadline and says what it had printed.
+pub fn finish(mut command: Command, deadline: Duration) -> Result<Ended> {
+    let start = Instant::now();
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("start {}", command.get_program().display()))?;
+    let stdout = drain(child.stdout.take());
+    let stderr = drain(child.stderr.take());
+    let status = loop {
+        if let Some(status) = child.try_wait().context("wait for the command")? {
+            break Some(status);
+        }
+        if start.elapsed() > deadline {
+            let _ = child.kill();
+            let _ = child.wait();
+            break None;
+        }
+        pause();
+    };
+    let took = start.elapsed();
+    let (stdout, stderr) = (join(stdout), join(stderr));
+    match status {
+        Some(status) => Ok(Ended { code: status.code(), stdout, stderr, took }),
+        None => bail!("{command:?} did not end in {deadline:?}\n--- stdout\n{stdout}\n--- stderr\n{stderr}"),
+    }
+}
+
+fn drain(pipe: Option<impl Read + Send + 'static>) -> std::thread::JoinHandle<Vec<u8>> {
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        if let Some(mut pipe) = pipe {
+            let _ = pipe.read_to_end(&mut bytes);
+        }
+        bytes
+    })
+}
+
+fn join(thread: std::thread::JoinHandle<Vec<u8>>) -> String {
+    String::from_utf8_lossy(&thread.join().unwrap_or_default()).into_owned()
+}
+
+/// Waits until something is so, a deadline at most.
+pub fn wait_for(what: &str, deadline: Duration, mut so: impl FnMut() -> Result<bool>) -> Result<()> {
+    let end = Instant::now() + deadline;
+    while !so()? {
+        if Instant::now() > end {
+            bail!("waited {deadline:?} in vain: {what}");
+        }
+        pause();
+    }
+    Ok(())
+}
+
+#[expect(clippy::disallowed_methods, reason = "between two looks at a state, in code that blocks by design")]
+fn pause() {
+    std::thread::sleep(Duration::from_millis(20));
+}
