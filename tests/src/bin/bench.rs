@@ -1,0 +1,57 @@
+//! `cargo xtask bench`: measures, keeps the raw samples, asserts nothing.
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use postern_tests::bench;
+use postern_tests::lab::{Flavour, Image, Release};
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask bench",
+    about = "Measures Postern on throw-away hosts; raw samples go to target/bench"
+)]
+struct Cli {
+    #[command(subcommand)]
+    what: What,
+    /// Debian release of the hosts: bookworm or trixie
+    #[arg(long, default_value = "bookworm", global = true)]
+    release: Release,
+    /// Where raw samples go
+    #[arg(long, default_value = "target/bench", global = true)]
+    dir: PathBuf,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// First SSH packet to first task result, beside the same by hand
+    Bootstrap {
+        /// Fresh hosts for each way
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+    },
+    /// Memory and size of an idle agent
+    Idle {
+        /// How often to look
+        #[arg(long, default_value_t = 5)]
+        samples: usize,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let image = Image { release: cli.release, flavour: Flavour::Plain };
+    let out = &mut std::io::stdout();
+    let result = match cli.what {
+        What::Bootstrap { rounds } => bench::bootstrap(image, rounds, &cli.dir, out),
+        What::Idle { samples } => bench::idle(image, samples, &cli.dir, out),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
