@@ -1,7 +1,11 @@
 //! The agent: dials the controller, executes plans on the host, and outlives SSH.
 
+pub mod cli;
+pub mod config;
 pub mod engine;
+pub mod facts;
 pub mod journal;
+pub mod leave;
 pub mod link;
 pub mod resources;
 pub mod supervise;
