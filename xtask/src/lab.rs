@@ -28,17 +28,26 @@ pub(crate) fn run_tool(tool: &str, args: &[OsString]) -> Result<ExitCode> {
     if wants_host {
         require_linux_and_root(tool)?;
     }
-    let programs = Programs::build(false)?;
-    let mut command = Command::new(programs.find(tool)?);
-    command.args(args);
-    if wants_host {
-        let missing = install(programs.find("lab")?)?;
-        if let Some(missing) = missing {
-            return Err(CannotRunHere(format!("the lab cannot run here: {missing}")).into());
-        }
+    let agent = if wants_host {
         let agent = agent::build(Arch::of_this_machine().map_err(anyhow::Error::msg)?)?;
         eprintln!("{agent}");
+        Some(agent)
+    } else {
+        None
+    };
+    let programs = match &agent {
+        // What is measured is what users get: optimised, the agent inside.
+        Some(agent) if tool == "bench" => Programs::release(agent)?,
+        _ => Programs::build(false, false)?,
+    };
+    let mut command = Command::new(programs.find(tool)?);
+    command.args(args);
+    if let Some(agent) = agent {
+        if let Some(missing) = install(programs.find("lab")?)? {
+            return Err(CannotRunHere(format!("the lab cannot run here: {missing}")).into());
+        }
         set_paths(&mut command, &agent.path, programs.find("postern")?);
+        command.env("POSTERN_BENCH_DIR", cargo::target_dir()?.join("bench"));
     }
     Err(cargo::exec(command))
 }
@@ -72,11 +81,7 @@ pub(crate) struct Programs(pub(crate) Vec<Executable>);
 impl Programs {
     /// One cargo call for the whole workspace: calls for single packages would choose other features of common
     /// dependencies and compile them again.
-    pub(crate) fn build(tests: bool) -> Result<Programs> {
-        Self::build_with(tests, false)
-    }
-
-    pub(crate) fn build_with(tests: bool, locked: bool) -> Result<Programs> {
+    pub(crate) fn build(tests: bool, locked: bool) -> Result<Programs> {
         let mut command = cargo::cargo("build");
         command.args(["--workspace", "--bins"]);
         if tests {
@@ -89,6 +94,14 @@ impl Programs {
             "xtask: building the workspace ({})",
             if tests { "programs and tests" } else { "programs" }
         );
+        cargo::build(command).map(Programs)
+    }
+
+    /// The programs as users get them.
+    fn release(agent: &agent::Agent) -> Result<Programs> {
+        let mut command = cargo::cargo("build");
+        command.args(["--workspace", "--bins", "--release"]).env(agent.arch.embed_variable(), &agent.path);
+        eprintln!("xtask: building the workspace (programs, release)");
         cargo::build(command).map(Programs)
     }
 

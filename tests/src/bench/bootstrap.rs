@@ -25,6 +25,7 @@ pub fn bootstrap(image: Image, rounds: usize, dir: &Path, out: &mut dyn Write) -
     let rig = super::rig()?;
     let profile = rig.state_dir().join("first-task.yaml");
     std::fs::write(&profile, PROFILE).context("cannot write the profile")?;
+    let profile = profile.display().to_string();
     let mut samples = Samples::new(&["postern up", "scp + ssh install + ssh systemctl", "tar over one ssh"]);
     for round in 0..rounds {
         for way in 0..3 {
@@ -33,11 +34,7 @@ pub fn bootstrap(image: Image, rounds: usize, dir: &Path, out: &mut dyn Write) -
             host.wait_booted(BOOT_DEADLINE)?;
             let start = Instant::now();
             match way {
-                0 => {
-                    let profile = profile.display().to_string();
-                    let ended = rig.up(&host, &["--profile", &profile])?;
-                    ensure!(ended.code == Some(0), "`postern up` failed: {}", ended.stderr);
-                }
+                0 => super::up(&rig, &host, &["--profile", &profile])?,
                 1 => by_hand(&rig, &host)?,
                 _ => tar(&rig, &host)?,
             }

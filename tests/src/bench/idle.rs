@@ -3,7 +3,7 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use crate::lab::Image;
 
@@ -14,8 +14,7 @@ const EVERY: Duration = Duration::from_secs(5);
 pub fn idle(image: Image, samples: usize, dir: &Path, out: &mut dyn Write) -> Result<()> {
     let rig = super::rig()?;
     let host = rig.host("bench-idle", image)?;
-    let ended = rig.up(&host, &[])?;
-    ensure!(ended.code == Some(0), "`postern up` failed: {}", ended.stderr);
+    super::up(&rig, &host, &[])?;
     let mut kib = Vec::new();
     for _ in 0..samples {
         pause(EVERY);

@@ -4,15 +4,18 @@ mod idle;
 mod stats;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 pub use bootstrap::bootstrap;
 pub use idle::idle;
 pub use stats::{Samples, median, percentile};
 
-use crate::lab::Lab;
-use crate::rig::Rig;
+use crate::lab::{Host, Lab};
+use crate::rig::{Rig, finish};
+
+const UP_DEADLINE: Duration = Duration::from_secs(240);
 
 /// The programs under test, where `cargo xtask bench` says they are.
 fn rig() -> Result<Rig> {
@@ -25,6 +28,20 @@ fn rig() -> Result<Rig> {
     let mut rig = Rig::with(Lab::open()?, postern, agent)?;
     rig.serve()?;
     Ok(rig)
+}
+
+/// `postern up`, with the agent that is embedded, as users have it.
+fn up(rig: &Rig, host: &Host, more: &[&str]) -> Result<()> {
+    let target = format!("root@{}", host.v4);
+    let key = host.private_key.display().to_string();
+    let fingerprint = host.fingerprint("ssh-ed25519").context("the host has no ed25519 key")?;
+    let mut command =
+        rig.command(&["up", &target, "--identity", &key, "--host-key", fingerprint, "--name", &host.name]);
+    // The rig names a file; packing that at each call would be measured too.
+    command.args(more).env_remove("POSTERN_AGENT_BINARY");
+    let ended = finish(command, UP_DEADLINE)?;
+    ensure!(ended.code == Some(0), "`postern up` failed: {}", ended.stderr);
+    Ok(())
 }
 
 /// A file name for raw samples in `dir`, made if it is not there.

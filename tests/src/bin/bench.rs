@@ -19,7 +19,7 @@ struct Cli {
     #[arg(long, default_value = "bookworm", global = true)]
     release: Release,
     /// Where raw samples go
-    #[arg(long, default_value = "target/bench", global = true)]
+    #[arg(long, env = "POSTERN_BENCH_DIR", default_value = "target/bench", global = true)]
     dir: PathBuf,
 }
 

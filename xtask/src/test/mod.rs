@@ -20,8 +20,9 @@ const UNIT_DEADLINE: Duration = Duration::from_secs(10 * 60);
 /// For suites with hosts.
 const LAB_DEADLINE: Duration = Duration::from_secs(40 * 60);
 const DOC_DEADLINE: Duration = Duration::from_secs(10 * 60);
-/// The package whose integration tests make hosts.
+/// The package whose integration tests make hosts, in files with this prefix.
 const LAB_PACKAGE: &str = "postern-tests";
+const LAB_PREFIX: &str = "lab_";
 
 /// What `cargo xtask test` was asked for.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -37,7 +38,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let require_lab = options.require_lab || (ci && !options.no_lab);
     let mut report = Report::new(options.filter.clone(), require_lab);
 
-    let programs = report.stage("build", || Programs::build_with(true, options.locked || ci))?;
+    let programs = report.stage("build", || Programs::build(true, options.locked || ci))?;
     let lab_runs = !options.no_lab && report.stage("requirements", || lab_can_run(&programs))?;
     // Images are made by the package manager and agents by the linker: side by side, neither waits for the other.
     let images = if lab_runs { Some(prepare_images(programs.find("lab")?)?) } else { None };
@@ -50,12 +51,14 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         for executable in list {
             let mut command = harness(executable, options.filter.as_deref());
             lab::set_paths(&mut command, &agent.path, programs.find("postern")?);
-            for (name, on) in [("POSTERN_REQUIRE_LAB", require_lab), ("POSTERN_NO_LAB", options.no_lab)] {
-                if on {
-                    command.env(name, "1");
-                }
+            if require_lab {
+                command.env("POSTERN_REQUIRE_LAB", "1");
             }
             let with_hosts = makes_hosts(executable);
+            if with_hosts && options.no_lab {
+                report.add(suite::left_out(&name(executable), command, "lab: left out (--no-lab)")?);
+                continue;
+            }
             if with_hosts {
                 command.arg(format!("--test-threads={}", lab::parallel_hosts()));
             }
@@ -110,7 +113,9 @@ fn suites(built: &[Executable]) -> impl Iterator<Item = &Executable> {
 }
 
 fn makes_hosts(executable: &Executable) -> bool {
-    executable.package == LAB_PACKAGE && executable.kind == "test"
+    executable.package == LAB_PACKAGE
+        && executable.kind == "test"
+        && executable.target.starts_with(LAB_PREFIX)
 }
 
 fn name(executable: &Executable) -> String {

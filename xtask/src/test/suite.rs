@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::libtest::{Line, Outcome, Reader};
+use super::libtest::{Line, Outcome, Reader, Skip};
 
 /// How long output may still come once the program is over: a process it left behind can hold the pipe open.
 const LINGER: Duration = Duration::from_secs(2);
@@ -40,6 +40,23 @@ impl Suite {
     pub(crate) fn good(&self) -> bool {
         self.error.is_none() && self.outcome.failed == 0
     }
+}
+
+/// A suite that is not run: each of its tests is skipped for this reason. `command` is what would have run it.
+pub(crate) fn left_out(name: &str, mut command: Command, reason: &str) -> Result<Suite> {
+    let start = Instant::now();
+    let output = command
+        .arg("--list")
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot start {name}"))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let tests = text.lines().filter_map(|line| line.strip_suffix(": test"));
+    let skipped: Vec<_> =
+        tests.map(|test| Skip { test: Some(test.to_owned()), reason: reason.to_owned() }).collect();
+    let outcome = Outcome { announced: skipped.len(), skipped, ..Outcome::default() };
+    let error = (!output.status.success()).then(|| format!("its tests cannot be listed ({})", output.status));
+    Ok(Suite { name: name.to_owned(), outcome, time: start.elapsed(), error })
 }
 
 enum Said {
@@ -190,6 +207,15 @@ mod tests {
         let suite = sh(&format!("sleep 6 & {PASSED}"), LONG);
         assert!(suite.good(), "{suite:?}");
         assert!(start.elapsed() < Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_suite_that_is_left_out_counts_as_skipped_test_by_test() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "printf 'a::b: test\\nc: test\\n\\n2 tests, 0 benchmarks\\n'"]);
+        let suite = left_out("sh", command, "lab: left out").unwrap();
+        assert_eq!((suite.good(), suite.outcome.skipped.len()), (true, 2));
+        assert_eq!(suite.outcome.skipped[0].test.as_deref(), Some("a::b"));
     }
 
     #[test]
