@@ -1,6 +1,73 @@
 //! The host: the only place of the agent that touches its files and starts its programs.
 
-use std::path::PathBuf;
+mod accounts;
+mod files;
+mod locks;
+mod run;
+
+pub use accounts::Account;
+pub use files::{FileKind, Meta, NewFile};
+pub use run::Output;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// What failed on the host: what was being done, to what.
+#[derive(Debug, thiserror::Error)]
+pub enum SysError {
+    /// A file.
+    #[error("cannot {doing} {path}: {source}")]
+    File {
+        /// What was being done.
+        doing: &'static str,
+        /// To what.
+        path: String,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A file larger than what is read of one.
+    #[error("{path} has {bytes} bytes, the limit is {limit}")]
+    TooLarge {
+        /// Which.
+        path: String,
+        /// Its size.
+        bytes: u64,
+        /// The most that is read.
+        limit: u64,
+    },
+    /// A program that could not be started.
+    #[error("cannot start {program}: {source}")]
+    Start {
+        /// Which.
+        program: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A program that took too long and was killed.
+    #[error("{program} did not end within {} s and was killed", .after.as_secs())]
+    TimedOut {
+        /// Which.
+        program: String,
+        /// Its time.
+        after: Duration,
+    },
+    /// No such user or group.
+    #[error("there is no {what} {name:?} on this host")]
+    NoAccount {
+        /// User or group.
+        what: &'static str,
+        /// Its name.
+        name: String,
+    },
+}
+
+impl SysError {
+    fn file(doing: &'static str, path: &str) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::File { doing, path, source }
+    }
+}
 
 /// A host, or a directory that stands for one in tests.
 #[derive(Clone, Debug)]
@@ -24,4 +91,31 @@ impl Sys {
     pub fn rooted(root: PathBuf, path_env: String) -> Self {
         Self { root, path_env }
     }
+
+    /// Where programs are looked for.
+    #[must_use]
+    pub fn path_env(&self) -> &str {
+        &self.path_env
+    }
+
+    /// The clean environment of every program.
+    #[must_use]
+    pub fn base_env(&self) -> [(&str, &str); 3] {
+        [("PATH", &self.path_env), ("HOME", "/root"), ("LANG", "C.UTF-8")]
+    }
+
+    /// Where a path of the host lies for this process.
+    #[must_use]
+    pub fn real(&self, path: &str) -> PathBuf {
+        self.root.join(path.trim_start_matches('/'))
+    }
+}
+
+/// When a process was started, in clock ticks since boot; `None` when there is no such process.
+#[must_use]
+pub fn start_ticks(pid: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat")).ok()?;
+    // proc(5): the name in brackets may hold anything; field 22 counts from there.
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(19)?.parse().ok()
 }

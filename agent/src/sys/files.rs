@@ -1,0 +1,269 @@
+//! Files of the host: bounded reads, and writes that are whole or not there.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
+
+use super::{Sys, SysError};
+
+/// What lies at a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileKind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Symlink,
+    /// A device, socket or pipe.
+    Other,
+}
+
+impl FileKind {
+    /// For messages.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::File => "a file",
+            Self::Directory => "a directory",
+            Self::Symlink => "a symbolic link",
+            Self::Other => "not a regular file",
+        }
+    }
+}
+
+/// What `lstat` says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Meta {
+    /// What it is.
+    pub kind: FileKind,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Size, bytes.
+    pub len: u64,
+    /// When its content was changed, nanoseconds since the Unix epoch.
+    pub mtime_ns: i128,
+}
+
+fn meta_of(meta: &fs::Metadata) -> Meta {
+    let kind = if meta.is_file() {
+        FileKind::File
+    } else if meta.is_dir() {
+        FileKind::Directory
+    } else if meta.is_symlink() {
+        FileKind::Symlink
+    } else {
+        FileKind::Other
+    };
+    Meta {
+        kind,
+        mode: meta.mode() & 0o7777,
+        uid: meta.uid(),
+        gid: meta.gid(),
+        len: meta.len(),
+        mtime_ns: i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec()),
+    }
+}
+
+/// `Ok(None)` for what is not there.
+fn optional<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// A file to be put in place.
+pub struct NewFile<'a> {
+    /// Where.
+    pub path: &'a str,
+    /// What is in it.
+    pub content: &'a [u8],
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+impl Sys {
+    /// What lies at a path itself; links are not followed.
+    pub fn meta(&self, path: &str) -> Result<Option<Meta>, SysError> {
+        let found =
+            optional(fs::symlink_metadata(self.real(path))).map_err(SysError::file("look at", path))?;
+        Ok(found.as_ref().map(meta_of))
+    }
+
+    /// The modification time of what a path leads to, links followed; nanoseconds since the Unix epoch.
+    pub fn mtime_ns(&self, path: &str) -> Result<Option<i128>, SysError> {
+        let found = optional(fs::metadata(self.real(path))).map_err(SysError::file("look at", path))?;
+        Ok(found.map(|meta| meta_of(&meta).mtime_ns))
+    }
+
+    /// A whole file; `None` when there is none.
+    pub fn read(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>, SysError> {
+        // NONBLOCK, so that a pipe in a file's place does not hang us.
+        let mut options = OpenOptions::new();
+        options.read(true).custom_flags(OFlags::NONBLOCK.bits() as i32);
+        let opened = optional(options.open(self.real(path))).map_err(SysError::file("open", path))?;
+        let Some(file) = opened else { return Ok(None) };
+        let mut bytes = Vec::new();
+        file.take(limit + 1).read_to_end(&mut bytes).map_err(SysError::file("read", path))?;
+        if bytes.len() as u64 > limit {
+            return Err(SysError::TooLarge { path: path.to_owned(), bytes: bytes.len() as u64, limit });
+        }
+        Ok(Some(bytes))
+    }
+
+    /// Names in a directory; none when it is not there.
+    pub fn list(&self, path: &str) -> Result<Vec<String>, SysError> {
+        let Some(entries) = optional(fs::read_dir(self.real(path))).map_err(SysError::file("list", path))?
+        else {
+            return Ok(Vec::new());
+        };
+        Ok(entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect())
+    }
+
+    /// Puts a file in place in one step: readers see the old one or the new one. `check` is called with the
+    /// finished file under its temporary name (a path of the host) and can still stop it.
+    pub fn replace(
+        &self,
+        new: &NewFile<'_>,
+        check: impl FnOnce(&str) -> Result<(), String>,
+    ) -> Result<Result<(), String>, SysError> {
+        let (dir_path, name) = new.path.rsplit_once('/').unwrap_or(("", new.path));
+        let dir_path = if dir_path.is_empty() { "/" } else { dir_path };
+        let dir = File::open(self.real(dir_path)).map_err(SysError::file("open the directory", dir_path))?;
+        // A name of its own kind, so that a rest of an earlier attempt is found and removed.
+        let temporary = format!(".{name}.postern-new");
+        let written =
+            write_temporary(&dir, &temporary, new).map_err(SysError::file("write beside", new.path));
+        let outcome = written.and_then(|()| {
+            let path = format!("{}/{temporary}", dir_path.trim_end_matches('/'));
+            if let Err(why) = check(&path) {
+                return Ok(Err(why));
+            }
+            rustix::fs::renameat(&dir, &*temporary, &dir, name)
+                .map_err(io::Error::from)
+                .and_then(|()| dir.sync_all())
+                .map_err(SysError::file("put in place", new.path))?;
+            Ok(Ok(()))
+        });
+        if !matches!(outcome, Ok(Ok(()))) {
+            let _ = rustix::fs::unlinkat(&dir, &*temporary, AtFlags::empty());
+        }
+        outcome
+    }
+
+    /// Sets owner and mode of a regular file, never through a link.
+    pub fn set_attributes(&self, path: &str, mode: u32, uid: u32, gid: u32) -> Result<(), SysError> {
+        let mut options = OpenOptions::new();
+        options.read(true).custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32);
+        let file = options.open(self.real(path)).map_err(SysError::file("open", path))?;
+        own(&file, mode, uid, gid)
+            .and_then(|()| file.sync_all())
+            .map_err(SysError::file("set owner and mode of", path))
+    }
+
+    /// Removes a file; what is not there is fine.
+    pub fn remove(&self, path: &str) -> Result<(), SysError> {
+        let real = self.real(path);
+        if optional(fs::remove_file(&real)).map_err(SysError::file("remove", path))?.is_some() {
+            let dir = real.parent().unwrap_or(Path::new("/"));
+            File::open(dir)
+                .and_then(|dir| dir.sync_all())
+                .map_err(SysError::file("sync the directory of", path))?;
+        }
+        Ok(())
+    }
+}
+
+fn own(file: &File, mode: u32, uid: u32, gid: u32) -> io::Result<()> {
+    let meta = file.metadata()?;
+    if (meta.uid(), meta.gid()) != (uid, gid) {
+        rustix::fs::fchown(file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
+    }
+    // After the change of owner, which clears some bits.
+    rustix::fs::fchmod(file, Mode::from_raw_mode(mode))?;
+    Ok(())
+}
+
+fn write_temporary(dir: &File, name: &str, new: &NewFile<'_>) -> io::Result<()> {
+    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+        Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut file = File::from(rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o600))?);
+    file.write_all(new.content)?;
+    own(&file, new.mode, new.uid, new.gid)?;
+    file.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    fn sys() -> (tempfile::TempDir, Sys, u32, u32) {
+        let dir = tempfile::tempdir().unwrap();
+        let meta = fs::metadata(dir.path()).unwrap();
+        let sys = Sys::rooted(dir.path().to_owned(), String::new());
+        (dir, sys, meta.uid(), meta.gid())
+    }
+
+    #[test]
+    fn trap_48_a_link_at_the_temporary_name_is_not_followed() {
+        let (dir, sys, uid, gid) = sys();
+        fs::write(dir.path().join("victim"), "old").unwrap();
+        std::os::unix::fs::symlink(dir.path().join("victim"), dir.path().join(".a.postern-new")).unwrap();
+        let new = NewFile { path: "/a", content: b"new", mode: 0o640, uid, gid };
+        sys.replace(&new, |_| Ok(())).unwrap().unwrap();
+        assert_eq!(fs::read(dir.path().join("victim")).unwrap(), b"old");
+        assert_eq!(fs::read(dir.path().join("a")).unwrap(), b"new");
+        assert_eq!(fs::metadata(dir.path().join("a")).unwrap().permissions().mode() & 0o7777, 0o640);
+        assert!(!dir.path().join(".a.postern-new").exists());
+    }
+
+    #[test]
+    fn a_refused_file_leaves_everything_as_it_was() {
+        let (dir, sys, uid, gid) = sys();
+        fs::write(dir.path().join("a"), "old").unwrap();
+        let new = NewFile { path: "/a", content: b"bad", mode: 0o644, uid, gid };
+        let mut seen = String::new();
+        let refused = sys.replace(&new, |path| {
+            seen = fs::read_to_string(dir.path().join(path.trim_start_matches('/'))).unwrap();
+            Err("no".to_owned())
+        });
+        assert_eq!(refused.unwrap(), Err("no".to_owned()));
+        assert_eq!(seen, "bad");
+        assert_eq!(fs::read(dir.path().join("a")).unwrap(), b"old");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn reads_are_bounded_and_absence_is_no_error() {
+        let (dir, sys, ..) = sys();
+        fs::write(dir.path().join("a"), vec![1; 11]).unwrap();
+        assert_eq!(sys.read("/a", 11).unwrap().unwrap().len(), 11);
+        assert!(matches!(sys.read("/a", 10), Err(SysError::TooLarge { limit: 10, .. })));
+        assert!(sys.read("/none", 10).unwrap().is_none());
+        assert!(sys.read("/a/b", 10).unwrap().is_none());
+        assert!(sys.read("/", 10).is_err());
+        assert!(sys.meta("/none").unwrap().is_none());
+        sys.remove("/none").unwrap();
+        sys.remove("/a").unwrap();
+        assert!(sys.meta("/a").unwrap().is_none());
+    }
+}
