@@ -53,21 +53,23 @@ pub(crate) fn run_tool(tool: &str, args: &[OsString]) -> Result<ExitCode> {
 }
 
 fn require_linux_and_root(tool: &str) -> Result<()> {
-    let instead = "what runs here: `cargo xtask test --no-lab` (tests without hosts) and `cargo xtask dist` (the \
-                   program; then `target/dist/postern up root@HOST` with a host of your own)";
-    if !cfg!(target_os = "linux") {
-        let text = format!(
-            "`{tool}` makes a throw-away VPS out of Linux namespaces, and this is not Linux; {instead}"
-        );
-        return Err(CannotRunHere(text).into());
-    }
-    if !is_root() {
-        let text = format!(
-            "`{tool}` makes a throw-away VPS, which takes root: `sudo -E env PATH=\"$PATH\" cargo xtask {tool}`; {instead}"
-        );
-        return Err(CannotRunHere(text).into());
-    }
-    Ok(())
+    let why = if !cfg!(target_os = "linux") {
+        format!(
+            "`{tool}` makes a throw-away VPS out of Linux namespaces, and this is not Linux. What runs here:"
+        )
+    } else if !is_root() {
+        format!(
+            "`{tool}` makes a throw-away VPS out of Linux namespaces, which takes root. As root:\n  \
+             sudo -E env PATH=\"$PATH\" cargo xtask {tool}\nWhat runs without:"
+        )
+    } else {
+        return Ok(());
+    };
+    let text = format!(
+        "{why}\n  cargo xtask test --no-lab    the tests that need no VPS\n  cargo xtask dist             the \
+         program, for a host of your own: target/dist/postern up root@HOST --profile hello"
+    );
+    Err(CannotRunHere(text).into())
 }
 
 /// Tells a test, the demo or a benchmark where the programs are.

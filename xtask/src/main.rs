@@ -26,7 +26,7 @@ Usage: cargo xtask <COMMAND>
   demo                 Make a throw-away VPS and run the real `postern up` against it
       --release NAME     Debian release of the VPS: bookworm (default) or trixie
       --shipped          A VPS as providers ship it: cloud-init, apt busy at first boot
-      --keep             Leave the VPS and its controller when done
+      --keep             Keep the VPS and its controller until Ctrl-C
   lab ARGS…            Throw-away VPSs by hand; `cargo xtask lab --help` says more
   dist                 One self-contained `postern` in target/dist, the agent inside
       --arch ARCH        Embed the agent for x86_64 or aarch64 (may be repeated; default: this machine's)
@@ -54,7 +54,7 @@ fn main() -> ExitCode {
     let command = match parse(lexopt::Parser::from_env()) {
         Ok(command) => command,
         Err(error) => {
-            eprintln!("xtask: {error}\n\n{HELP}");
+            eprintln!("xtask: {error}; `cargo xtask help` shows the commands");
             return ExitCode::from(2);
         }
     };

@@ -41,7 +41,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let programs = report.stage("build", || Programs::build(true, options.locked || ci))?;
     let lab_runs = !options.no_lab && report.stage("requirements", || lab_can_run(&programs))?;
     // Images are made by the package manager and agents by the linker: side by side, neither waits for the other.
-    let images = if lab_runs { Some(prepare_images(programs.find("lab")?)?) } else { None };
+    let images = if lab_runs { Some(Images::prepare(programs.find("lab")?)?) } else { None };
     let agent = report
         .stage("static agent", || agent::build(Arch::of_this_machine().map_err(anyhow::Error::msg)?))?;
     println!("{agent}");
@@ -73,7 +73,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     };
     all(&alone, &mut report)?;
     if let Some(images) = images {
-        report.stage("images (rest)", || wait_for(images))?;
+        report.stage("images (rest)", || images.wait())?;
     }
     all(&hosts, &mut report)?;
     if options.filter.is_none() {
@@ -94,17 +94,32 @@ fn lab_can_run(programs: &Programs) -> Result<bool> {
     Ok(missing.is_none())
 }
 
-fn prepare_images(lab: &Path) -> Result<Child> {
-    let mut command = Command::new(lab);
-    command.args(["images", "--build"]).stdin(Stdio::null()).stdout(Stdio::null());
-    command.spawn().context("cannot start `lab images --build`")
+/// The lab's base images being built beside us.
+struct Images(Option<Child>);
+
+impl Images {
+    fn prepare(lab: &Path) -> Result<Images> {
+        let mut command = Command::new(lab);
+        command.args(["images", "--build"]).stdin(Stdio::null()).stdout(Stdio::null());
+        Ok(Images(Some(command.spawn().context("cannot start `lab images --build`")?)))
+    }
+
+    /// Each step inside has a deadline of its own.
+    fn wait(mut self) -> Result<()> {
+        let Some(mut process) = self.0.take() else { return Ok(()) };
+        let status = process.wait().context("cannot wait for `lab images --build`")?;
+        anyhow::ensure!(status.success(), "`lab images --build` failed ({status})");
+        Ok(())
+    }
 }
 
-fn wait_for(mut images: Child) -> Result<()> {
-    // Each step inside has a deadline of its own.
-    let status = images.wait().context("cannot wait for `lab images --build`")?;
-    anyhow::ensure!(status.success(), "`lab images --build` failed ({status})");
-    Ok(())
+impl Drop for Images {
+    /// When we end early: killing it would leave mounts behind, so see it through.
+    fn drop(&mut self) {
+        if let Some(mut process) = self.0.take() {
+            let _ = process.wait();
+        }
+    }
 }
 
 /// The test harnesses among what was built.
