@@ -35,3 +35,7 @@ pub const AGENT_WINDOW_BYTES: usize = 8 * 1024 * 1024;
 pub const SERVER_NAME: &str = "controller.postern.internal";
 /// The port agents dial when an address names none.
 pub const DEFAULT_PORT: u16 = 7300;
+/// Metadata of a gRPC status that says more than its code.
+pub const REFUSAL_KEY: &str = "postern-refusal";
+/// Value of [`REFUSAL_KEY`]: this identity is revoked. The only refusal after which an agent stops trying.
+pub const REFUSAL_REVOKED: &str = "revoked";
