@@ -1,0 +1,112 @@
+//! `command`: runs once where nothing says that it is not needed.
+
+use std::time::Duration;
+
+use postern_proto::spec::{CommandSpec, Run};
+
+use super::{Depth, Exec, ObserveError, Resource, Step};
+use crate::sys::Sys;
+
+/// The time that `unless` may take.
+const UNLESS_LIMIT: Duration = Duration::from_secs(60);
+
+pub(super) struct Command;
+
+/// Whether it is needed.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Seen {
+    Needed,
+    NotNeeded,
+}
+
+impl Resource for Command {
+    type Spec = CommandSpec;
+    type Seen = Seen;
+
+    async fn observe(spec: &CommandSpec, host: &Sys, depth: Depth) -> Result<Seen, ObserveError> {
+        if let Some(path) = &spec.creates {
+            // The path itself or what it leads to: a link that leads nowhere was created, too.
+            return Ok(if host.meta(path)?.is_some() { Seen::NotNeeded } else { Seen::Needed });
+        }
+        if depth == Depth::Proof {
+            // An action leaves nothing to look at; its exit status was the proof.
+            return Ok(Seen::NotNeeded);
+        }
+        if let Some(unless) = &spec.unless {
+            let argv: Vec<&str> = unless.iter().map(String::as_str).collect();
+            let env: Vec<(&str, &str)> = spec.env.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+            let said = host.run(&argv, &env, UNLESS_LIMIT).await?;
+            return Ok(if said.ok() { Seen::NotNeeded } else { Seen::Needed });
+        }
+        Ok(Seen::Needed)
+    }
+
+    fn foreseen(spec: &CommandSpec) -> Option<Seen> {
+        (spec.creates.is_none() && spec.unless.is_none()).then_some(Seen::Needed)
+    }
+
+    fn plan(spec: &CommandSpec, seen: &Seen) -> Vec<Step> {
+        let argv = match (seen, spec.run()) {
+            (Seen::NotNeeded, _) | (_, None) => return Vec::new(),
+            (Seen::Needed, Some(Run::Argv(argv))) => argv.to_vec(),
+            (Seen::Needed, Some(Run::Shell(script))) => {
+                vec!["/bin/sh".to_owned(), "-c".to_owned(), script.to_owned()]
+            }
+        };
+        vec![Step::Exec(Exec {
+            argv,
+            env: spec.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
+            cwd: spec.cwd.clone().unwrap_or_else(|| "/".to_owned()),
+            user: spec.user.clone().filter(|user| user != "root"),
+            timeout: Duration::from_secs(spec.timeout_s.unwrap_or(CommandSpec::DEFAULT_TIMEOUT_S)),
+            waits_for: None,
+        })]
+    }
+
+    fn repeatable(spec: &CommandSpec) -> bool {
+        spec.repeatable()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(json: serde_json::Value) -> CommandSpec {
+        serde_json::from_value(json).unwrap()
+    }
+
+    #[tokio::test]
+    async fn needed_or_not_by_table() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("there"), "").unwrap();
+        let sys = Sys::rooted(dir.path().to_owned(), Sys::host().path_env().to_owned());
+        let cases = [
+            (serde_json::json!({"argv": ["x"]}), Seen::Needed, Seen::NotNeeded),
+            (serde_json::json!({"argv": ["x"], "creates": "/there"}), Seen::NotNeeded, Seen::NotNeeded),
+            // A command that did not make what it was to make is still needed: it failed.
+            (serde_json::json!({"argv": ["x"], "creates": "/none"}), Seen::Needed, Seen::Needed),
+            (serde_json::json!({"argv": ["x"], "unless": ["true"]}), Seen::NotNeeded, Seen::NotNeeded),
+            (serde_json::json!({"argv": ["x"], "unless": ["false"]}), Seen::Needed, Seen::NotNeeded),
+        ];
+        for (json, before, after) in cases {
+            let spec = spec(json.clone());
+            assert_eq!(Command::observe(&spec, &sys, Depth::Cheap).await.unwrap(), before, "{json}");
+            assert_eq!(Command::observe(&spec, &sys, Depth::Proof).await.unwrap(), after, "{json}");
+            if let Some(seen) = Command::foreseen(&spec) {
+                assert_eq!(seen, before, "{json}");
+            }
+        }
+        let missing = spec(serde_json::json!({"argv": ["x"], "unless": ["/no/such"]}));
+        assert!(Command::observe(&missing, &sys, Depth::Cheap).await.is_err());
+    }
+
+    #[test]
+    fn trap_47_no_shell_comes_near_an_argument_vector() {
+        let spec = spec(serde_json::json!({"argv": ["echo", "$(reboot)"], "user": "root", "timeout_s": 5}));
+        let steps = Command::plan(&spec, &Seen::Needed);
+        let [Step::Exec(exec)] = &steps[..] else { panic!("{steps:?}") };
+        assert_eq!(exec.argv, ["echo", "$(reboot)"]);
+        assert_eq!((exec.user.as_deref(), exec.timeout), (None, Duration::from_secs(5)));
+    }
+}

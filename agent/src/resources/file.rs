@@ -1,0 +1,173 @@
+//! `file`: a regular file's content, owner and mode.
+
+use postern_proto::spec::{FileSpec, Presence};
+
+use super::diff::unified;
+use super::{Depth, ObserveError, Resource, Step, WriteFile};
+use crate::sys::{FileKind, Meta, Sys};
+
+/// The most that is read of a file that is there, bytes: far more than a plan can hold.
+const READ_LIMIT: u64 = 16 << 20;
+
+pub(super) struct File;
+
+/// What is at the path, and whom the declared owner is here.
+pub(super) struct Seen {
+    there: Option<(Meta, Vec<u8>)>,
+    uid: u32,
+    gid: u32,
+}
+
+impl Resource for File {
+    type Spec = FileSpec;
+    type Seen = Seen;
+
+    async fn observe(spec: &FileSpec, host: &Sys, _depth: Depth) -> Result<Seen, ObserveError> {
+        let path = &spec.path;
+        let there = match host.meta(path)? {
+            None => None,
+            Some(meta) if meta.kind == FileKind::File => {
+                // What is longer than anything a plan declares is different; its end is not needed to know.
+                let content = match host.read(path, READ_LIMIT) {
+                    Err(crate::sys::SysError::TooLarge { .. }) => Vec::new(),
+                    other => other?.unwrap_or_default(),
+                };
+                Some((meta, content))
+            }
+            Some(meta) => {
+                let what = meta.kind.as_str();
+                return Err(ObserveError::Obstacle(format!(
+                    "{path} is {what}: remove it or choose another path"
+                )));
+            }
+        };
+        if spec.state == Presence::Absent {
+            return Ok(Seen { there, uid: 0, gid: 0 });
+        }
+        if there.is_none() {
+            let parent = path.rsplit_once('/').map_or("/", |(dir, _)| if dir.is_empty() { "/" } else { dir });
+            if host.mtime_ns(parent)?.is_none() {
+                return Err(ObserveError::Obstacle(format!(
+                    "the directory {parent} for {path} is not there"
+                )));
+            }
+        }
+        Ok(Seen { there, uid: host.user(&spec.owner)?.uid, gid: host.group(&spec.group)? })
+    }
+
+    fn plan(spec: &FileSpec, seen: &Seen) -> Vec<Step> {
+        let path = spec.path.clone();
+        let (uid, gid, mode) = (seen.uid, seen.gid, spec.mode.bits().unwrap_or(0o644));
+        match (&spec.content, &seen.there, spec.state) {
+            (_, None, Presence::Absent) | (None, _, Presence::Present) => Vec::new(),
+            (_, Some(_), Presence::Absent) => vec![Step::Remove { path }],
+            (Some(content), Some((meta, bytes)), Presence::Present)
+                if content.as_bytes() == bytes && content.len() as u64 == meta.len =>
+            {
+                if (meta.mode, meta.uid, meta.gid) == (mode, uid, gid) {
+                    Vec::new()
+                } else {
+                    vec![Step::SetAttributes { path, mode, uid, gid }]
+                }
+            }
+            (Some(content), _, Presence::Present) => {
+                let content = content.clone().into_bytes();
+                vec![Step::WriteFile(WriteFile {
+                    path,
+                    content,
+                    mode,
+                    uid,
+                    gid,
+                    validate: spec.validate.clone(),
+                })]
+            }
+        }
+    }
+
+    fn diff(spec: &FileSpec, seen: &Seen) -> String {
+        let old = seen.there.as_ref().map(|(_, bytes)| bytes.as_slice());
+        let new = spec.content.as_deref().map(str::as_bytes);
+        let mut text = unified(&spec.path, old, new);
+        if let (Some((meta, _)), Some(mode), Presence::Present) = (&seen.there, spec.mode.bits(), spec.state)
+        {
+            let line =
+                |what: &str, from: String, to: String| format!("{}: {what} {from} -> {to}\n", spec.path);
+            if meta.mode != mode {
+                text += &line("mode", format!("{:04o}", meta.mode), format!("{mode:04o}"));
+            }
+            if meta.uid != seen.uid {
+                text += &line("owner", meta.uid.to_string(), format!("{} ({})", seen.uid, spec.owner));
+            }
+            if meta.gid != seen.gid {
+                text += &line("group", meta.gid.to_string(), format!("{} ({})", seen.gid, spec.group));
+            }
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fixture() -> (tempfile::TempDir, Sys) {
+        use std::os::unix::fs::MetadataExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let meta = std::fs::metadata(dir.path()).unwrap();
+        std::fs::create_dir(dir.path().join("etc")).unwrap();
+        let passwd = format!("me:x:{}:{}::/:\n", meta.uid(), meta.gid());
+        std::fs::write(dir.path().join("etc/passwd"), passwd).unwrap();
+        std::fs::write(dir.path().join("etc/group"), format!("us:x:{}:\n", meta.gid())).unwrap();
+        let sys = Sys::rooted(dir.path().to_owned(), String::new());
+        (dir, sys)
+    }
+
+    fn spec(json: serde_json::Value) -> FileSpec {
+        let mut json = json;
+        json["owner"] = "me".into();
+        json["group"] = "us".into();
+        serde_json::from_value(json).unwrap()
+    }
+
+    #[tokio::test]
+    async fn plans_by_table() {
+        let (dir, sys) = fixture();
+        use std::os::unix::fs::PermissionsExt as _;
+        std::fs::write(dir.path().join("same"), "x").unwrap();
+        std::fs::set_permissions(dir.path().join("same"), std::fs::Permissions::from_mode(0o644)).unwrap();
+        std::fs::write(dir.path().join("loose"), "x").unwrap();
+        std::fs::set_permissions(dir.path().join("loose"), std::fs::Permissions::from_mode(0o666)).unwrap();
+        std::os::unix::fs::symlink("same", dir.path().join("link")).unwrap();
+        let cases = [
+            (serde_json::json!({"path": "/same", "content": "x"}), Ok(vec![])),
+            (serde_json::json!({"path": "/same", "content": "y"}), Ok(vec!["write /same"])),
+            (serde_json::json!({"path": "/same", "content": ""}), Ok(vec!["write /same"])),
+            (serde_json::json!({"path": "/new", "content": ""}), Ok(vec!["write /new"])),
+            (
+                serde_json::json!({"path": "/loose", "content": "x"}),
+                Ok(vec!["set owner and mode 0644 of /loose"]),
+            ),
+            (serde_json::json!({"path": "/none", "state": "absent"}), Ok(vec![])),
+            (serde_json::json!({"path": "/same", "state": "absent"}), Ok(vec!["remove /same"])),
+            (serde_json::json!({"path": "/etc", "content": "x"}), Err("/etc is a directory")),
+            (serde_json::json!({"path": "/link", "content": "x"}), Err("/link is a symbolic link")),
+            (serde_json::json!({"path": "/no/dir", "content": "x"}), Err("the directory /no for")),
+        ];
+        for (json, want) in cases {
+            let spec = spec(json.clone());
+            match (File::observe(&spec, &sys, Depth::Cheap).await, want) {
+                (Ok(seen), Ok(want)) => {
+                    let steps: Vec<_> = File::plan(&spec, &seen).iter().map(Step::summary).collect();
+                    assert_eq!(steps, want, "{json}");
+                    assert_eq!(File::diff(&spec, &seen).is_empty(), want.is_empty(), "{json}");
+                }
+                (Err(error), Err(want)) => assert!(error.to_string().starts_with(want), "{error}"),
+                (got, want) => panic!("{json}: {:?}, wanted {want:?}", got.map(|_| ())),
+            }
+        }
+        let mut nobody = spec(serde_json::json!({"path": "/new", "content": ""}));
+        nobody.owner = "ghost".to_owned();
+        let error = File::observe(&nobody, &sys, Depth::Cheap).await.err().unwrap();
+        assert_eq!(error.to_string(), "there is no user \"ghost\" on this host");
+    }
+}

@@ -1,0 +1,121 @@
+//! The smallest change a resource makes: a closed set, journaled one by one.
+
+use std::time::Duration;
+
+/// One change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Runs a program under a supervisor. What it does has no general inverse.
+    Exec(Exec),
+    /// Puts a file in place. Its inverse is the file that was there.
+    WriteFile(WriteFile),
+    /// Sets owner and mode of a file. Its inverse are those it had.
+    SetAttributes {
+        /// Which file.
+        path: String,
+        /// Permission bits.
+        mode: u32,
+        /// Owner.
+        uid: u32,
+        /// Group.
+        gid: u32,
+    },
+    /// Removes a file. Its inverse is the file that was there.
+    Remove {
+        /// Which file.
+        path: String,
+    },
+}
+
+/// A program to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exec {
+    /// Program and arguments.
+    pub argv: Vec<String>,
+    /// Added to a clean environment.
+    pub env: Vec<(String, String)>,
+    /// Working directory.
+    pub cwd: String,
+    /// Whom it runs as; root when `None`.
+    pub user: Option<String>,
+    /// Until it is ended.
+    pub timeout: Duration,
+    /// A file that others lock while they do the same: the holder is named in messages, never ended.
+    pub waits_for: Option<String>,
+}
+
+impl Exec {
+    /// A program as root, in `/`, with nothing added to the environment.
+    #[must_use]
+    pub fn new(argv: &[&str], timeout: Duration) -> Self {
+        Self {
+            argv: argv.iter().map(|arg| (*arg).to_owned()).collect(),
+            env: Vec::new(),
+            cwd: "/".to_owned(),
+            user: None,
+            timeout,
+            waits_for: None,
+        }
+    }
+}
+
+/// A file to put in place.
+#[derive(Clone, PartialEq, Eq)]
+pub struct WriteFile {
+    /// Where.
+    pub path: String,
+    /// What is in it.
+    pub content: Vec<u8>,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// A command that must exit 0 first; `{path}` stands for the file.
+    pub validate: Option<Vec<String>>,
+}
+
+impl std::fmt::Debug for WriteFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "WriteFile({}, {} bytes, {:04o})", self.path, self.content.len(), self.mode)
+    }
+}
+
+/// The longest line about a step, characters.
+const SUMMARY: usize = 200;
+
+impl Step {
+    /// One line for people.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let text = match self {
+            Self::Exec(exec) => shown(&exec.argv),
+            Self::WriteFile(file) => format!("write {}", file.path),
+            Self::SetAttributes { path, mode, .. } => format!("set owner and mode {mode:04o} of {path}"),
+            Self::Remove { path } => format!("remove {path}"),
+        };
+        let mut line: String =
+            text.chars().take(SUMMARY).map(|c| if c.is_control() { ' ' } else { c }).collect();
+        if text.chars().nth(SUMMARY).is_some() {
+            line.push('…');
+        }
+        line
+    }
+}
+
+/// An argument vector as one would type it; options that only tune apt are left out.
+fn shown(argv: &[String]) -> String {
+    let mut words = Vec::new();
+    let mut args = argv.iter();
+    while let Some(arg) = args.next() {
+        if arg == "-o" && argv.first().is_some_and(|program| program == "apt-get") {
+            args.next();
+        } else if arg.is_empty() || arg.contains([' ', '\t', '\n', '"', '\'', '$', '\\']) {
+            words.push(format!("'{}'", arg.replace('\'', "'\\''")));
+        } else {
+            words.push(arg.clone());
+        }
+    }
+    words.join(" ")
+}
