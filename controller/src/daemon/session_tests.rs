@@ -1,0 +1,1 @@
+//! Tests of the session's logic without any I/O.

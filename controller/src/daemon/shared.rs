@@ -1,0 +1,37 @@
+//! What every part of a running daemon holds.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::config::{Clock, Limits};
+use super::hub::Hub;
+use super::session::Now;
+use crate::ca::Authority;
+use crate::store::Store;
+
+pub(crate) struct Shared {
+    pub(crate) store: Store,
+    pub(crate) ca: Authority,
+    pub(crate) hub: Hub,
+    pub(crate) clock: Clock,
+    pub(crate) limits: Limits,
+    pub(crate) advertise: Vec<String>,
+    pub(crate) listen: SocketAddr,
+    pub(crate) private: bool,
+    pub(crate) started: Instant,
+    /// Session drivers, so that a stop can wait for their last words.
+    pub(crate) sessions: TaskTracker,
+    pub(crate) stop_sessions: CancellationToken,
+    /// A run was written down that may expire.
+    pub(crate) new_run: Notify,
+}
+
+impl Shared {
+    pub(crate) fn now(&self) -> Now {
+        Now { mono: self.started.elapsed(), unix_ms: self.clock.now_ms() }
+    }
+}

@@ -1,0 +1,123 @@
+//! The state directory: safe to use, locked, and complete or on its first start.
+
+use std::fs;
+use std::io::{ErrorKind, Read as _, Seek as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use super::config::StartError;
+use crate::ca::Authority;
+use crate::store::Store;
+
+/// Lies there while a first start is under way. Nothing has been handed out before it is gone, so what is
+/// found with it is made anew.
+const UNFINISHED: &str = "first-start";
+
+/// The state, for this process alone as long as this lives.
+pub(crate) struct State {
+    pub(crate) ca: Authority,
+    pub(crate) store: Store,
+    pub(crate) lock: Lock,
+}
+
+/// Released by the kernel when the process ends, however it ends.
+pub(crate) struct Lock {
+    _file: fs::File,
+}
+
+fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> StartError + use<> {
+    let path = path.to_owned();
+    move |source| StartError::State { action, path, source }
+}
+
+/// Opens the state in `dir`, or makes one where there is nothing.
+pub(crate) fn open(dir: &Path, now: SystemTime) -> Result<State, StartError> {
+    secure(dir)?;
+    let lock = lock(dir)?;
+    let unfinished = dir.join(UNFINISHED);
+    let started_over = fs::symlink_metadata(&unfinished).is_ok();
+    let (ca, store) = (Authority::exists(dir), Store::exists(dir));
+    if started_over || (!ca && !store) {
+        if started_over {
+            tracing::warn!(dir = %dir.display(), "a first start was cut off; it is made anew");
+        }
+        first_start(dir, &unfinished, now)?;
+    }
+    // One without the other is not a first start: each says that it is missing.
+    let ca = Authority::open(dir)?;
+    let store = Store::open(dir, &ca.fingerprint())?;
+    Ok(State { ca, store, lock })
+}
+
+fn first_start(dir: &Path, unfinished: &Path, now: SystemTime) -> Result<(), StartError> {
+    let sync = || fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(io("syncing", dir));
+    fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(unfinished)
+        .map_err(io("creating", unfinished))?;
+    sync()?;
+    Store::discard(dir)?;
+    Authority::discard(dir)?;
+    let ca = Authority::create(dir, now)?;
+    Store::create(dir, &ca.fingerprint())?;
+    fs::remove_file(unfinished).map_err(io("removing", unfinished))?;
+    sync()
+}
+
+/// 0700 and ours, made so where it is not there.
+fn secure(dir: &Path) -> Result<(), StartError> {
+    match fs::DirBuilder::new().recursive(true).mode(0o700).create(dir) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(io("creating", dir)(error)),
+        _ => {}
+    }
+    let meta = fs::metadata(dir).map_err(io("reading", dir))?;
+    let unsafe_because = |why: String| Err(StartError::Unsafe { path: dir.to_owned(), why });
+    if !meta.is_dir() {
+        return unsafe_because("it is not a directory".into());
+    }
+    let me = rustix::process::geteuid().as_raw();
+    if meta.uid() != me {
+        return unsafe_because(format!("it belongs to user {}, this is user {me}", meta.uid()));
+    }
+    if meta.mode() & 0o077 != 0 {
+        let mode = meta.mode() & 0o777;
+        return unsafe_because(format!("others can enter it (mode {mode:o}); run chmod 700 on it"));
+    }
+    Ok(())
+}
+
+fn lock(dir: &Path) -> Result<Lock, StartError> {
+    let path: PathBuf = dir.join("lock");
+    let mut file = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(io("opening", &path))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(fs::TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            // It may just be writing this; the answer is the same without.
+            let _ = (&mut file).take(200).read_to_string(&mut holder);
+            let holder = match holder.trim() {
+                "" => "another daemon".to_owned(),
+                holder => super::text::neutral(holder),
+            };
+            return Err(StartError::InUse { state_dir: dir.to_owned(), holder });
+        }
+        Err(fs::TryLockError::Error(source)) => return Err(io("locking", &path)(source)),
+    }
+    let holder = format!("process {} (postern {})\n", std::process::id(), env!("CARGO_PKG_VERSION"));
+    file.set_len(0)
+        .and_then(|()| file.rewind())
+        .and_then(|()| file.write_all(holder.as_bytes()))
+        .map_err(io("writing", &path))?;
+    Ok(Lock { _file: file })
+}

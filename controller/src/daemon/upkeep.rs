@@ -1,0 +1,116 @@
+//! What happens by the clock: runs expire, the controller's certificate is renewed, a private daemon ends.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::listen::Connections;
+use super::shared::Shared;
+use super::tls::Current;
+
+/// What was sent before its time ran out may still come back as accepted for so long.
+const EXPIRY_GRACE: Duration = Duration::from_secs(60);
+/// A clock that jumps is noticed after this at the latest.
+const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
+/// After a failure.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// Expires runs when they are due.
+pub(crate) async fn expire(shared: Arc<Shared>, stop: CancellationToken) {
+    loop {
+        let now_ms = shared.clock.now_ms();
+        let grace_ms = i64::try_from(EXPIRY_GRACE.as_millis()).unwrap_or(0);
+        let sleep = match shared.store.expire(now_ms, grace_ms).await {
+            Ok(expiry) => {
+                for run in expiry.ended {
+                    tracing::info!(%run, "run expired");
+                    shared.hub.runs.wake(run);
+                }
+                expiry.next_ms.map_or(LONGEST_SLEEP, |next_ms| {
+                    Duration::from_millis(u64::try_from(next_ms.saturating_sub(now_ms)).unwrap_or(0))
+                })
+            }
+            Err(crate::store::OpError::Closed) => return,
+            Err(error) => {
+                tracing::error!(%error, "expiring runs failed");
+                RETRY
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = shared.new_run.notified() => {
+                // A run's time to live is much longer than this; many at once are looked at once.
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = tokio::time::sleep(Duration::from_millis(100)) => {}
+                }
+            }
+            () = tokio::time::sleep(sleep.min(LONGEST_SLEEP)) => {}
+        }
+    }
+}
+
+/// Gives the port a new certificate before the one in use is too old.
+pub(crate) async fn renew(shared: Arc<Shared>, current: Arc<Current>, stop: CancellationToken) {
+    let mut renew_at = shared.clock.now() + crate::ca::SERVER_LIFE / 2;
+    loop {
+        let left = renew_at.duration_since(shared.clock.now()).unwrap_or(Duration::ZERO);
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(left.min(LONGEST_SLEEP)) => {}
+        }
+        if shared.clock.now() < renew_at {
+            continue;
+        }
+        let renewed = shared.ca.issue_server(shared.clock.now()).map_err(|error| error.to_string());
+        let renewed = renewed.and_then(|certificate| {
+            renew_at = certificate.renew_at;
+            current.set(certificate).map_err(|error| error.to_string())
+        });
+        match renewed {
+            Ok(()) => tracing::info!("the controller's certificate was renewed"),
+            Err(error) => {
+                tracing::error!(%error, "the controller's certificate could not be renewed");
+                renew_at = shared.clock.now() + LONGEST_SLEEP;
+            }
+        }
+    }
+}
+
+/// Says when a private daemon has been idle long enough: no operator connected and no run under way.
+pub(crate) async fn idle(
+    shared: Arc<Shared>,
+    operators: Connections,
+    after: Duration,
+    finished: Arc<watch::Sender<bool>>,
+    stop: CancellationToken,
+) {
+    let mut connected = operators.watch();
+    loop {
+        let quiet = async {
+            if connected.wait_for(|count| *count == 0).await.is_err() {
+                return false;
+            }
+            tokio::time::timeout(after, connected.wait_for(|count| *count > 0)).await.is_err()
+        };
+        let quiet = tokio::select! {
+            () = stop.cancelled() => return,
+            quiet = quiet => quiet,
+        };
+        if !quiet {
+            continue;
+        }
+        match shared.store.open_runs().await {
+            Ok(0) => {
+                tracing::info!("idle: the private daemon ends");
+                finished.send_replace(true);
+                return;
+            }
+            Ok(_) => {}
+            Err(crate::store::OpError::Closed) => return,
+            Err(error) => tracing::warn!(%error, "counting runs failed"),
+        }
+    }
+}
