@@ -266,6 +266,11 @@ impl BootstrapError {
         self
     }
 
+    pub(crate) fn after(mut self, attempts: u32, deadline: std::time::Duration) -> Self {
+        self.message.push_str(&format!(" ({attempts} attempts in {} seconds)", deadline.as_secs()));
+        self
+    }
+
     /// The first step named stays: it is the one closest to what happened.
     pub(crate) fn at(mut self, step: Step) -> Self {
         self.step.get_or_insert(step);

@@ -6,17 +6,25 @@
 //! It reads no environment variable and prints nothing.
 
 mod api;
+mod auth;
 mod bootstrap;
+mod connect;
 mod error;
+mod exec;
+mod host_key;
+mod known_hosts;
+mod plan;
 mod preflight;
 mod remove;
 mod report;
+mod root;
 mod route;
 mod script;
 mod ssh_config;
 mod survey;
 mod target;
 mod unit;
+mod upload;
 
 pub use api::{
     AgentBinaries, AgentBinary, Arch, BoxError, Console, Controller, Fault, FaultMoment, HostKeyPolicy,

@@ -1,7 +1,20 @@
 //! Removing the agent from a host whose session is down.
 
-use crate::api::{Console, Options};
+use std::time::Duration;
+
+use zeroize::Zeroizing;
+
+use crate::api::{Console, Options, Step};
+use crate::bootstrap::enter;
 use crate::error::{BootstrapError, Code};
+use crate::exec;
+use crate::plan::disk_code;
+use crate::report::Clock;
+use crate::root;
+use crate::route::disconnect;
+use crate::script;
+
+const DEADLINE: Duration = Duration::from_secs(120);
 
 /// What a removal did.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,8 +25,29 @@ pub struct RemoveReport {
     pub removed: Vec<String>,
 }
 
-/// Removes agent, unit, configuration and state over SSH. What the agent provisioned stays.
+/// Removes agent, unit, configuration and state over SSH. What the agent provisioned stays, and what it
+/// started goes on. Safe to repeat.
 pub async fn remove(options: Options, console: &dyn Console) -> Result<RemoveReport, BootstrapError> {
-    let _ = (options, console);
-    Err(BootstrapError::new(Code::Unexpected, "removal is not written yet"))
+    let mut clock = Clock::new(console);
+    let connection = Box::pin(enter(&options, console, &mut clock)).await?;
+    let (facts, root) = root::survey(&connection.handle, &options, console).await?;
+    clock.end(Step::Survey, facts.os_name.clone());
+    let input = root.input().secret(Zeroizing::new(script::remove()));
+    let what = "removing the agent";
+    let output = exec::run(&connection.handle, root.shell, input, what, DEADLINE).await;
+    disconnect(connection).await;
+    let output = output?;
+    let lines = || output.stdout.lines().filter_map(|line| line.split_once('='));
+    if !lines().any(|line| line == ("end", "remove")) {
+        let complaint = output.complaint();
+        let code = if output.code.is_none() {
+            Code::ConnectionCut
+        } else {
+            disk_code(&complaint).unwrap_or(Code::InstallFailed)
+        };
+        return Err(BootstrapError::new(code, format!("{what}: {complaint}"))
+            .with_hint("see what the host says, and repeat"));
+    }
+    let removed = lines().filter(|(key, _)| *key == "removed").map(|(_, path)| path.to_owned()).collect();
+    Ok(RemoveReport { host: facts.name, removed })
 }

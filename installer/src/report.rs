@@ -1,10 +1,10 @@
 //! What a bootstrap did.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use postern_proto::ids::HostId;
 
-use crate::api::{SessionUp, Step};
+use crate::api::{Console, Progress, SessionUp, Step};
 use crate::preflight::Preflight;
 use crate::route::TemporaryRoute;
 use crate::survey::HostFacts;
@@ -50,4 +50,54 @@ pub struct Report {
     pub temporary_route: bool,
     /// Keeps that route; it ends when this is dropped or closed. `None` otherwise: SSH is closed.
     pub guard: Option<TemporaryRoute>,
+}
+
+/// Tells the console what goes on and keeps the time of each step. Steps may overlap.
+pub(crate) struct Clock<'a> {
+    console: &'a dyn Console,
+    pub(crate) started: Instant,
+    open: Vec<(Step, Instant)>,
+    closed: Vec<StepTime>,
+}
+
+impl<'a> Clock<'a> {
+    pub(crate) fn new(console: &'a dyn Console) -> Self {
+        Self { console, started: Instant::now(), open: Vec::new(), closed: Vec::new() }
+    }
+
+    pub(crate) fn begin(&mut self, step: Step) {
+        if !self.open.iter().any(|(open, _)| *open == step) {
+            self.open.push((step, Instant::now()));
+        }
+    }
+
+    pub(crate) fn detail(&mut self, step: Step, detail: String, count: Option<u32>) {
+        self.begin(step);
+        self.tell(step, detail, count, false);
+    }
+
+    /// The handshake with the target follows its connect without a seam; those of jump hosts belong to
+    /// connecting.
+    pub(crate) fn host_key_begins(&mut self, jump: bool) {
+        if !jump {
+            self.begin(Step::HostKey);
+        }
+    }
+
+    pub(crate) fn end(&mut self, step: Step, detail: impl Into<String>) {
+        let Some(index) = self.open.iter().position(|(open, _)| *open == step) else { return };
+        let (step, since) = self.open.remove(index);
+        self.closed.push(StepTime { step, took: since.elapsed() });
+        self.tell(step, detail.into(), None, true);
+    }
+
+    pub(crate) fn finish(mut self) -> Vec<StepTime> {
+        self.closed.sort_by_key(|time| time.step);
+        self.closed
+    }
+
+    fn tell(&self, step: Step, detail: String, count: Option<u32>, done: bool) {
+        let of = Step::ALL.len() as u8;
+        self.console.progress(&Progress { step, of, what: step.what(), detail, count, done });
+    }
 }

@@ -3,7 +3,7 @@
 //! A script travels on the stdin of `/bin/sh` (or `sudo … /bin/sh`), never in an argument vector: what is in
 //! it, secrets included, is seen by no other process, sudo logs only `/bin/sh`, and no login shell quotes it.
 
-use postern_proto::host::{AGENT_BINARY, CONFIG_DIR, CONFIG_FILE, STATE_DIR, UNIT, UNIT_FILE};
+use postern_proto::host::{AGENT_BINARY, CONFIG_DIR, CONFIG_FILE, STATE_DIR, UNIT, UNIT_FILE, exit};
 use zeroize::Zeroizing;
 
 /// What exists only until the next boot: the configuration with a temporary route.
@@ -44,6 +44,7 @@ fn fill(text: &str) -> String {
         .replace("@RUN_DIR@", RUN_DIR)
         .replace("@RUN_DROP_IN@", RUN_DROP_IN)
         .replace("@UPLOAD@", UPLOAD_AS_ROOT)
+        .replace("@UNREACHABLE@", &exit::UNREACHABLE.to_string())
 }
 
 const PROLOGUE: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\nLC_ALL=C\n\
@@ -54,16 +55,16 @@ pub(crate) fn survey() -> String {
     format!("{PROLOGUE}{}\nsurvey </dev/null\n", fill(SURVEY))
 }
 
-/// The survey at login, in one round trip: as root at once, through sudo where it asks for no password,
-/// otherwise as far as the user may look.
+/// The survey at login, in one round trip: as root at once, or through sudo where it asks for no password.
+/// Where it asks for one, the survey follows when there is one.
 pub(crate) fn survey_login() -> String {
     format!(
         "{LOGIN}\nsurvey_text() {{\ncat <<'POSTERN_END_OF_SURVEY'\n{}POSTERN_END_OF_SURVEY\n}}\n\
          main() {{\n\
          if [ \"$(id -u)\" = 0 ]; then say sudo root; survey_text | {SHELL}\n\
-         elif ! command -v sudo >/dev/null 2>&1; then say sudo missing; survey_text | {SHELL}\n\
+         elif ! command -v sudo >/dev/null 2>&1; then say sudo missing; say end survey\n\
          elif survey_text | {SUDO_SHELL} 2>/dev/null; then say sudo free\n\
-         else say sudo password; survey_text | {SHELL}\nfi\n}}\nmain; exit 0\n",
+         else say sudo password; say end survey\nfi\n}}\nmain; exit 0\n",
         survey()
     )
 }
@@ -88,6 +89,8 @@ pub(crate) struct Install<'a> {
     pub(crate) token: Option<&'a str>,
     /// Whether the unit is enabled and (re)started.
     pub(crate) start: bool,
+    /// Whether the upload stays for another attempt when the controller is out of reach.
+    pub(crate) keep_upload: bool,
     /// For fault tests: wait for a line after each part, so that a cut hits exactly there.
     pub(crate) pause: bool,
 }
@@ -105,6 +108,7 @@ pub(crate) fn install(what: &Install<'_>) -> Zeroizing<String> {
         ("unit", what.unit.unwrap_or_default()),
         ("token", what.token.unwrap_or_default()),
         ("start", if what.start { "yes" } else { "" }),
+        ("keep", if what.keep_upload { "yes" } else { "" }),
         ("pause", if what.pause { "yes" } else { "" }),
     ] {
         text.push_str(name);
@@ -150,6 +154,7 @@ mod tests {
             unit: Some("[Unit]\nDescription=x"),
             token: Some("secret"),
             start: true,
+            keep_upload: true,
             pause: true,
         };
         vec![

@@ -231,8 +231,11 @@ fn disk_line(line: &str) -> Option<Disk> {
         path: words.next()?.to_owned(),
         writable: words.next()? == "yes",
         free_kib: words.next().and_then(|word| word.parse().ok()),
-        // btrfs and others say 0 of 0; the script passes on only the free ones, so 0 stays unknown there.
-        free_inodes: words.next().and_then(|word| word.parse().ok()),
+        // btrfs and others say 0 of 0: they have no such limit.
+        free_inodes: match (words.next().and_then(|word| word.parse::<u64>().ok()), words.next()) {
+            (Some(total), Some(free)) if total > 0 => free.parse().ok(),
+            _ => None,
+        },
     })
 }
 
@@ -372,8 +375,8 @@ mod tests {
         ssh_connection=::ffff:192.0.2.9 50000 192.0.2.1 22\nsudo=password\neuid=1000\nos=ID=debian\n\
         os=VERSION_ID=\"12\"\nos=PRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\nmachine=x86_64\n\
         kernel=Linux 6.1.0\nname=web\nsystemd=yes\ninit=systemd\nmemory=MemTotal: 2014356\n\
-        memory=MemAvailable: 1700000\nmemory=SwapTotal: 0\ndisk=/usr/local/bin no 1000000 5000\n\
-        disk=/tmp yes - -\nmissing=gzip\nlock=812 apt-get\nnow=1100\nend=survey\n";
+        memory=MemAvailable: 1700000\nmemory=SwapTotal: 0\ndisk=/usr/local/bin no 1000000 9000 5000\n\
+        disk=/tmp yes 5 0 0\nmissing=gzip\nlock=812 apt-get\nnow=1100\nend=survey\n";
 
     #[test]
     fn a_survey() {
@@ -386,7 +389,7 @@ mod tests {
         assert_eq!(facts.disks.len(), 2);
         assert_eq!(facts.disks[0].free_inodes, Some(5000));
         assert!(!facts.disks[0].writable && facts.disks[1].writable);
-        assert_eq!(facts.disks[1].free_kib, None);
+        assert_eq!((facts.disks[1].free_kib, facts.disks[1].free_inodes), (Some(5), None));
         assert_eq!(facts.missing_tools, ["gzip"]);
         assert_eq!(facts.package_lock.as_deref(), Some("apt-get (pid 812)"));
         assert_eq!((facts.cloud_init, facts.agent), (CloudInit::Absent, None));

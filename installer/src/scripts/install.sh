@@ -15,8 +15,12 @@ part() {
     if [ -n "$pause" ]; then read -r _ || exit 1; fi
 }
 clean() {
-    rm -f "$new" "$new_config" @UPLOAD@ @UNIT_FILE@.new
-    [ -z "$upload" ] || rm -f "$upload"
+    rm -f "$new" "$new_config" @UNIT_FILE@.new
+    # Kept for the second attempt when only the way to the controller was missing.
+    if [ -z "$keep" ] || [ "$code" != @UNREACHABLE@ ]; then
+        rm -f @UPLOAD@
+        [ -z "$upload" ] || rm -f "$upload"
+    fi
     # What a failed first attempt would leave: directories that hold nothing.
     rmdir @CONFIG_DIR@ @STATE_DIR@ 2>/dev/null
     return 0
@@ -33,7 +37,6 @@ unpack() {
     chmod 0755 "$new" || fail write
     [ ! -e "$binary" ] || sync "$new"
     timeout 20 "$new" --version >/dev/null || fail unusable
-    rm -f "$upload"
 }
 
 write() {
@@ -88,6 +91,7 @@ start_unit() {
 }
 
 main() {
+    code=
     run_dir_of_drop_in=@RUN_DROP_IN@
     trap clean EXIT
     trap 'exit 1' HUP INT TERM PIPE

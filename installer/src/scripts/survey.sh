@@ -63,6 +63,9 @@ agent_state() {
     fi
 }
 
+# Fields of df's one line about a path.
+fields() { df "$1" "$2" 2>/dev/null | tail -n 1 | tr -s ' ' | cut -d ' ' -f "$3"; }
+
 survey() {
     say euid "$(id -u)"
     while read -r line; do
@@ -85,7 +88,7 @@ survey() {
         while [ ! -e "$real" ]; do real=${real%/*}; [ -n "$real" ] || real=/; done
         if [ -w "$real" ]; then writable=yes; else writable=no; fi
         # As root, access(2) refuses only a read-only file system; without root it says nothing of that.
-        say disk "$path $writable $(df -Pk "$real" 2>/dev/null | tail -n 1 | tr -s ' ' | cut -d ' ' -f 4) $(df -Pi "$real" 2>/dev/null | tail -n 1 | tr -s ' ' | cut -d ' ' -f 4)"
+        say disk "$path $writable $(fields -Pk "$real" 4) $(fields -Pi "$real" 2,4)"
     done
     for tool in systemctl gzip sha256sum base64 cut tr head timeout stat mktemp; do
         command -v "$tool" >/dev/null 2>&1 || say missing "$tool"
