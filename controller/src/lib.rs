@@ -1,5 +1,6 @@
 //! The controller: command line, daemon, certificate authority, store, profiles.
 
+pub mod bundle;
 pub mod ca;
 pub mod cli;
 pub mod client;

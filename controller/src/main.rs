@@ -1,2 +1,5 @@
 //! Thin entry point.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    postern::cli::main().code().into()
+}

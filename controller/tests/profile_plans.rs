@@ -1,6 +1,7 @@
 //! What a profile that holds together becomes.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use postern::profile::{Compiled, SHIPPED, Source, compile, load};
 use serde_json::json;
@@ -143,7 +144,7 @@ fn the_same_profile_is_the_same_plan() {
 #[test]
 fn every_shipped_profile_compiles_and_says_what_it_is() {
     for shipped in SHIPPED {
-        let source = load(shipped.name).unwrap();
+        let source = load(shipped.name, Path::new("/")).unwrap();
         let compiled = compile(&[source], &BTreeMap::new()).unwrap_or_else(|found| panic!("{found:?}"));
         assert_eq!(compiled.names, [shipped.name]);
         assert!(!compiled.description.is_empty());
@@ -152,7 +153,7 @@ fn every_shipped_profile_compiles_and_says_what_it_is() {
 
 #[test]
 fn hello_has_all_four_kinds() {
-    let compiled = compile(&[load("hello").unwrap()], &BTreeMap::new()).unwrap();
+    let compiled = compile(&[load("hello", Path::new("/")).unwrap()], &BTreeMap::new()).unwrap();
     assert_eq!(
         addresses(&compiled),
         ["hello:package:cron", "hello:file:motd", "hello:service:cron", "hello:command:first-hello",]
@@ -165,11 +166,11 @@ fn profiles_are_found_by_name_and_by_path() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.yaml");
     std::fs::write(&path, "name: x\n").unwrap();
-    assert_eq!(load(path.to_str().unwrap()).unwrap().bytes, b"name: x\n");
+    assert_eq!(load("x.yaml", dir.path()).unwrap().bytes, b"name: x\n");
     assert_eq!(
-        load("helo").unwrap_err().to_string(),
+        load("helo", Path::new("/")).unwrap_err().to_string(),
         "helo:1:1: there is no shipped profile of this name (did you mean hello?)"
     );
-    assert!(load("./none.yaml").unwrap_err().message.starts_with("cannot be read: No such file"));
-    assert!(load(dir.path().to_str().unwrap()).unwrap_err().message.starts_with("cannot be read: "));
+    assert!(load("./none.yaml", dir.path()).unwrap_err().message.starts_with("cannot be read: No such file"));
+    assert!(load("./", dir.path()).unwrap_err().message.starts_with("cannot be read: "));
 }

@@ -72,14 +72,14 @@ impl Compiled {
 }
 
 /// Finds a profile by what a user wrote: a path when it has a slash or ends in `.yaml` or `.yml`, otherwise
-/// the name of a shipped one.
-pub fn load(name: &str) -> Result<Source, Diagnostic> {
+/// the name of a shipped one. Relative paths are relative to `cwd`.
+pub fn load(name: &str, cwd: &Path) -> Result<Source, Diagnostic> {
     let is_path = name.contains('/') || name.ends_with(".yaml") || name.ends_with(".yml");
     let fail = |message: String, hint: Option<String>| {
         Err(Diagnostic { file: name.to_owned(), place: Place::START, message, hint })
     };
     if is_path {
-        return match read_bounded(Path::new(name)) {
+        return match read_bounded(&cwd.join(name)) {
             Ok(bytes) => Ok(Source { file: name.to_owned(), bytes }),
             Err(error) => fail(format!("cannot be read: {error}"), None),
         };
@@ -89,7 +89,7 @@ pub fn load(name: &str) -> Result<Source, Diagnostic> {
             Ok(Source { file: shipped.name.to_owned(), bytes: shipped.text.as_bytes().to_vec() })
         }
         None => {
-            let hint = if Path::new(name).is_file() {
+            let hint = if cwd.join(name).is_file() {
                 format!("for the file of that name, write ./{name}")
             } else if let Some(close) = closest(name, SHIPPED.iter().map(|shipped| shipped.name)) {
                 format!("did you mean {close}?")

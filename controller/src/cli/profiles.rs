@@ -1,0 +1,72 @@
+//! `postern profile`: list, show, check. Needs no daemon.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+
+use super::args::Values;
+use super::error::CliError;
+use super::out::table;
+use super::{Context, Exit, clean, compile};
+use crate::profile::{self, Diagnostic, SHIPPED};
+
+pub(crate) fn list(context: &Context) -> Result<Exit, CliError> {
+    let mut rows = Vec::new();
+    for shipped in SHIPPED {
+        let source = profile::load(shipped.name, &context.env.cwd).map_err(broken)?;
+        // A shipped profile may need variables; what it says of itself does not.
+        let compiled = profile::compile(&[source], &BTreeMap::new());
+        let description = compiled.map(|compiled| compiled.description).unwrap_or_default();
+        rows.push((shipped.name, description));
+    }
+    if context.out.json {
+        let profiles: Vec<_> = rows
+            .iter()
+            .map(|(name, description)| json!({"name": name, "description": description}))
+            .collect();
+        context.out.document(&json!({"schema": "postern/profiles/v1", "profiles": profiles}));
+    } else {
+        let rows: Vec<_> = rows.into_iter().map(|(name, text)| vec![name.to_owned(), text]).collect();
+        table(&rows).iter().for_each(|line| context.out.line(line));
+    }
+    Ok(Exit::Ok)
+}
+
+fn broken(diagnostic: Diagnostic) -> CliError {
+    let error = CliError::usage("profile", format!("{}: {}", diagnostic.file, diagnostic.message));
+    match diagnostic.hint {
+        Some(hint) => error.hint(hint),
+        None => error,
+    }
+}
+
+pub(crate) fn show(context: &Context, name: &str) -> Result<Exit, CliError> {
+    let source = profile::load(name, &context.env.cwd).map_err(broken)?;
+    let text = String::from_utf8_lossy(&source.bytes);
+    if context.out.json {
+        context.out.document(&json!({"schema": "postern/profile/v1", "file": source.file, "text": text}));
+    } else if context.out.stdout_is_terminal() {
+        context.out.line(&clean::lines(&text));
+    } else {
+        context.out.raw(&source.bytes);
+    }
+    Ok(Exit::Ok)
+}
+
+pub(crate) fn check(context: &Context, names: &[String], values: &Values) -> Result<Exit, CliError> {
+    let compiled = compile(context, names, values)?;
+    let (_, hash) = compiled.plan.to_bytes().map_err(|error| CliError::usage("plan", error.to_string()))?;
+    if context.out.json {
+        context.out.document(&json!({
+            "schema": "postern/profile-check/v1", "ok": true, "diagnostics": [],
+            "plan_sha256": hash.to_string(), "plan": compiled.plan,
+        }));
+        return Ok(Exit::Ok);
+    }
+    for resource in &compiled.plan.resources {
+        context.out.line(&clean::line(resource.address.as_str()));
+    }
+    let count = compiled.plan.resources.len();
+    context.out.note(&format!("{}: {count} resources, plan {hash}", compiled.origin()));
+    Ok(Exit::Ok)
+}

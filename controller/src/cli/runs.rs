@@ -1,0 +1,192 @@
+//! `postern runs` and `postern run`: what was done, and ending it.
+
+use postern_proto::event::{LogBody, RunState, Stream};
+use postern_proto::ids::RunId;
+use serde_json::json;
+
+use super::args::Runs;
+use super::clean::Cleaner;
+use super::error::CliError;
+use super::follow::{Followed, Interrupt, follow};
+use super::hosts::ago;
+use super::out::{Volume, table};
+use super::view::{View, truncated};
+use super::{Context, Exit, apply, clean, json as documents};
+use crate::client::{Client, RunInfo, UpdateKind};
+
+/// Runs that are looked through for the end of an id.
+const LOOKED_THROUGH: u32 = 1000;
+
+pub(crate) async fn list(context: &Context, args: Runs) -> Result<Exit, CliError> {
+    let mut client = context.connect().await?;
+    let runs =
+        client.runs(args.host.as_deref().unwrap_or_default(), args.limit.clamp(1, LOOKED_THROUGH)).await?;
+    let out = &context.out;
+    if out.json {
+        let runs: Vec<_> = runs.iter().map(documents::run).collect();
+        out.document(&json!({"schema": "postern/runs/v1", "runs": runs}));
+        return Ok(Exit::Ok);
+    }
+    if runs.is_empty() {
+        out.note("no runs yet");
+        return Ok(Exit::Ok);
+    }
+    let mut rows = vec![["RUN", "HOST", "STATE", "STARTED", "WHAT"].map(str::to_owned).to_vec()];
+    rows.extend(runs.iter().map(|run| {
+        let check = if run.check { " (check)" } else { "" };
+        vec![
+            short(run),
+            clean::line(&run.host_name),
+            run.state.as_str().to_owned(),
+            ago(run.created_ms),
+            format!("{}{check}", clean::line(&run.origin)),
+        ]
+    }));
+    table(&rows).iter().for_each(|line| out.line(line));
+    Ok(Exit::Ok)
+}
+
+/// The end of an id is random, its beginning the time: what tells runs apart is at the end.
+fn short(run: &RunInfo) -> String {
+    let id = run.id.to_string();
+    id.rsplit('-').next().unwrap_or(&id).to_owned()
+}
+
+/// The run with this id, or the one whose id ends so.
+async fn find(client: &mut Client, text: &str) -> Result<RunId, CliError> {
+    if let Ok(id) = text.parse() {
+        return Ok(id);
+    }
+    let fitting = text.len() >= 4 && text.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
+    if !fitting {
+        return Err(CliError::usage("usage", format!("{text:?} is no run's id, nor the end of one"))
+            .hint("`postern runs` lists them"));
+    }
+    let runs = client.runs("", LOOKED_THROUGH).await?;
+    let mut ending = runs.into_iter().map(|run| run.id).filter(|id| id.to_string().ends_with(text));
+    match (ending.next(), ending.next()) {
+        (Some(id), None) => Ok(id),
+        (None, _) => Err(CliError::usage("not-found", format!("no run's id ends in {text}"))
+            .hint("`postern runs` lists them")),
+        (Some(_), Some(_)) => Err(CliError::usage("ambiguous", format!("several runs' ids end in {text}"))
+            .hint("give more of the id")),
+    }
+}
+
+pub(crate) async fn show(context: &Context, text: &str) -> Result<Exit, CliError> {
+    let mut client = context.connect().await?;
+    let id = find(&mut client, text).await?;
+    let mut updates = client.follow(id, 0).await?;
+    let out = &context.out;
+    let mut view = View::new(None, out.volume, out.volume > Volume::Quiet);
+    let mut run: Option<RunInfo> = None;
+    // What there is so far: a run that goes on is not waited for.
+    let end = tokio::time::Instant::now() + std::time::Duration::from_secs(30);
+    loop {
+        let goes_on = run.as_ref().is_none_or(|run| !run.state.is_final());
+        let wait = if goes_on && run.is_some() {
+            std::time::Duration::from_millis(500)
+        } else {
+            std::time::Duration::from_secs(10)
+        };
+        let update = match tokio::time::timeout(wait, updates.next()).await {
+            Ok(update) => update?,
+            Err(_) => None,
+        };
+        let Some(update) = update else { break };
+        if let UpdateKind::Run(info) = &update.kind {
+            if run.is_none() && !out.json {
+                let check = if info.check { " (check)" } else { "" };
+                let (name, origin) = (clean::line(&info.host_name), clean::line(&info.origin));
+                out.line(&format!(
+                    "run {} on {name}: {origin}{check}, started {}",
+                    info.id,
+                    ago(info.created_ms)
+                ));
+            }
+            run = Some(info.clone());
+        }
+        let name = run.as_ref().map(|run| run.host_name.clone()).unwrap_or_default();
+        if out.json {
+            out.document(&documents::update(&update, &name));
+        } else {
+            apply::say(out, view.update(&update));
+        }
+        if out.is_broken() || tokio::time::Instant::now() > end {
+            break;
+        }
+    }
+    let Some(run) = run else {
+        return Err(CliError::usage("not-found", format!("nothing is known of run {id}")));
+    };
+    if !out.json {
+        let message =
+            if run.message.is_empty() { String::new() } else { format!(": {}", clean::line(&run.message)) };
+        out.line(&format!("{}: {}{message}", run.state.as_str(), view.counts.text()));
+    }
+    Ok(Exit::Ok)
+}
+
+pub(crate) async fn logs(context: &Context, text: &str, no_follow: bool) -> Result<Exit, CliError> {
+    let mut client = context.connect().await?;
+    let id = find(&mut client, text).await?;
+    let mut updates = client.follow(id, 0).await?;
+    let out = &context.out;
+    let mut cleaners: [Cleaner; 2] = Default::default();
+    let mut show = |kind: &UpdateKind| {
+        let UpdateKind::Log(frame) = kind else { return };
+        if out.json {
+            return;
+        }
+        let [stdout, stderr] = &mut cleaners;
+        match (&frame.body, frame.stream) {
+            (LogBody::Truncated { bytes, .. }, _) => out.tell(&truncated(*bytes)),
+            (LogBody::Data(data), Stream::Stdout) if !out.stdout_is_terminal() => out.raw(data),
+            (LogBody::Data(data), Stream::Stderr) if !out.stderr_is_terminal() => out.raw_error(data),
+            (LogBody::Data(data), Stream::Stdout) => out.raw(stdout.push(data).as_bytes()),
+            (LogBody::Data(data), Stream::Stderr) => out.raw_error(stderr.push(data).as_bytes()),
+        }
+    };
+    let mut host = String::new();
+    let mut each = |update: &crate::client::Update| {
+        if let UpdateKind::Run(info) = &update.kind {
+            host.clone_from(&info.host_name);
+        }
+        if out.json {
+            out.document(&documents::update(update, &host));
+        }
+        show(&update.kind);
+    };
+    if no_follow {
+        // The daemon sends at once what it has; then nothing comes for a while.
+        let pause = std::time::Duration::from_millis(500);
+        while let Ok(update) = tokio::time::timeout(pause, updates.next()).await {
+            let Some(update) = update? else { break };
+            each(&update);
+            if out.is_broken() {
+                break;
+            }
+        }
+        return Ok(Exit::Ok);
+    }
+    let mut interrupt = Interrupt::listen();
+    match follow(context, &mut client, updates, &mut interrupt, each).await? {
+        Followed::Over(run) if run.state != RunState::Ok => {
+            out.note(&format!("the run is {}", run.state.as_str()));
+            Ok(Exit::Failed)
+        }
+        _ => Ok(Exit::Ok),
+    }
+}
+
+pub(crate) async fn cancel(context: &Context, text: &str) -> Result<Exit, CliError> {
+    let mut client = context.connect().await?;
+    let id = find(&mut client, text).await?;
+    client.cancel(id).await?;
+    if context.out.json {
+        context.out.document(&json!({"schema": "postern/run-cancel/v1", "run": id.to_string()}));
+    } else {
+        context.out.line(&format!("run {id}: cancellation asked for"));
+    }
+    Ok(Exit::Ok)
+}

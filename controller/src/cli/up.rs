@@ -1,0 +1,345 @@
+//! `postern up`: compile, take the host over by SSH if it is not yet, apply.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use postern_installer::{
+    Action, BootstrapError, BoxError, Controller, Options, Overrides, Report, SessionUp, SshConfig, Target,
+    Ticket, bootstrap,
+};
+use serde_json::json;
+
+use super::args::{Ssh, Up};
+use super::error::{CliError, chain};
+use super::follow::Interrupt;
+use super::out::Volume;
+use super::terminal::{Terminal, secret};
+use super::{Context, Exit, addresses, apply, clean, compile};
+use crate::bundle::Bundle;
+use crate::client::{Client, HostInfo, Info, Link};
+
+pub(crate) async fn up(context: &Context, args: Up) -> Result<Exit, CliError> {
+    // Everything that can be wrong without touching anything comes first.
+    let compiled = match args.profiles.is_empty() {
+        true => None,
+        false => Some(compile(context, &args.profiles, &args.values)?),
+    };
+    if compiled.is_none() && (args.check || !args.values.vars.is_empty()) {
+        return Err(CliError::usage("usage", "--check and --var are for profiles, and there is none")
+            .hint("name one with --profile"));
+    }
+    let target = resolve(context, &args.target)?;
+    let ssh_address = canonical(&target);
+
+    let mut client = context.connect().await?;
+    let info = client.info().await?;
+    let port = addresses::listener(&info.listen).map_or(postern_proto::DEFAULT_PORT, |listen| listen.port());
+    let named: Vec<_> = args
+        .controllers
+        .iter()
+        .map(|text| addresses::with_port(text, port))
+        .collect::<Result<_, _>>()
+        .map_err(|why| CliError::usage("usage", why))?;
+
+    let known = client.hosts().await?.into_iter().find(|host| host.ssh_address == ssh_address);
+    let connected = known.filter(|host| host.link == Link::Up && !args.bootstrap);
+    let (host, mut route) = match connected {
+        Some(host) => {
+            // Its name and labels may be new all the same; the token that comes with it is not used.
+            let host = match args.name.is_some() || !args.labels.is_empty() {
+                true => client.prepare_host(ssh_address, args.name, args.labels).await?.0,
+                false => host,
+            };
+            context.out.note(&format!("{}: its agent is connected, no SSH needed", clean::line(&host.name)));
+            (host, None)
+        }
+        None => {
+            let wanted = Wanted { ssh_address, name: args.name, labels: args.labels, named };
+            let options = Access { ssh: &args.ssh, agent_binary: args.agent_binary.as_deref() };
+            let mut options = options.options(context, target)?;
+            options.allow_temporary_route = !args.no_temporary_route;
+            options.accept_clock = args.accept_clock;
+            let (host, report) = take_over(context, &mut client, &info, options, wanted).await?;
+            told(context, &host, &report);
+            (host, report.guard)
+        }
+    };
+    context.out.end_activity();
+
+    let mut interrupt = Interrupt::listen();
+    let exit = match &compiled {
+        Some(compiled) => {
+            apply::one(context, &mut client, &host, compiled, args.check, false, &mut interrupt).await?
+        }
+        None => {
+            if context.out.json {
+                context.out.document(&json!({
+                    "schema": "postern/up-result/v1", "host": host.name, "host_id": host.id.to_string(),
+                }));
+            } else {
+                let name = clean::line(&host.name);
+                context.out.line(&format!(
+                    "{name} is taken over; next: postern up … --profile, or postern exec {name} -- CMD"
+                ));
+            }
+            Exit::Ok
+        }
+    };
+    if let Some(route) = route.take() {
+        context.out.tell(
+            "warning: the host reaches this machine through this SSH connection only, which ends now; until it \
+             finds another way (postern up … --controller ADDR), it cannot be managed",
+        );
+        if let Err(error) = route.close().await {
+            context.out.tell(&format!("warning: {}", clean::line(&chain(&error))));
+        }
+    }
+    Ok(exit)
+}
+
+/// The target by the user's own ssh configuration.
+pub(crate) fn resolve(context: &Context, text: &str) -> Result<Target, CliError> {
+    let home = context.env.home().unwrap_or_else(|| PathBuf::from("/"));
+    let files = [home.join(".ssh/config"), PathBuf::from("/etc/ssh/ssh_config")];
+    let config =
+        SshConfig::load(&files, &home).map_err(|error| CliError::usage("ssh-config", chain(&error)))?;
+    let local_user = context.env.get("USER").or_else(|| context.env.get("LOGNAME"));
+    let overrides =
+        Overrides { local_user: local_user.unwrap_or("root").to_owned(), home, ..Overrides::default() };
+    Target::resolve(text, &config, &overrides).map_err(|error| {
+        CliError::usage("target", chain(&error))
+            .hint("write it as root@203.0.113.10, or as an alias of your ssh configuration")
+    })
+}
+
+/// How the host is known to the daemon: what SSH really connects to, so that an alias and its address are one.
+fn canonical(target: &Target) -> String {
+    let host = if target.host.contains(':') { format!("[{}]", target.host) } else { target.host.clone() };
+    format!("{}@{host}:{}", target.user, target.port)
+}
+
+/// How to log in, and with which agents.
+pub(crate) struct Access<'a> {
+    pub(crate) ssh: &'a Ssh,
+    pub(crate) agent_binary: Option<&'a std::path::Path>,
+}
+
+impl Access<'_> {
+    /// For a bootstrap: with agents.
+    fn options(&self, context: &Context, target: Target) -> Result<Options, CliError> {
+        let named = self.agent_binary.map(std::path::Path::to_owned);
+        let named = named.or_else(|| context.env.get("POSTERN_AGENT_BINARY").map(PathBuf::from));
+        let bundle = match named {
+            Some(file) => Bundle::from_file(&context.env.cwd.join(&file)),
+            None => Bundle::embedded(),
+        };
+        let bundle = bundle.map_err(|error| {
+            CliError::usage("agent-binary", chain(&error))
+                .hint("build with `cargo xtask dist`, or name an agent with --agent-binary FILE")
+        })?;
+        self.options_with(context, target, bundle)
+    }
+
+    /// With these agents, or with none where none is installed.
+    pub(crate) fn options_with(
+        &self,
+        context: &Context,
+        target: Target,
+        bundle: Bundle,
+    ) -> Result<Options, CliError> {
+        let mut options = Options::new(target, Arc::new(move |arch| bundle.agent(arch)));
+        options.identity_files = self.ssh.identities.iter().map(|file| context.env.cwd.join(file)).collect();
+        options.agent_socket = context.env.get("SSH_AUTH_SOCK").map(PathBuf::from);
+        options.host_key.fingerprint = self.ssh.host_key.clone();
+        options.connect_deadline = self.ssh.timeout;
+        if self.ssh.password {
+            let prompt = format!("Password of {}", canonical(&options.target));
+            let password = context.out.aside(|| secret(&prompt)).ok_or_else(|| {
+                CliError::usage("no-terminal", "--password asks on a terminal, and there is none")
+                    .hint("log in with a key (--identity), or run this in a terminal")
+            })?;
+            options.password = Some(password);
+        }
+        Ok(options)
+    }
+}
+
+/// What the host is to be registered as.
+struct Wanted {
+    ssh_address: String,
+    name: Option<String>,
+    labels: Vec<(String, String)>,
+    /// Addresses that the operator named, in order.
+    named: Vec<String>,
+}
+
+/// The daemon, as the installer needs it.
+struct Registry {
+    client: Client,
+    wanted: Wanted,
+    info: Info,
+    target_is_local: bool,
+    host: Mutex<Option<HostInfo>>,
+}
+
+impl Registry {
+    fn remembered(&self) -> Option<HostInfo> {
+        self.host.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn remember(&self, host: HostInfo) {
+        *self.host.lock().unwrap_or_else(PoisonError::into_inner) = Some(host);
+    }
+
+    /// Those an operator named for this host, else for this daemon.
+    fn operators(&self) -> &[String] {
+        if self.wanted.named.is_empty() { &self.info.advertised } else { &self.wanted.named }
+    }
+}
+
+#[async_trait]
+impl Controller for Registry {
+    async fn ticket(&self) -> Result<Ticket, BoxError> {
+        let Wanted { ssh_address, name, labels, .. } = &self.wanted;
+        let (host, token) =
+            self.client.clone().prepare_host(ssh_address.clone(), name.clone(), labels.clone()).await?;
+        let host_id = host.id;
+        self.remember(host);
+        Ok(Ticket {
+            host_id,
+            token,
+            controllers: self.operators().to_vec(),
+            server_name: self.info.server_name.clone(),
+            server_ca_pem: self.info.server_ca_pem.clone(),
+            proxy: None,
+        })
+    }
+
+    async fn session_up(&self, deadline: Duration) -> Result<SessionUp, BoxError> {
+        let host = self.remembered().ok_or("no ticket was fetched")?;
+        match self.client.clone().wait_for_session(host.id, deadline).await? {
+            Ok(host) => {
+                let session =
+                    SessionUp { agent_version: host.agent_version.clone(), peer: Some(host.peer.clone()) };
+                self.remember(host);
+                Ok(session)
+            }
+            Err(last) => {
+                let detail = last.map(|host| format!("it is {} {}", host.link.as_str(), host.detail));
+                Err(detail.unwrap_or_else(|| "the daemon said nothing of it".into()).trim().into())
+            }
+        }
+    }
+
+    fn listener(&self) -> Option<SocketAddr> {
+        let mut listen = addresses::listener(&self.info.listen)?;
+        if listen.ip().is_unspecified() {
+            let loopback = if listen.is_ipv4() { "127.0.0.1" } else { "::1" };
+            listen.set_ip(loopback.parse::<IpAddr>().ok()?);
+        }
+        Some(listen)
+    }
+
+    fn extra_addresses(&self, seen_from_host: IpAddr, local: IpAddr) -> Vec<String> {
+        // They would come before what the operator said, who knows better.
+        if !self.operators().is_empty() {
+            return Vec::new();
+        }
+        match addresses::listener(&self.info.listen) {
+            Some(listen) => addresses::from_ssh(seen_from_host, local, listen, self.target_is_local),
+            None => Vec::new(),
+        }
+    }
+}
+
+async fn take_over(
+    context: &Context,
+    client: &mut Client,
+    info: &Info,
+    options: Options,
+    wanted: Wanted,
+) -> Result<(HostInfo, Report), CliError> {
+    let target_is_local = addresses::is_local(&options.target.host, options.target.jumps.len());
+    let registry = Registry {
+        client: client.clone(),
+        wanted,
+        info: info.clone(),
+        target_is_local,
+        host: Mutex::default(),
+    };
+    let console = Terminal::new(context.out.clone());
+    let result = bootstrap(options, &console, &registry).await;
+    context.out.end_activity();
+    let report = result.map_err(|error| bootstrap_failed(&error))?;
+    let host = match registry.remembered() {
+        Some(host) if host.id == report.host_id => host,
+        _ => {
+            let hosts = client.hosts().await?.into_iter();
+            hosts.into_iter().find(|host| host.id == report.host_id).ok_or_else(|| {
+                CliError::usage("daemon-answer", format!("the daemon does not know host {}", report.host_id))
+            })?
+        }
+    };
+    Ok((host, report))
+}
+
+pub(crate) fn bootstrap_failed(error: &BootstrapError) -> CliError {
+    let code = error.code().as_str();
+    let place = error.step().map(|step| format!("step {step}: ")).unwrap_or_default();
+    let mut cli = CliError::failed(code, format!("{place}{}", chain(error)));
+    cli.details = error.tried().iter().map(|tried| format!("{}: {}", tried.address, tried.error)).collect();
+    // The installer does not know what things are called on this command line.
+    let flag = match code {
+        "host-key-unknown" => " (--host-key SHA256:…)",
+        "authentication-failed" => " (--identity FILE; --password)",
+        "controller-unreachable" => " (--controller ADDR)",
+        "clock-off" => " (--accept-clock)",
+        "timed-out" => " (--timeout)",
+        _ => "",
+    };
+    cli.hint(format!("{}{flag}", error.hint()))
+}
+
+/// What the bootstrap did.
+fn told(context: &Context, host: &HostInfo, report: &Report) {
+    let name = clean::line(&host.name);
+    let did = match report.action {
+        Action::Installed => "agent installed",
+        Action::Upgraded => "agent upgraded",
+        Action::LeftAlone => "agent left as it is",
+    };
+    let seconds = report.took.as_secs_f64();
+    if context.out.json {
+        context.out.document(&json!({
+            "schema": "postern/bootstrap-result/v1",
+            "host": host.name,
+            "host_id": host.id.to_string(),
+            "action": match report.action {
+                Action::Installed => "installed",
+                Action::Upgraded => "upgraded",
+                Action::LeftAlone => "left-alone",
+            },
+            "agent_version": report.session.agent_version,
+            "temporary_route": report.temporary_route,
+            "seconds": seconds,
+            "warnings": report.preflight.warnings().map(ToString::to_string).collect::<Vec<_>>(),
+        }));
+        return;
+    }
+    for warning in report.preflight.warnings() {
+        context.out.note(&format!("warning: {}", clean::line(&warning.to_string())));
+    }
+    if context.out.volume == Volume::Verbose {
+        for step in &report.steps {
+            context.out.note(&format!("  {:>8.3} s  {}", step.took.as_secs_f64(), step.step));
+        }
+    }
+    let ssh = match report.temporary_route {
+        true => "SSH stays open: it is the host's only way to this machine, for now",
+        false => "SSH is closed",
+    };
+    context.out.note(&format!("{name}: {did} in {seconds:.2} s, its session is up; {ssh}"));
+}

@@ -1,0 +1,216 @@
+//! What the daemon tells, in the program's own types: checked once, here.
+
+use std::collections::BTreeMap;
+
+use postern_proto::convert::WireError;
+use postern_proto::event::{LogFrame, RunEvent, RunState};
+use postern_proto::ids::{HostId, PlanHash, RunId};
+use postern_proto::v1;
+
+use super::ClientError;
+
+impl From<WireError> for ClientError {
+    fn from(error: WireError) -> Self {
+        Self::Answer(error.to_string())
+    }
+}
+
+/// What a daemon is.
+#[derive(Clone, Debug)]
+pub struct Info {
+    /// Its version.
+    pub version: String,
+    /// The controller it is.
+    pub cluster_id: String,
+    /// Addresses that agents are told to dial, in order.
+    pub advertised: Vec<String>,
+    /// What the agents' port is bound to.
+    pub listen: String,
+    /// It was started by a command and ends when idle.
+    pub private: bool,
+    /// The name in its certificate.
+    pub server_name: String,
+    /// Trust anchors for it, PEM.
+    pub server_ca_pem: String,
+}
+
+impl From<v1::InfoResponse> for Info {
+    fn from(info: v1::InfoResponse) -> Self {
+        Self {
+            version: info.version,
+            cluster_id: info.cluster_id,
+            advertised: info.advertised,
+            listen: info.listen,
+            private: info.private,
+            server_name: info.server_name,
+            server_ca_pem: info.server_ca_pem,
+        }
+    }
+}
+
+/// How a host is connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Link {
+    /// Registered, no certificate yet.
+    Pending,
+    /// Its session is up.
+    Up,
+    /// It has no session.
+    Down,
+    /// Two live sessions showed one identity.
+    Quarantined,
+}
+
+impl Link {
+    /// The word in tables and JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Up => "up",
+            Self::Down => "down",
+            Self::Quarantined => "quarantined",
+        }
+    }
+}
+
+/// One host. Texts may come from the host: they are hostile until shown through [`crate::cli`]'s output.
+#[derive(Clone, Debug)]
+pub struct HostInfo {
+    /// Never reused.
+    pub id: HostId,
+    /// Can change.
+    pub name: String,
+    /// As bootstrap used it.
+    pub ssh_address: String,
+    /// Given by the operator.
+    pub labels: BTreeMap<String, String>,
+    /// How it is connected.
+    pub link: Link,
+    /// Empty until the first session.
+    pub agent_version: String,
+    /// `debian`, `ubuntu`…; empty until the first session.
+    pub os_id: String,
+    /// `12`, `24.04`…
+    pub os_version: String,
+    /// As `uname -m` has it.
+    pub arch: String,
+    /// What it calls itself.
+    pub hostname: String,
+    /// Milliseconds since the Unix epoch; 0 is never.
+    pub last_seen_ms: i64,
+    /// Where its session comes from.
+    pub peer: String,
+    /// More for people.
+    pub detail: String,
+}
+
+impl TryFrom<v1::Host> for HostInfo {
+    type Error = ClientError;
+
+    fn try_from(host: v1::Host) -> Result<Self, ClientError> {
+        let link = match host.link() {
+            v1::LinkState::Up => Link::Up,
+            v1::LinkState::Down => Link::Down,
+            v1::LinkState::Quarantined => Link::Quarantined,
+            v1::LinkState::Pending => Link::Pending,
+            v1::LinkState::Unspecified => {
+                return Err(ClientError::Answer("a host without link state".into()));
+            }
+        };
+        Ok(Self {
+            id: host.id.parse().map_err(WireError::Id)?,
+            name: host.name,
+            ssh_address: host.ssh_address,
+            labels: host.labels.into_iter().collect(),
+            link,
+            agent_version: host.agent_version,
+            os_id: host.os_id,
+            os_version: host.os_version,
+            arch: host.arch,
+            hostname: host.hostname,
+            last_seen_ms: host.last_seen_unix_ms,
+            peer: host.peer,
+            detail: host.detail,
+        })
+    }
+}
+
+/// One run.
+#[derive(Clone, Debug)]
+pub struct RunInfo {
+    /// Never reused.
+    pub id: RunId,
+    /// On which host.
+    pub host_id: HostId,
+    /// Its name when the run was asked for.
+    pub host_name: String,
+    /// Where it is.
+    pub state: RunState,
+    /// A profile's name or path, or the command.
+    pub origin: String,
+    /// Nothing is changed.
+    pub check: bool,
+    /// Milliseconds since the Unix epoch.
+    pub created_ms: i64,
+    /// Milliseconds since the Unix epoch; 0 is not yet.
+    pub finished_ms: i64,
+    /// Of the plan's bytes.
+    pub plan: Option<PlanHash>,
+    /// For people.
+    pub message: String,
+}
+
+impl TryFrom<v1::Run> for RunInfo {
+    type Error = ClientError;
+
+    fn try_from(run: v1::Run) -> Result<Self, ClientError> {
+        Ok(Self {
+            state: run.state().try_into()?,
+            id: run.id.parse().map_err(WireError::Id)?,
+            host_id: run.host_id.parse().map_err(WireError::Id)?,
+            host_name: run.host_name,
+            origin: run.origin,
+            check: run.check,
+            created_ms: run.created_unix_ms,
+            finished_ms: run.finished_unix_ms,
+            plan: PlanHash::try_from(run.plan_sha256.as_ref()).ok(),
+            message: run.message,
+        })
+    }
+}
+
+/// One thing that happened in a run.
+#[derive(Clone, Debug)]
+pub struct Update {
+    /// What to give to [`super::Client::follow`] to go on after this one.
+    pub cursor: u64,
+    /// What happened.
+    pub kind: UpdateKind,
+}
+
+/// What happened in a run.
+#[derive(Clone, Debug)]
+pub enum UpdateKind {
+    /// The run as it is now.
+    Run(RunInfo),
+    /// An event.
+    Event(RunEvent),
+    /// Output.
+    Log(LogFrame),
+}
+
+impl TryFrom<v1::RunUpdate> for Update {
+    type Error = ClientError;
+
+    fn try_from(update: v1::RunUpdate) -> Result<Self, ClientError> {
+        use v1::run_update::Kind;
+        let kind = match update.kind {
+            Some(Kind::Run(run)) => UpdateKind::Run(run.try_into()?),
+            Some(Kind::Event(event)) => UpdateKind::Event(event.try_into()?),
+            Some(Kind::Log(frame)) => UpdateKind::Log(frame.try_into()?),
+            None => return Err(ClientError::Answer("an empty update".into())),
+        };
+        Ok(Self { cursor: update.cursor, kind })
+    }
+}
