@@ -38,5 +38,6 @@ impl Backoff {
 /// The share of a duration that a random number stands for.
 #[must_use]
 pub(super) fn share(of: Duration, random: u32) -> Duration {
-    of.mul_f64(f64::from(random) / (f64::from(u32::MAX) + 1.0))
+    let nanos = (of.as_nanos() * u128::from(random)) >> 32;
+    Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
 }

@@ -568,7 +568,10 @@ impl Session {
         }
     }
 
-    fn plan(&mut self, delay: Delay, first: First, now: Moment) {
+    fn plan(&mut self, delay: Delay, mut first: First, now: Moment) {
+        if self.settings.validity_s.1.saturating_mul(1000) <= now.unix_ms {
+            first = self.renewal_allowed(now);
+        }
         self.failures = self.failures.saturating_add(1);
         let timing = &self.settings.timing;
         let wait = match delay {

@@ -4,8 +4,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use http::Uri;
-use postern_proto::v1;
 use postern_proto::v1::link_client::LinkClient;
+use postern_proto::{REFUSAL_KEY, REFUSAL_REVOKED, v1};
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tonic::{Code, Status};
@@ -24,9 +24,6 @@ const EVENTS: usize = 32;
 const LOGS: usize = 4;
 /// The largest message of the controller, bytes: a plan and its envelope, or a long `Welcome`.
 const MAX_MESSAGE: usize = 4 * 1024 * 1024;
-/// Set by a controller on a refusal that is final.
-const REFUSAL_KEY: &str = "postern-refusal";
-const REFUSAL_REVOKED: &str = "revoked";
 
 /// The ends to put frames in.
 pub(crate) struct Lanes {
