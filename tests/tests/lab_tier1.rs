@@ -1,8 +1,6 @@
-//! The lab itself: its four images, reboots, isolation, special hosts, and that nothing is left behind.
+//! The lab itself: its four images, reboots, isolation, first boot as shipped, and special hosts.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail as tests do")]
 
-use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
@@ -352,181 +350,23 @@ fn users_log_in_as_the_host_was_asked_for() {
     assert_eq!(copied, "state\n");
 }
 
-/// Everything on the machine that bears the mark of a run, by kind.
-fn traces(run: u8) -> BTreeMap<&'static str, Vec<String>> {
-    let output = |argv: &[&str]| {
-        let mut command = Command::new(argv[0]);
-        command.args(&argv[1..]);
-        run_text(command)
-    };
-    let (prefix, chain) = (format!("postern-lab-{run}-"), format!("PLAB-{run}-"));
-    let (bridge, veth, folder) = (format!("plb{run}:"), format!("plv{run}h"), format!("/runs/{run}/"));
-    let pick = |text: String, marks: &[&String]| -> Vec<String> {
-        text.lines().filter(|l| marks.iter().any(|m| l.contains(m.as_str()))).map(str::to_owned).collect()
-    };
-    let processes = || {
-        let all = std::fs::read_dir("/proc").unwrap().flatten();
-        let lines = all.filter_map(|e| std::fs::read(e.path().join("cmdline")).ok());
-        let lines = lines.map(|c| String::from_utf8_lossy(&c).replace('\0', " "));
-        let ours = [prefix.clone(), format!("lab supervise {run} "), format!("lab guardian {run} ")];
-        lines.filter(|l| ours.iter().any(|o| l.contains(o))).collect()
-    };
-    BTreeMap::from([
-        ("network namespaces", pick(output(&["ip", "netns", "list"]), &[&prefix])),
-        ("links", pick(output(&["ip", "-o", "link"]), &[&bridge, &veth])),
-        ("mounts", pick(std::fs::read_to_string("/proc/self/mountinfo").unwrap(), &[&folder])),
-        ("control groups", pick(output(&["find", "/sys/fs/cgroup", "-type", "d"]), &[&prefix])),
-        ("IPv4 rules", pick(output(&["iptables-save"]), &[&chain])),
-        ("IPv6 rules", pick(output(&["ip6tables-save"]), &[&chain])),
-        ("folders", folder_of(run).into_iter().collect()),
-        ("nspawn's own", pick(output(&["find", "/run/systemd/nspawn"]), &[&prefix])),
-        ("processes", processes()),
-    ])
-}
-
-fn folder_of(run: u8) -> Option<String> {
-    let state = std::env::var("POSTERN_LAB_STATE").unwrap_or_else(|_| "/var/lib/postern-lab".to_owned());
-    let dir = format!("{state}/runs/{run}");
-    std::path::Path::new(&dir).exists().then_some(dir)
-}
-
-fn run_text(command: Command) -> String {
-    run(command).1
-}
-
-/// Not a test: the process that `a_killed_process_leaves_nothing_behind` kills.
 #[test]
-#[ignore = "run by another test, which kills it"]
-fn victim() {
-    let Ok(stage) = std::env::var("LAB_VICTIM") else { return };
-    let lab = lab::require().unwrap();
-    let mut out = std::io::stdout();
-    writeln!(out, "\nOPEN {}", lab.run()).unwrap();
-    let first = lab.make(HostSpec::new("one", Image::BOOKWORM)).unwrap();
-    first.wait_ssh(BOOT).unwrap();
-    let mut small = HostSpec::new("two", Image::TRIXIE);
-    small.disk_limit = Some(32 << 20);
-    let _second = lab.make(small).unwrap();
-    lab.allow_port(17_300).unwrap();
-    writeln!(out, "\nMADE {}", lab.run()).unwrap();
-    assert_ne!(stage, "", "the other test says when it kills");
-    // Waits to be killed; the end of standard input is the other test's own death.
-    std::io::stdin().read_line(&mut String::new()).unwrap();
-}
-
-/// Starts the victim, waits for the line, and for so long more, kills it, and returns its run.
-fn kill_victim(line: &str, after: Duration, look: impl FnOnce(u8)) -> u8 {
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "victim", "--ignored", "--nocapture", "--test-threads=1"])
-        .env("LAB_VICTIM", line)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let run = lines.map_while(Result::ok).find_map(|l| l.strip_prefix(line)?.trim().parse::<u8>().ok());
-    let run = run.unwrap_or_else(|| panic!("the victim ended before it said {line}"));
-    look(run);
-    std::thread::park_timeout(after);
-    child.kill().unwrap();
-    child.wait().unwrap();
-    run
-}
-
-fn nothing_left(run: u8) {
-    let left = || traces(run).into_iter().filter(|(_, found)| !found.is_empty()).collect::<Vec<_>>();
-    let end = Instant::now() + Duration::from_secs(30);
-    while !left().is_empty() {
-        assert!(Instant::now() < end, "run {run} left behind: {:#?}", left());
-        std::thread::park_timeout(Duration::from_millis(100));
-    }
-}
-
-#[test]
-fn a_killed_process_leaves_nothing_behind() {
+fn several_labs_at_once_do_not_meet() {
     let _turn = turn();
     if lab::require().is_none() {
         return;
     }
-    let run = kill_victim("MADE", Duration::ZERO, |run| {
-        for (kind, found) in traces(run) {
-            // nspawn of some versions keeps nothing of its own.
-            assert!(!found.is_empty() || kind == "nspawn's own", "this test does not see {kind}");
+    let work = |number: usize| {
+        let lab = lab::require().unwrap();
+        let image = if number.is_multiple_of(2) { Image::BOOKWORM } else { Image::TRIXIE };
+        let host = up(&lab, HostSpec::new("same-name", image));
+        over_ssh(&host, "root", &format!("echo {number} >/root/number; cat /root/number"))
+    };
+    std::thread::scope(|scope| {
+        let all: Vec<_> = (0..4).map(|n| scope.spawn(move || (n, work(n)))).collect();
+        for thread in all {
+            let (number, seen) = thread.join().unwrap();
+            assert_eq!(seen, number.to_string());
         }
     });
-    nothing_left(run);
-}
-
-#[test]
-fn a_process_killed_while_it_makes_a_host_leaves_nothing_behind() {
-    let _turn = turn();
-    if lab::require().is_none() {
-        return;
-    }
-    for after in [0, 20, 60, 150, 300, 450, 600, 900] {
-        let run = kill_victim("OPEN", Duration::from_millis(after), |_| {});
-        nothing_left(run);
-    }
-}
-
-#[test]
-fn a_lab_that_is_dropped_leaves_nothing_behind() {
-    let _turn = turn();
-    let Some(lab) = lab::require() else { return };
-    let run = lab.run();
-    let host = up(&lab, HostSpec::new("gone", Image::BOOKWORM));
-    assert!(lab.make(HostSpec::new("gone", Image::BOOKWORM)).is_err(), "a name is taken once");
-    assert!(lab.make(HostSpec::new("../up", Image::BOOKWORM)).is_err());
-    assert_eq!(over_ssh(&host, "root", "echo still here"), "still here");
-    drop(lab);
-    assert!(traces(run).values().any(|v| !v.is_empty()), "a lab lives as long as its last host");
-    drop(host);
-    // No wait: once drop has returned, it is done.
-    let left: Vec<_> = traces(run).into_iter().filter(|(_, found)| !found.is_empty()).collect();
-    assert!(left.is_empty(), "{left:#?}");
-}
-
-#[test]
-fn the_command_makes_hosts_that_stay() {
-    let _turn = turn();
-    if lab::require().is_none() {
-        return;
-    }
-    let name = format!("cli-{}", std::process::id());
-    let lab = |args: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_lab"));
-        command.args(args);
-        run(command)
-    };
-    let key = tempfile::tempdir().unwrap();
-    let file = key.path().join("id");
-    let mut keygen = Command::new("ssh-keygen");
-    keygen.args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&file);
-    assert!(run(keygen).0);
-    let (fine, text) = lab(&["make", &name, "--image", "trixie", "--key", &file.display().to_string()]);
-    assert!(!fine && text.contains("is a private key"), "{text}");
-
-    let public = file.with_extension("pub").display().to_string();
-    let (fine, text) = lab(&["make", &name, "--image", "trixie", "--key", &public]);
-    assert!(fine, "{text}");
-    let host = Lab::find(&name).unwrap();
-    let number = Lab::list().unwrap().into_iter().find(|h| h.name == name).unwrap().run;
-    let theirs = format!("IdentityFile={}", file.display());
-    let mut command = host.ssh_with("root", &[&theirs]);
-    command.arg("hostname");
-    assert_eq!(run(command), (true, name.clone()));
-    drop(host);
-    // Neither dropping it here nor another lab's sweep ends it.
-    drop(lab::require());
-    assert_eq!(lab(&["enter", &name, "--", "echo", "inside"]), (true, "inside".to_owned()));
-    assert!(!lab(&["enter", &name, "--", "false"]).0);
-    assert!(lab(&["reboot", &name]).0);
-    assert!(lab(&["list"]).1.lines().any(|l| l.starts_with(&name) && l.contains("running")));
-    let (fine, text) = lab(&["make", &name]);
-    assert!(!fine && text.contains("already"), "{text}");
-    assert_eq!(lab(&["destroy", &name]), (true, String::new()));
-    nothing_left(number);
-    let (fine, text) = lab(&["destroy", &name]);
-    assert!(!fine && text.contains("there is no host"), "{text}");
 }

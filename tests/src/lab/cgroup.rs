@@ -52,7 +52,15 @@ impl Hierarchies {
     pub(super) fn enter(&self, group: &str) -> Result<()> {
         for root in self.roots() {
             let dir = root.join(PARENT).join(group);
-            fs::create_dir_all(&dir).map_err(LabError::io("make the control group", &dir))?;
+            // The lab that just lost its last host may remove the parent between our two steps.
+            let mut made = fs::create_dir_all(&dir);
+            for _ in 0..10 {
+                match made {
+                    Err(ref e) if e.kind() == std::io::ErrorKind::NotFound => made = fs::create_dir_all(&dir),
+                    _ => break,
+                }
+            }
+            made.map_err(LabError::io("make the control group", &dir))?;
             let procs = dir.join("cgroup.procs");
             fs::write(&procs, "0").map_err(LabError::io("enter the control group", &procs))?;
         }

@@ -26,14 +26,14 @@ pub struct ImageInfo {
 }
 
 pub(super) fn info(places: &Places, image: Image) -> Result<ImageInfo> {
-    let dir = places.cache.join(recipe(image)?.key());
-    let built = dir.is_dir();
+    let dir = places.cache.join(recipe(image).key());
+    let built = dir.try_exists().map_err(LabError::io("look at", &dir))?;
     Ok(ImageInfo { image, dir, built })
 }
 
 /// The root folder of an image, which is built first when it is not in the cache.
 pub(super) fn ensure(places: &Places, image: Image) -> Result<PathBuf> {
-    let recipe = recipe(image)?;
+    let recipe = recipe(image);
     let key = recipe.key();
     let done = places.cache.join(&key);
     if !done.is_dir() {
@@ -48,8 +48,8 @@ pub(super) fn ensure(places: &Places, image: Image) -> Result<PathBuf> {
     Ok(done.join("root"))
 }
 
-fn recipe(image: Image) -> Result<Recipe> {
-    Ok(Recipe::of(image, mirror::apt_settings()?, mirror::sources(image.release)))
+fn recipe(image: Image) -> Recipe {
+    Recipe::of(image, mirror::apt_settings(), mirror::sources(image.release))
 }
 
 fn build(cache: &Path, image: Image, recipe: &Recipe, key: &str, done: &Path) -> Result<()> {
@@ -74,9 +74,12 @@ fn fill(temp: &Path, image: Image, recipe: &Recipe) -> Result<()> {
     let root = temp.join("root");
     let include = format!("--include={}", recipe.packages.join(","));
     let (root_text, release) = (root.to_string_lossy().into_owned(), image.release.to_string());
-    // The build must not outlive us: its half image would be written on after another builder took over.
-    let mut argv: Vec<&str> =
-        vec!["setpriv", "--pdeathsig", "TERM", "mmdebstrap", "--mode=root", "--variant=minbase"];
+    // The build must not outlive us: its half image would be written on after another builder took over. When we die,
+    // so does the first process of the build's own namespace, and with it all the others and all their mounts;
+    // mmdebstrap's workers go on when only mmdebstrap is told to end.
+    let mut argv: Vec<&str> = vec!["setpriv", "--pdeathsig", "KILL"];
+    argv.extend(["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]);
+    argv.extend(["mmdebstrap", "--mode=root", "--variant=minbase"]);
     argv.extend(["--format=directory", &include]);
     let options: Vec<String> = recipe.apt.iter().map(|line| format!("--aptopt={line}")).collect();
     argv.extend(options.iter().map(String::as_str));

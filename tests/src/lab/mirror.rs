@@ -2,8 +2,8 @@
 //! the default mirror is out of reach.
 use std::fs;
 use std::path::Path;
+use std::sync::OnceLock;
 
-use super::error::Result;
 use super::spec::Release;
 use super::sys::Cmd;
 
@@ -16,15 +16,20 @@ const SETTINGS: &[&str] = &[
     "Acquire::Retries",
 ];
 
-/// The machine's settings, each as a line of an apt configuration file.
-pub(super) fn apt_settings() -> Result<Vec<String>> {
+/// The machine's settings, each as a line of an apt configuration file. Asked for once in a process.
+pub(super) fn apt_settings() -> Vec<String> {
+    static SETTINGS_HERE: OnceLock<Vec<String>> = OnceLock::new();
+    SETTINGS_HERE.get_or_init(ask_apt).clone()
+}
+
+fn ask_apt() -> Vec<String> {
     let dump = match Cmd::new(["apt-config", "dump"]).output() {
         Ok(output) => output.text(),
         // Not a Debian machine: it has no settings to hand on.
-        Err(_) => return Ok(Vec::new()),
+        Err(_) => return Vec::new(),
     };
     let ours = |line: &&str| line.split_once(' ').is_some_and(|(name, _)| SETTINGS.contains(&name));
-    Ok(dump.lines().filter(ours).filter(|l| !l.ends_with("\"\";")).map(str::to_owned).collect())
+    dump.lines().filter(ours).filter(|l| !l.ends_with("\"\";")).map(str::to_owned).collect()
 }
 
 /// Source lines for a release; empty when the machine names no Debian mirror, which means the default one.

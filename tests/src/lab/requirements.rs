@@ -35,6 +35,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("ssh-keygen", "openssh-client"),
     ("nsenter", "util-linux"),
     ("setpriv", "util-linux"),
+    ("unshare", "util-linux"),
     ("mount", "mount"),
     ("umount", "mount"),
     ("kill", "procps"),
