@@ -90,8 +90,13 @@ impl Rig {
     pub fn with(lab: Lab, postern: PathBuf, agent: PathBuf) -> Result<Self> {
         let port = 17300 + u16::from(lab.run());
         lab.allow_port(port).context("open the controller's port to the lab")?;
-        let state =
-            tempfile::Builder::new().prefix("postern-rig-").tempdir().context("make a state directory")?;
+        // postern refuses a state directory that others can enter.
+        let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        let state = tempfile::Builder::new()
+            .prefix("postern-rig-")
+            .permissions(private)
+            .tempdir()
+            .context("make a state directory")?;
         Ok(Self { lab, state, postern, agent, port, daemon: None })
     }
 
@@ -123,7 +128,8 @@ impl Rig {
             .context("start postern serve")?;
         self.daemon = Some(child);
         let end = Instant::now() + DAEMON_DEADLINE;
-        while self.run(&["--no-start", "hosts"])?.code != Some(0) {
+        // Not by a command: one that finds no daemon would start its own.
+        while std::os::unix::net::UnixStream::connect(self.state.path().join("postern.sock")).is_err() {
             if Instant::now() > end {
                 let log = std::fs::read_to_string(self.state.path().join("serve.log")).unwrap_or_default();
                 bail!("postern serve does not answer:\n{log}");
