@@ -1,5 +1,8 @@
 //! The link over real sockets on loopback, against a controller double with a CA of its own.
 
+// Helpers of tests stand outside of #[test] functions, where clippy does not know them for tests.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 #[path = "support/link.rs"]
 mod support;
 
@@ -188,7 +191,7 @@ fn probe_of(ca: &TestCa, at: &str) -> EnrolOptions {
 }
 
 #[tokio::test]
-async fn what_is_not_this_controller_is_told_apart_and_gets_no_token() {
+async fn trap_32_what_is_not_this_controller_is_told_apart_and_gets_no_token() {
     let good = TestController::start().await;
     let (code, report) = probe(&probe_of(&good.ca, &good.at.to_string())).await;
     assert_eq!((code, report.reached.as_deref()), (exit::OK, Some(good.at.to_string().as_str())));

@@ -1,6 +1,9 @@
 //! The session's state machine under a simulated clock: tables for each rule, and a random peer for those that
 //! always hold.
 
+// Helpers of tests stand outside of #[test] functions, where clippy does not know them for tests.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::collections::HashSet;
 use std::time::Duration;
 
@@ -201,7 +204,7 @@ fn a_session_that_lived_resets_the_count_and_one_that_did_not_does_not() {
 }
 
 #[test]
-fn goodbyes() {
+fn trap_39_every_goodbye_has_its_delay() {
     let (none, ten, day) = (Duration::ZERO, Duration::from_secs(10), Duration::from_secs(86_400));
     for (reason, retry_after, least, most, level) in [
         (GoodbyeReason::Shutdown, none, 0, 1, "Info"),
@@ -247,8 +250,9 @@ fn revoked_stops_dialling_and_says_so() {
 }
 
 #[test]
-fn a_lower_epoch_and_another_cluster_are_refused() {
-    let wrong: [(fn(&mut Welcome), &str); 3] = [
+fn trap_34_a_lower_epoch_and_another_cluster_are_refused() {
+    type Change = fn(&mut Welcome);
+    let wrong: [(Change, &str); 3] = [
         (|it| it.epoch = 4, "owner epoch 4"),
         (|it| it.cluster = ClusterId::generate(), "belongs to"),
         (|it| it.wire = 99, "wire version 99"),

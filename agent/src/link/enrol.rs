@@ -146,7 +146,7 @@ pub async fn probe(options: &EnrolOptions) -> (i32, EnrolReport) {
         let tls = client_config(&options.config.server_ca_pem, None, time)?;
         Ok::<_, EnrolError>(dialer.dial(tls).await?)
     };
-    match result.await {
+    match Box::pin(result).await {
         Ok(connection) => (exit::OK, reached(&connection, None)),
         Err(error) => failed(&error, None),
     }
@@ -155,7 +155,7 @@ pub async fn probe(options: &EnrolOptions) -> (i32, EnrolReport) {
 /// Enrols this host with a token. An identity that is there stays as it is unless all of it succeeds.
 pub async fn enrol(options: &EnrolOptions, token: &str) -> (i32, EnrolReport) {
     let mut seen = None;
-    match try_enrol(options, token, &mut seen).await {
+    match Box::pin(try_enrol(options, token, &mut seen)).await {
         Ok(host) => {
             let report = seen.unwrap_or_else(|| report(""));
             (exit::OK, EnrolReport { host_id: Some(host), ..report })

@@ -55,6 +55,8 @@ pub struct Timing {
     pub stable: Duration,
     /// From the connection to `Welcome`.
     pub greeting: Duration,
+    /// At least this long between a failed renewal and the next.
+    pub renewal_retry: Duration,
 }
 
 impl Default for Timing {
@@ -64,6 +66,7 @@ impl Default for Timing {
             slow: Duration::from_secs(60),
             stable: Duration::from_secs(30),
             greeting: Duration::from_secs(30),
+            renewal_retry: Duration::from_secs(5),
         }
     }
 }
@@ -74,8 +77,6 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 const DIAL_DEADLINE: Duration = Duration::from_secs(180);
 /// Not more often than this does a refused session lead to a renewal.
 const RENEWAL_PAUSE: Duration = Duration::from_secs(600);
-/// At least this long between a failed renewal and the next.
-const RENEWAL_RETRY: Duration = Duration::from_secs(5);
 /// So many connections in a row that broke before `Welcome` look like a certificate that is not accepted.
 const UNWELCOME: u32 = 3;
 
@@ -599,9 +600,14 @@ impl Session {
         let wait = wait - share(wait / 10, now.random);
         let soonest = match self.renew_failures {
             0 => Duration::ZERO,
-            failures => self.settings.timing.backoff.delay(failures, now.random).max(RENEWAL_RETRY),
+            failures => self.renewal_delay(failures, now),
         };
         self.renew_at = Some(now.at + wait.max(soonest));
+    }
+
+    fn renewal_delay(&self, failures: u32, now: Moment) -> Duration {
+        let timing = &self.settings.timing;
+        timing.backoff.delay(failures, now.random).max(timing.renewal_retry)
     }
 
     fn renew(&mut self, now: Moment) {
@@ -631,8 +637,7 @@ impl Session {
         self.renewing = false;
         self.renew_failures = self.renew_failures.saturating_add(1);
         self.note(Level::Warn, format!("the certificate could not be renewed: {why}"));
-        let wait = self.settings.timing.backoff.delay(self.renew_failures, now.random).max(RENEWAL_RETRY);
-        self.renew_at = Some(now.at + wait);
+        self.renew_at = Some(now.at + self.renewal_delay(self.renew_failures, now));
         if self.live.is_none() && self.attempt.is_none() && self.retry.is_none() && !self.leaving {
             // The host's clock may be wrong and the certificate good: what there is, is tried.
             self.plan(Delay::Normal(Duration::ZERO), First::Dial, now);

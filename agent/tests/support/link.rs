@@ -418,6 +418,7 @@ pub(crate) fn agent_options(config: AgentConfig, state_dir: &Path) -> AgentOptio
         slow: Duration::from_millis(200),
         stable: Duration::from_secs(30),
         greeting: Duration::from_secs(5),
+        renewal_retry: Duration::from_millis(50),
     };
     options
 }
