@@ -5,9 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-const ABOUT: &str = "Takes a bare VPS to a hardened, provisioned, managed host";
-
-const LONG_ABOUT: &str = "\
+const ABOUT: &str = "\
 Takes a bare VPS to a hardened, provisioned, managed host.
 
 SSH is used once, to put a small agent on the host. From then on the agent dials out to this
@@ -16,17 +14,22 @@ program over mutual TLS, does the work itself, and reports what it does as it ha
 const AFTER_HELP: &str = "\
 Examples:
   postern up root@203.0.113.10 --profile hello    take over a host and apply a profile
-  postern up root@203.0.113.10 --check            the same host: look, change nothing
+  postern apply hello -H 203.0.113.10 --check     look again what would change, without SSH
   postern exec web1 -- uptime                     run a command there, without SSH
   postern profile show hello > mine.yaml          begin a profile of your own
 
 Exit codes: 0 as asked, 1 a host or a task failed, 2 wrong usage or a failure of Postern's own.";
 
+const SERVE_HELP: &str = "\
+Commands start a daemon of their own where none runs, which ends after ten idle minutes. Hosts
+cannot be reached while none runs: their agents finish what they have and dial again until one is
+back. `postern serve` takes over from such a daemon.";
+
 /// The whole command line.
 #[derive(Debug, Parser)]
 #[command(
-    name = "postern", version, about = ABOUT, long_about = LONG_ABOUT, after_help = AFTER_HELP,
-    disable_help_subcommand = true, subcommand_required = true, arg_required_else_help = true,
+    name = "postern", version, about = ABOUT, after_help = AFTER_HELP,
+    disable_help_flag = true, disable_help_subcommand = true, subcommand_required = true, arg_required_else_help = true,
     max_term_width = 100
 )]
 pub(crate) struct Cli {
@@ -43,8 +46,8 @@ pub(crate) struct Global {
     /// ~/.local/state/postern otherwise]
     #[arg(long, global = true, value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,
-    /// How results are written to stdout
-    #[arg(long, global = true, value_enum, default_value_t = Format::Text, value_name = "FORMAT")]
+    /// Text for people, or one JSON document a line, each with a versioned `schema`
+    #[arg(long, global = true, value_enum, default_value_t = Format::Text)]
     pub(crate) output: Format,
     /// Say results and errors only
     #[arg(short, long, global = true, conflicts_with = "verbose")]
@@ -52,13 +55,14 @@ pub(crate) struct Global {
     /// Say every step; twice: log what happens inside
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
+    /// Print this help
+    #[arg(short, long, global = true, action = clap::ArgAction::HelpShort)]
+    help: Option<bool>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
-    /// For people
     Text,
-    /// One JSON document a line, each with a versioned `schema`
     Json,
 }
 
@@ -84,9 +88,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Profile(Profile),
     /// Run the daemon in the foreground, on a machine that stays on
-    ///
-    /// Commands start a daemon of their own where none runs, which ends after ten idle minutes; agents dial
-    /// again until one is back.
+    #[command(after_help = SERVE_HELP)]
     Serve(Serve),
     /// Print completions for a shell
     Completions { shell: clap_complete::Shell },
@@ -119,8 +121,6 @@ pub(crate) struct Up {
     /// Label the host; repeatable
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = pair)]
     pub(crate) labels: Vec<(String, String)>,
-    #[command(flatten)]
-    pub(crate) ssh: Ssh,
     /// An address at which the host can reach this machine; repeatable, in order [default: this machine's
     /// end of the SSH connection]
     #[arg(long = "controller", value_name = "ADDR[:PORT]")]
@@ -137,6 +137,8 @@ pub(crate) struct Up {
     /// The agent to install, for a build that has none inside [env: POSTERN_AGENT_BINARY]
     #[arg(long, value_name = "FILE")]
     pub(crate) agent_binary: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) ssh: Ssh,
 }
 
 /// How SSH logs in.
