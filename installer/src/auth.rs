@@ -44,19 +44,21 @@ pub(crate) struct Credentials<'a> {
 
 /// One key that may be offered.
 enum Candidate {
-    Agent(AgentIdentity),
+    Agent(Box<AgentIdentity>),
     File { path: PathBuf, key: PublicKey, certificate: Option<Box<Certificate>> },
 }
 
 impl Candidate {
     fn describe(&self) -> String {
         match self {
-            Self::Agent(AgentIdentity::PublicKey { key, .. }) => {
-                format!("agent key {} {}", key.algorithm().as_str(), fingerprint(key))
-            }
-            Self::Agent(AgentIdentity::Certificate { certificate, .. }) => {
-                format!("agent certificate {:?}", certificate.key_id())
-            }
+            Self::Agent(identity) => match identity.as_ref() {
+                AgentIdentity::PublicKey { key, .. } => {
+                    format!("agent key {} {}", key.algorithm().as_str(), fingerprint(key))
+                }
+                AgentIdentity::Certificate { certificate, .. } => {
+                    format!("agent certificate {:?}", certificate.key_id())
+                }
+            },
             Self::File { path, certificate: None, .. } => format!("key file {}", path.display()),
             Self::File { path, .. } => format!("certificate of key file {}", path.display()),
         }
@@ -264,7 +266,7 @@ impl Attempt {
             while let Some(identity) = agent.get(index) {
                 if identity.public_key().key_data() == key.key_data() {
                     held = true;
-                    first.push(Candidate::Agent(agent.remove(index)));
+                    first.push(Candidate::Agent(Box::new(agent.remove(index))));
                 } else {
                     index += 1;
                 }
@@ -282,7 +284,7 @@ impl Attempt {
             }
         }
         if !hop.login.identities_only {
-            first.extend(agent.into_iter().map(Candidate::Agent));
+            first.extend(agent.into_iter().map(|identity| Candidate::Agent(Box::new(identity))));
         }
         first.append(&mut last);
         Ok(first)
@@ -306,7 +308,7 @@ impl Attempt {
             Candidate::Agent(identity) => {
                 let Some(agent) = agent else { return Ok(false) };
                 // The agent may ask its user for a touch or a confirmation: no deadline but the server's.
-                let result = match identity {
+                let result = match *identity {
                     AgentIdentity::PublicKey { key, .. } => {
                         handle.authenticate_publickey_with(user, key, hash, agent).await
                     }

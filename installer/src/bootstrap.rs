@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use postern_proto::host::AgentConfig;
+use postern_proto::host::{AgentConfig, exit};
 use russh_sftp::client::SftpSession;
 
 use crate::api::{
@@ -369,7 +369,8 @@ impl Job<'_> {
             install.upload = Some((&there, &sha256));
             (said, complaint) = self.run_install(&install, root).await?;
         }
-        let unreachable = said.enrol_code == Some(postern_proto::host::exit::UNREACHABLE);
+        // A private address of ours may be somebody else's where the host is: the same as out of reach.
+        let unreachable = matches!(said.enrol_code, Some(exit::UNREACHABLE | exit::NOT_THE_CONTROLLER));
         let Some(listener) = listener.filter(|_| !said.ended && unreachable) else {
             return self.judge(&said, &complaint).map(|()| None);
         };

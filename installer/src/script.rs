@@ -45,6 +45,7 @@ fn fill(text: &str) -> String {
         .replace("@RUN_DROP_IN@", RUN_DROP_IN)
         .replace("@UPLOAD@", UPLOAD_AS_ROOT)
         .replace("@UNREACHABLE@", &exit::UNREACHABLE.to_string())
+        .replace("@NOT_THE_CONTROLLER@", &exit::NOT_THE_CONTROLLER.to_string())
 }
 
 const PROLOGUE: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\nLC_ALL=C\n\

@@ -200,19 +200,11 @@ impl HostSettings {
             "proxycommand" if self.proxy_jump.is_none() => text(&mut self.proxy_command),
             "stricthostkeychecking" => text(&mut self.strict),
             "hostkeyalias" => text(&mut self.host_key_alias),
-            "port" => {
-                if self.port.is_none() {
-                    self.port = first.parse().ok().filter(|port| *port != 0);
-                }
-            }
+            "port" => self.port = self.port.or_else(|| first.parse().ok().filter(|port| *port != 0)),
             "identitiesonly" => {
                 self.identities_only.get_or_insert(first.eq_ignore_ascii_case("yes") || first == "true");
             }
-            "identityfile" => {
-                if !self.identity_files.contains(first) {
-                    self.identity_files.push(first.clone());
-                }
-            }
+            "identityfile" if !self.identity_files.contains(first) => self.identity_files.push(first.clone()),
             "userknownhostsfile" => {
                 self.known_hosts.get_or_insert_with(|| arguments.to_vec());
             }

@@ -17,10 +17,13 @@ part() {
 clean() {
     rm -f "$new" "$new_config" @UNIT_FILE@.new
     # Kept for the second attempt when only the way to the controller was missing.
-    if [ -z "$keep" ] || [ "$code" != @UNREACHABLE@ ]; then
+    case $keep$code in
+    yes@UNREACHABLE@ | yes@NOT_THE_CONTROLLER@) ;;
+    *)
         rm -f @UPLOAD@
         [ -z "$upload" ] || rm -f "$upload"
-    fi
+        ;;
+    esac
     # What a failed first attempt would leave: directories that hold nothing.
     rmdir @CONFIG_DIR@ @STATE_DIR@ 2>/dev/null
     return 0
