@@ -17,6 +17,11 @@ pub const UNIT: &str = "postern-agent.service";
 /// The unit.
 pub const UNIT_FILE: &str = "/etc/systemd/system/postern-agent.service";
 
+/// A configuration with a temporary route, on tmpfs: a reboot forgets it. 0700.
+pub const RUN_DIR: &str = "/run/postern-agent";
+/// What makes the unit use the configuration in [`RUN_DIR`], in a directory of its own.
+pub const RUN_DROP_IN_DIR: &str = "/run/systemd/system/postern-agent.service.d";
+
 /// The version of [`AgentConfig`]'s JSON.
 pub const CONFIG_VERSION: u32 = 1;
 
