@@ -137,6 +137,9 @@ pub enum EngineError {
     /// The journal can no longer be written: no work is taken.
     #[error("the journal can no longer be written, so no work is taken: {0}")]
     Journal(String),
+    /// A run broke off inside this program; a new start takes it up from the journal.
+    #[error("a run broke off inside the agent: {0}")]
+    Broken(String),
 }
 
 /// A plan to be taken.

@@ -159,7 +159,7 @@ impl AgentError {
             Self::Setup(error) => error.exit_code(),
             Self::Open(error) => open_exit_code(error),
             Self::Engine(EngineError::Journal(_)) => exit::DISK,
-            Self::EngineSilent => exit::FAILED,
+            Self::Engine(EngineError::Broken(_)) | Self::EngineSilent => exit::FAILED,
         }
     }
 }

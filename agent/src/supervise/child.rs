@@ -15,17 +15,12 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use super::job::{Exit, Job};
 use super::recorder::Recorder;
 use super::spool::Writer;
+use crate::sys::now_ns;
 
 /// A process that survives KILL for this long (it hangs in the kernel) is given up.
 const GIVE_UP: Duration = Duration::from_secs(30);
 /// The longest wait in one poll, so that no clock is trusted for longer.
 const LONGEST_POLL: Duration = Duration::from_secs(60);
-
-/// Nanoseconds since the Unix epoch.
-pub(super) fn now_ns() -> i64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |since| i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
-}
 
 /// Tells the agent that there is something new. It may be gone, or have enough of these unread.
 pub(super) fn wake() {

@@ -1,0 +1,172 @@
+//! What one session sends: picks the next thing, reads spools, and sends no byte that is not on the disk.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use postern_proto::event::{LogBody, LogFrame};
+use postern_proto::ids::RunId;
+use tokio::sync::Notify;
+
+use super::Outgoing;
+use super::book::slot;
+use super::session::{Next, Read, cost};
+use super::shared::Shared;
+use crate::supervise::spool::{Frame, Reader};
+
+/// So much is read from a spool at once, bytes: it is what an fdatasync is worth.
+const READ_BYTES: usize = 256 * 1024;
+/// Spools that are kept open.
+const OPEN_SPOOLS: usize = 32;
+
+/// What is to be sent in one session.
+pub struct Outbox {
+    shared: Arc<Shared>,
+    waiting: Arc<Notify>,
+    generation: u64,
+    spool_dir: PathBuf,
+    /// Read and not yet handed out; all of one run.
+    ready: VecDeque<LogFrame>,
+    spools: HashMap<(RunId, u64), Cursor>,
+}
+
+/// A place in a spool.
+struct Cursor {
+    reader: Reader,
+    /// Read, but more than the window took.
+    held: Option<Frame>,
+}
+
+impl Outbox {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        waiting: Arc<Notify>,
+        generation: u64,
+        spool_dir: PathBuf,
+    ) -> Self {
+        Self { shared, waiting, generation, spool_dir, ready: VecDeque::new(), spools: HashMap::new() }
+    }
+
+    /// The next thing to send, when there is one and the windows are open; `None` when a newer session has
+    /// taken over or the engine has ended. Safe to drop and call again.
+    pub async fn next(&mut self) -> Option<Outgoing> {
+        loop {
+            let waiting = Arc::clone(&self.waiting);
+            match self.pick()? {
+                Next::Event(event) => return Some(Outgoing::Event(*event)),
+                Next::Frames(read) => self.read(read).await,
+                Next::Nothing => match self.ready.pop_front() {
+                    Some(frame) => return Some(Outgoing::Log(frame)),
+                    // A wake-up between the pick and here is not lost: it is stored.
+                    None => waiting.notified().await,
+                },
+            }
+        }
+    }
+
+    fn pick(&self) -> Option<Next> {
+        let mut inner = self.shared.lock();
+        let inner = &mut *inner;
+        if inner.generation != self.generation {
+            return None;
+        }
+        let session = inner.session.as_mut()?;
+        Some(session.next(&inner.book, self.ready.front().map(|frame| frame.run)))
+    }
+
+    async fn read(&mut self, read: Read) {
+        let key = (read.run, read.seq);
+        let cursor = self.spools.remove(&key);
+        let path = self.spool_dir.join(slot(read.run, read.seq));
+        let job = read.clone();
+        let done = tokio::task::spawn_blocking(move || read_frames(cursor, &path, &job)).await;
+        let (frames, stuck) = match done {
+            Ok(Ok((frames, stuck, cursor))) => {
+                let over = read.until.is_some_and(|until| cursor.reader.position() >= until);
+                if !over || cursor.held.is_some() {
+                    if self.spools.len() >= OPEN_SPOOLS {
+                        self.spools.clear();
+                    }
+                    self.spools.insert(key, cursor);
+                }
+                (frames, stuck)
+            }
+            // A process that was not started yet has no spool yet.
+            Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound && read.until.is_none() => {
+                (vec![], false)
+            }
+            Ok(Err(error)) => {
+                tracing::warn!(%error, run = %read.run, "output of a step cannot be read");
+                (Vec::new(), false)
+            }
+            Err(error) => {
+                tracing::warn!(%error, "reading a spool failed");
+                (Vec::new(), false)
+            }
+        };
+        let mut inner = self.shared.lock();
+        if inner.generation != self.generation {
+            return;
+        }
+        let Some(session) = inner.session.as_mut() else { return };
+        let sizes: Vec<(u64, usize)> = frames.iter().map(|frame| (frame.frame_no, size(frame))).collect();
+        session.read(&read, &sizes, stuck);
+        drop(inner);
+        self.ready.extend(frames.into_iter().map(|frame| LogFrame {
+            run: read.run,
+            step: read.step.clone(),
+            frame_no: frame.frame_no,
+            stream: frame.stream,
+            offset: frame.offset,
+            time_ns: frame.time_ns,
+            body: frame.body,
+        }));
+    }
+}
+
+fn size(frame: &Frame) -> usize {
+    match &frame.body {
+        LogBody::Data(data) => data.len(),
+        LogBody::Truncated { .. } => 0,
+    }
+}
+
+fn read_frames(
+    cursor: Option<Cursor>,
+    path: &std::path::Path,
+    read: &Read,
+) -> io::Result<(Vec<Frame>, bool, Cursor)> {
+    let place = |cursor: &Cursor| cursor.held.as_ref().map_or(cursor.reader.position(), |held| held.frame_no);
+    let mut cursor = match cursor {
+        Some(cursor) if place(&cursor) == read.from => cursor,
+        _ => {
+            let mut reader = Reader::open(path)?;
+            reader.skip_to(read.from)?;
+            Cursor { reader, held: None }
+        }
+    };
+    let (mut frames, mut spent, mut stuck) = (Vec::new(), 0, false);
+    if place(&cursor) != read.from {
+        return Ok((frames, false, cursor));
+    }
+    let budget = read.budget.min(READ_BYTES);
+    while spent < budget || (read.must && frames.is_empty()) {
+        let next = match cursor.held.take() {
+            Some(frame) => Some(frame),
+            None => cursor.reader.next_frame()?,
+        };
+        let Some(frame) = next else { break };
+        spent += cost(size(&frame));
+        if spent > budget && !(read.must && frames.is_empty()) {
+            stuck = frames.is_empty();
+            cursor.held = Some(frame);
+            break;
+        }
+        frames.push(frame);
+    }
+    if !frames.is_empty() {
+        cursor.reader.sync()?;
+    }
+    Ok((frames, stuck, cursor))
+}
