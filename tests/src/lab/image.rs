@@ -85,7 +85,11 @@ fn fill(temp: &Path, image: Image, recipe: &Recipe) -> Result<()> {
     argv.extend(options.iter().map(String::as_str));
     argv.extend([release.as_str(), &root_text]);
     argv.extend(recipe.sources.iter().map(String::as_str));
-    Cmd::new(argv).deadline(BUILD_DEADLINE).run()?;
+    // What mmdebstrap leaves in the temporary folder when it is killed goes with the half image.
+    let scratch = temp.join("tmp");
+    make_dir(&scratch)?;
+    Cmd::new(argv).env("TMPDIR", &scratch).deadline(BUILD_DEADLINE).run()?;
+    remove(&scratch)?;
 
     for entry in
         fs::read_dir(root.join("etc/ssh")).map_err(LabError::io("list", root.join("etc/ssh")))?.flatten()

@@ -87,6 +87,11 @@ impl Cmd {
         self
     }
 
+    pub(super) fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
     /// Drops the caller's environment but for a usable PATH, so that a guest sees none of the machine's.
     pub(super) fn clean_env(mut self, vars: &[(&str, &str)]) -> Self {
         self.command.env_clear().env("PATH", SAFE_PATH).envs(vars.iter().copied());
