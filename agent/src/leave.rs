@@ -21,6 +21,8 @@ pub struct HostPaths {
     pub config_dir: PathBuf,
     /// Its unit.
     pub unit_file: PathBuf,
+    /// What a temporary route left on tmpfs.
+    pub runtime_dirs: Vec<PathBuf>,
     /// Its state.
     pub state_dir: PathBuf,
     /// The service manager's command.
@@ -33,6 +35,7 @@ impl Default for HostPaths {
             binary: host::AGENT_BINARY.into(),
             config_dir: host::CONFIG_DIR.into(),
             unit_file: host::UNIT_FILE.into(),
+            runtime_dirs: vec![host::RUN_DIR.into(), host::RUN_DROP_IN_DIR.into()],
             state_dir: host::STATE_DIR.into(),
             systemctl: "systemctl".into(),
         }
@@ -56,6 +59,9 @@ pub async fn remove(paths: &HostPaths, stop: bool) -> Vec<String> {
     let mut overrides = paths.unit_file.clone().into_os_string();
     overrides.push(".d");
     directory(Path::new(&overrides), &mut left);
+    for dir in &paths.runtime_dirs {
+        directory(dir, &mut left);
+    }
     if has_unit && let Err(why) = systemctl(&paths.systemctl, &["daemon-reload"]).await {
         left.push(why);
     }
@@ -119,10 +125,11 @@ mod tests {
             binary: root.join("bin/postern-agent"),
             config_dir: root.join("etc"),
             unit_file: root.join("systemd/postern-agent.service"),
+            runtime_dirs: vec![root.join("run")],
             state_dir: root.join("state"),
             systemctl: root.join("systemctl"),
         };
-        for dir in ["bin", "etc", "systemd/postern-agent.service.d", "state/identity"] {
+        for dir in ["bin", "etc", "run/drop-in", "systemd/postern-agent.service.d", "state/identity"] {
             std::fs::create_dir_all(root.join(dir)).unwrap();
         }
         for file in [&paths.binary, &paths.unit_file, &paths.config_dir.join("config.json")] {
@@ -140,7 +147,9 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let paths = host(root.path());
         assert_eq!(remove(&paths, false).await, Vec::<String>::new());
-        for path in [&paths.binary, &paths.config_dir, &paths.unit_file, &paths.state_dir] {
+        for path in
+            [&paths.binary, &paths.config_dir, &paths.unit_file, &paths.state_dir, &paths.runtime_dirs[0]]
+        {
             assert!(!path.exists(), "{}", path.display());
         }
         assert_eq!(std::fs::read_dir(root.path().join("systemd")).unwrap().count(), 0);

@@ -472,6 +472,7 @@ async fn told_to_leave_it_sends_what_is_left_removes_itself_and_says_so() {
         options.host.binary = root.join("postern-agent");
         options.host.config_dir = root.join("etc");
         options.host.unit_file = root.join("postern-agent.service");
+        options.host.runtime_dirs = vec![root.join("run")];
         options.host.systemctl = "/bin/true".into();
         std::fs::create_dir(root.join("etc")).unwrap();
         std::fs::write(root.join("postern-agent"), "x").unwrap();

@@ -26,6 +26,8 @@ use super::tls::{TlsSetupError, client_config};
 const ANSWER: Duration = Duration::from_secs(30);
 /// The largest answer, bytes: a chain and the trust anchors.
 const MAX_ANSWER: usize = 256 * 1024;
+/// The engine holds a lock on this file while it uses the state.
+const ENGINE_LOCK: &str = "engine.lock";
 /// What was set aside for a host that this machine is no more.
 const ASIDE: &str = "aside-";
 
@@ -311,11 +313,20 @@ impl Call {
 /// numbers would hide the new controller's. Nothing is deleted.
 fn set_aside(state_dir: &Path, host: HostId) -> Result<(), EnrolError> {
     let fail = |source| EnrolError::Aside { host, dir: state_dir.into(), source };
+    // Not from under an agent that runs. No lock file is no engine that ever ran.
+    let lock = match std::fs::File::open(state_dir.join(ENGINE_LOCK)) {
+        Ok(lock) => Some(lock),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => return Err(fail(error)),
+    };
+    if lock.as_ref().is_some_and(|lock| lock.try_lock().is_err()) {
+        return Err(fail(std::io::Error::other("the agent is running: stop it first")));
+    }
     let mut keep = Vec::new();
     for entry in std::fs::read_dir(state_dir).map_err(fail)? {
         let name = entry.map_err(fail)?.file_name();
         let text = name.to_string_lossy();
-        if text != IDENTITY_DIR && !text.starts_with(ASIDE) {
+        if text != IDENTITY_DIR && text != ENGINE_LOCK && !text.starts_with(ASIDE) {
             keep.push(name);
         }
     }
@@ -365,16 +376,18 @@ mod tests {
         }
         std::fs::write(dir.path().join("journal"), "old").unwrap();
         let host = HostId::generate();
+        let lock = std::fs::File::create(dir.path().join("engine.lock")).unwrap();
+        lock.lock().unwrap();
+        assert!(set_aside(dir.path(), host).is_err(), "the agent is running");
+        assert!(dir.path().join("journal").exists());
+        drop(lock);
         set_aside(dir.path(), host).unwrap();
         let mut left: Vec<_> = std::fs::read_dir(dir.path())
             .unwrap()
             .map(|it| it.unwrap().file_name().into_string().unwrap())
             .collect();
         left.sort();
-        assert_eq!(left.len(), 3, "{left:?}");
-        assert!(
-            left[0].starts_with(&format!("aside-{host}")) || left[1].starts_with(&format!("aside-{host}"))
-        );
+        assert_eq!(left.len(), 4, "{left:?}");
         let aside = left.iter().find(|name| name.contains(&host.to_string())).unwrap();
         assert_eq!(std::fs::read(dir.path().join(aside).join("journal")).unwrap(), b"old");
     }
