@@ -1,0 +1,125 @@
+//! State on disk: in use, missing, corrupt and too new are different answers, and none is a first start.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use postern::ca::CaError;
+use postern::daemon::{self, StartError};
+use postern::store::StoreError;
+
+use crate::support::Rig;
+
+/// A state that was used, and what starting on it says after something happened to it.
+async fn after(damage: impl FnOnce(&Path)) -> StartError {
+    let mut rig = Rig::start().await;
+    rig.prepare("one").await;
+    rig.stop().await;
+    damage(rig.state_dir());
+    let before = listing(rig.state_dir());
+    let error = match daemon::start(rig.config.clone()).await {
+        Ok(_) => panic!("it started"),
+        Err(error) => error,
+    };
+    assert_eq!(listing(rig.state_dir()), before, "nothing was made or removed");
+    error
+}
+
+fn listing(dir: &Path) -> Vec<String> {
+    let mut names: Vec<_> = fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| !name.ends_with("-wal") && !name.ends_with("-shm"))
+        .collect();
+    names.sort();
+    names
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_daemon_for_one_state() {
+    let mut rig = Rig::start().await;
+    let Err(StartError::InUse { holder, .. }) = daemon::start(rig.config.clone()).await else { panic!() };
+    assert!(holder.contains(&format!("process {}", std::process::id())), "{holder}");
+    rig.operator().await;
+    rig.restart().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn missing_corrupt_and_too_new() {
+    let database = |dir: &Path| dir.join("postern.db");
+    let error = after(|dir| fs::remove_file(database(dir)).unwrap()).await;
+    assert!(matches!(error, StartError::Store(StoreError::Missing(_))), "{error}");
+    let error = after(|dir| fs::write(database(dir), "").unwrap()).await;
+    assert!(matches!(error, StartError::Store(StoreError::Corrupt { .. })), "{error}");
+    let error = after(|dir| fs::write(database(dir), "rubbish ".repeat(999)).unwrap()).await;
+    assert!(matches!(error, StartError::Store(StoreError::Corrupt { .. })), "{error}");
+    let error = after(|dir| {
+        let db = rusqlite::Connection::open(database(dir)).unwrap();
+        db.pragma_update(None, "user_version", 99).unwrap();
+    })
+    .await;
+    assert!(matches!(error, StartError::Store(StoreError::TooNew { found: 99, .. })), "{error}");
+
+    let error = after(|dir| fs::remove_dir_all(dir.join("ca")).unwrap()).await;
+    assert!(matches!(error, StartError::Authority(CaError::Missing(_))), "{error}");
+    let error = after(|dir| fs::remove_file(dir.join("ca/agents.key")).unwrap()).await;
+    assert!(matches!(error, StartError::Authority(CaError::Corrupt { .. })), "{error}");
+    let error = after(|dir| fs::write(dir.join("ca/root.crt"), "rubbish").unwrap()).await;
+    assert!(matches!(error, StartError::Authority(CaError::Corrupt { .. })), "{error}");
+    let error = after(|dir| fs::write(dir.join("ca/format"), "2\n").unwrap()).await;
+    assert!(matches!(error, StartError::Authority(CaError::TooNew { .. })), "{error}");
+
+    // Someone else's authority beside this database.
+    let mut other = Rig::start().await;
+    other.stop().await;
+    let error = after(|dir| {
+        fs::remove_dir_all(dir.join("ca")).unwrap();
+        fs::rename(other.state_dir().join("ca"), dir.join("ca")).unwrap();
+    })
+    .await;
+    assert!(matches!(error, StartError::Store(StoreError::Mismatch { .. })), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_start_that_was_cut_off_is_made_anew() {
+    let mut rig = Rig::start().await;
+    rig.stop().await;
+    fs::remove_file(rig.state_dir().join("ca/agents.key")).unwrap();
+    fs::write(rig.state_dir().join("first-start"), "").unwrap();
+    rig.restart().await;
+    rig.agent("one").await;
+    assert!(!rig.state_dir().join("first-start").exists());
+}
+
+/// T48: nobody else can read or enter what is kept.
+#[tokio::test(flavor = "multi_thread")]
+async fn trap_48_state_is_for_its_owner_only() {
+    let rig = Rig::start().await;
+    rig.prepare("one").await;
+    let mut pending = vec![rig.state_dir().to_owned()];
+    while let Some(path) = pending.pop() {
+        let meta = fs::symlink_metadata(&path).unwrap();
+        assert_eq!(meta.permissions().mode() & 0o077, 0, "{}", path.display());
+        if meta.is_dir() {
+            pending.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        }
+    }
+    let mut open = Rig::start().await;
+    open.stop().await;
+    fs::set_permissions(open.state_dir(), fs::Permissions::from_mode(0o755)).unwrap();
+    let error = daemon::start(open.config.clone()).await.err().unwrap();
+    assert!(matches!(error, StartError::Unsafe { .. }), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_in_use_is_said() {
+    let rig = Rig::start().await;
+    let mut other = Rig::start().await;
+    other.stop().await;
+    other.config.listen = rig.daemon().local_addr();
+    let error = daemon::start(other.config.clone()).await.err().unwrap();
+    assert!(matches!(error, StartError::Listen { .. }), "{error}");
+    // The state is free again after that.
+    other.config.listen = ([127, 0, 0, 1], 0).into();
+    other.restart().await;
+}
