@@ -39,7 +39,10 @@ pub async fn remove(options: Options, console: &dyn Console) -> Result<RemoveRep
     let output = output?;
     let lines = || output.stdout.lines().filter_map(|line| line.split_once('='));
     if !lines().any(|line| line == ("end", "remove")) {
-        let complaint = output.complaint();
+        let mut complaint = output.complaint();
+        if let Some((_, part)) = lines().find(|(key, _)| *key == "error") {
+            complaint = format!("{part}: {complaint}");
+        }
         let code = if output.code.is_none() {
             Code::ConnectionCut
         } else {

@@ -22,7 +22,7 @@ cat >/usr/local/sbin/systemctl <<'END'
 echo "$*" >>/run/systemctl.log
 case "$1" in
 is-system-running) echo running ;;
-is-active) [ -e /run/agent-active ] ;;
+is-active) [ -e /run/agent-active ]; exit $? ;;
 show)
     case "$*" in
     *cloud-final*)
