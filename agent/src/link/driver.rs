@@ -195,7 +195,7 @@ impl Driver {
                 if let Some(Slot::Open(open)) = self.slots.get_mut(&conn)
                     && let Some(lanes) = &open.lanes
                 {
-                    let pump = stream::pump(outbox, lanes.events.clone(), lanes.logs.clone());
+                    let pump = stream::pump(outbox, lanes.reports.clone());
                     open.pump = Some(AbortOnDropHandle::new(tokio::spawn(pump)));
                 }
             }

@@ -14,34 +14,31 @@ use super::engine::OutboxPort;
 use super::http2::{Http2, chain};
 use super::session::{ConnId, End, Event};
 use super::wire::{FromController, outgoing, readable};
-use crate::engine::Outgoing;
 
 /// Pongs and refusals that wait to be sent. The controller bounds them: one for each of its own frames.
 const CONTROL: usize = 256;
-/// Events that wait to be sent.
-const EVENTS: usize = 32;
-/// Frames of output that wait to be sent, 32 KiB each: enough to keep a fast link busy, and little to wait for.
-const LOGS: usize = 4;
+/// What the engine has to say and waits to be sent, output 32 KiB a piece: enough to keep a fast link busy, and
+/// little to wait for.
+const REPORTS: usize = 4;
 /// The largest message of the controller, bytes: a plan and its envelope, or a long `Welcome`.
 const MAX_MESSAGE: usize = 4 * 1024 * 1024;
 
 /// The ends to put frames in.
 pub(crate) struct Lanes {
     pub(crate) control: mpsc::Sender<v1::AgentFrame>,
-    pub(crate) events: mpsc::Sender<v1::AgentFrame>,
-    pub(crate) logs: mpsc::Sender<v1::AgentFrame>,
+    pub(crate) reports: mpsc::Sender<v1::AgentFrame>,
 }
 
-/// The other ends, merged: control before events before output.
+/// The other ends, merged: control before what the engine reports. The order of that is the outbox's to choose,
+/// and kept: whoever follows a run sees the output of a step before its end.
 pub(crate) struct Outflow {
-    lanes: [mpsc::Receiver<v1::AgentFrame>; 3],
+    lanes: [mpsc::Receiver<v1::AgentFrame>; 2],
 }
 
 pub(crate) fn lanes() -> (Lanes, Outflow) {
     let (control, control_out) = mpsc::channel(CONTROL);
-    let (events, events_out) = mpsc::channel(EVENTS);
-    let (logs, logs_out) = mpsc::channel(LOGS);
-    (Lanes { control, events, logs }, Outflow { lanes: [control_out, events_out, logs_out] })
+    let (reports, reports_out) = mpsc::channel(REPORTS);
+    (Lanes { control, reports }, Outflow { lanes: [control_out, reports_out] })
 }
 
 impl Stream for Outflow {
@@ -60,21 +57,12 @@ impl Stream for Outflow {
     }
 }
 
-/// Moves what the engine has to say into the lanes. Nothing is taken from the engine before there is room for
-/// output, so that it can still put an event before output that is waiting there.
-pub(crate) async fn pump(
-    mut outbox: Box<dyn OutboxPort>,
-    events: mpsc::Sender<v1::AgentFrame>,
-    logs: mpsc::Sender<v1::AgentFrame>,
-) {
-    while let Ok(room) = logs.reserve().await {
+/// Moves what the engine has to say into its lane. Nothing is taken from the engine before there is room for it,
+/// so that it can still put the event of one run before the output of another.
+pub(crate) async fn pump(mut outbox: Box<dyn OutboxPort>, reports: mpsc::Sender<v1::AgentFrame>) {
+    while let Ok(room) = reports.reserve().await {
         match outbox.next().await {
-            Some(it @ Outgoing::Log(_)) => room.send(outgoing(it)),
-            Some(it @ Outgoing::Event(_)) => {
-                if events.send(outgoing(it)).await.is_err() {
-                    return;
-                }
-            }
+            Some(it) => room.send(outgoing(it)),
             None => return,
         }
     }
@@ -161,19 +149,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn control_goes_before_events_and_events_before_output() {
+    async fn control_goes_before_reports_and_reports_stay_in_order() {
         let (lanes, mut outflow) = lanes();
-        lanes.logs.try_send(pong(3)).unwrap();
-        lanes.logs.try_send(pong(4)).unwrap();
-        lanes.events.try_send(pong(2)).unwrap();
+        lanes.reports.try_send(pong(2)).unwrap();
+        lanes.reports.try_send(pong(3)).unwrap();
         lanes.control.try_send(pong(1)).unwrap();
-        for want in 1..=3 {
+        for want in 1..=2 {
             assert_eq!(nonce(outflow.next().await), Some(want));
         }
         lanes.control.try_send(pong(9)).unwrap();
-        assert_eq!(nonce(outflow.next().await), Some(9), "also when output was there first");
+        assert_eq!(nonce(outflow.next().await), Some(9), "also when a report was there first");
         drop(lanes);
-        assert_eq!(nonce(outflow.next().await), Some(4), "what was put in still goes out");
+        assert_eq!(nonce(outflow.next().await), Some(3), "what was put in still goes out");
         assert!(outflow.next().await.is_none());
     }
 
