@@ -103,21 +103,26 @@ impl Programs {
 
     fn alone(tool: &str) -> Result<Programs> {
         let mut command = cargo::cargo("build");
-        command.args(["--quiet", "--package", "postern-tests", "--bin", tool]);
+        // The benchmarks link the controller, which only examples and tests of that package may.
+        let kind = if tool == "bench" { "--example" } else { "--bin" };
+        command.args(["--quiet", "--package", "postern-tests", kind, tool]);
         cargo::build(command).map(Programs)
     }
 
     /// The programs as users get them.
     fn release(agent: &agent::Agent) -> Result<Programs> {
         let mut command = cargo::cargo("build");
-        command.args(["--workspace", "--bins", "--release"]).env(agent.arch.embed_variable(), &agent.path);
+        command
+            .args(["--workspace", "--bins", "--examples", "--release"])
+            .env(agent.arch.embed_variable(), &agent.path);
         eprintln!("xtask: building the workspace (programs, release)");
         cargo::build(command).map(Programs)
     }
 
     /// A program's path.
     pub(crate) fn find(&self, name: &str) -> Result<&Path> {
-        let is = |e: &&Executable| e.target == name && e.kind == "bin" && !e.harness;
+        let program = |e: &Executable| matches!(e.kind.as_str(), "bin" | "example") && !e.harness;
+        let is = |e: &&Executable| e.target == name && program(e);
         Ok(&self.0.iter().find(is).with_context(|| format!("the workspace has no program `{name}`"))?.path)
     }
 }

@@ -1,4 +1,5 @@
-//! Benchmarks on lab hosts: samples are taken side by side in one run, kept raw, and never asserted on.
+//! Benchmarks on lab hosts: samples are taken side by side in one run, kept raw, and never asserted on. The program
+//! is `examples/bench`, which unlike this library may link the controller.
 mod bootstrap;
 mod idle;
 mod stats;
@@ -18,7 +19,7 @@ use crate::rig::{Rig, finish};
 const UP_DEADLINE: Duration = Duration::from_secs(240);
 
 /// The programs under test, where `cargo xtask bench` says they are.
-fn rig() -> Result<Rig> {
+pub fn rig() -> Result<Rig> {
     let variable = |name: &str| {
         std::env::var_os(name)
             .map(PathBuf::from)
@@ -31,7 +32,7 @@ fn rig() -> Result<Rig> {
 }
 
 /// `postern up`, with the agent that is embedded, as users have it.
-fn up(rig: &Rig, host: &Host, more: &[&str]) -> Result<()> {
+pub fn up(rig: &Rig, host: &Host, more: &[&str]) -> Result<()> {
     let target = format!("root@{}", host.v4);
     let key = host.private_key.display().to_string();
     let fingerprint = host.fingerprint("ssh-ed25519").context("the host has no ed25519 key")?;
@@ -45,7 +46,7 @@ fn up(rig: &Rig, host: &Host, more: &[&str]) -> Result<()> {
 }
 
 /// A file name for raw samples in `dir`, made if it is not there.
-fn result_file(dir: &Path, name: &str) -> Result<PathBuf> {
+pub fn result_file(dir: &Path, name: &str) -> Result<PathBuf> {
     std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
     Ok(dir.join(name))
 }

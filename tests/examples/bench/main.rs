@@ -1,4 +1,6 @@
 //! `cargo xtask bench`: measures, keeps the raw samples, asserts nothing.
+mod dispatch;
+
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -31,6 +33,12 @@ enum What {
         #[arg(long, default_value_t = 5)]
         rounds: usize,
     },
+    /// `exec true` through the operator's API, beside ssh over a warm ControlMaster
+    Dispatch {
+        /// Commands each way
+        #[arg(long, default_value_t = 1000)]
+        count: usize,
+    },
     /// Memory and size of an idle agent
     Idle {
         /// How often to look
@@ -45,6 +53,7 @@ fn main() -> ExitCode {
     let out = &mut std::io::stdout();
     let result = match cli.what {
         What::Bootstrap { rounds } => bench::bootstrap(image, rounds, &cli.dir, out),
+        What::Dispatch { count } => dispatch::dispatch(image, count, &cli.dir, out),
         What::Idle { samples } => bench::idle(image, samples, &cli.dir, out),
     };
     match result {
