@@ -1,0 +1,408 @@
+//! An agent that is killed at each border, and a host whose power is cut: nothing is lost, doubled or run
+//! twice, and what cannot be known is said.
+
+#[path = "support/engine.rs"]
+mod support;
+
+use std::path::Path;
+
+use postern_agent::engine::OpenError;
+use postern_proto::event::{EventKind, Outcome, RunState, StepEnd, Stream};
+use postern_proto::ids::RunId;
+use serde_json::json;
+use support::*;
+
+/// Everything about a run, from the first event on, as a controller that has nothing would get it.
+async fn whole(work: &Work, run: RunId) -> Told {
+    let mut outbox = work.engine.attach(vec![], vec![]).await;
+    let mut told = Told::default();
+    while !told.is_over() {
+        let outgoing = next(&mut outbox).await;
+        let of = match &outgoing {
+            postern_agent::engine::Outgoing::Event(event) => event.run,
+            postern_agent::engine::Outgoing::Log(frame) => frame.run,
+        };
+        if of == run {
+            told.take(outgoing);
+        }
+    }
+    told
+}
+
+/// Rewrites the journal so that it ends after the last record that `keep` is true for: as if the power had
+/// gone at that border.
+fn cut_after(state: &Path, keep: impl Fn(&str) -> bool) {
+    use postern_agent::journal::{Journal, file_disk};
+    let path = state.join("journal");
+    let (mut journal, payloads) = Journal::open(&path, 1 << 20, file_disk).unwrap();
+    let mut kept: Vec<Vec<u8>> = Vec::new();
+    for payload in payloads {
+        let records: Vec<serde_json::Value> = serde_json::from_slice(&payload).unwrap();
+        let records: Vec<_> = records.into_iter().take_while(|record| keep(&record.to_string())).collect();
+        if records.is_empty() {
+            break;
+        }
+        kept.push(serde_json::to_vec(&records).unwrap());
+    }
+    journal.rewrite(&kept, 0).unwrap();
+}
+
+#[tokio::test]
+async fn trap_36_killed_before_accepted_is_on_disk() {
+    let mut host = Host::new();
+    let work = host.open();
+    let marks = host.path("marks");
+    let dispatch = host.shell(&format!("echo x >>{marks}"));
+    // The journal's thread never gets to write: the engine dies with the order still in its queue.
+    let engine = work.engine.clone();
+    work.driver.abort();
+    let _ = (&work.driver, tokio::task::yield_now().await);
+    assert!(engine.dispatch(dispatch.clone()).await.is_err());
+    drop(engine);
+    work.kill().await;
+    let work = host.open();
+    let snapshot = work.engine.snapshot().await;
+    assert_eq!((snapshot.runs.len(), snapshot.dispatch_floor), (0, 0));
+    // The controller never heard of an acceptance, so it sends the dispatch again.
+    let told = complete(&work, dispatch).await;
+    assert_eq!(told.end().0, RunState::Ok);
+    assert_eq!(lines(&marks), 1);
+}
+
+#[tokio::test]
+async fn trap_36_killed_after_accepted() {
+    let mut host = Host::new();
+    let work = host.open();
+    let marks = host.path("marks");
+    let slow = json!({"shell": "sleep 30"});
+    let blocker = host.dispatch(&[("s", "command", slow), ("f", "file", file("/etc/x", "x"))]);
+    let spec = json!({"shell": format!("echo x >>{marks}")});
+    let waits = host.dispatch(&[("c", "command", spec), ("f", "file", file("/etc/f", "x"))]);
+    let (blocker_run, run) = (blocker.run, waits.run);
+    work.engine.dispatch(blocker).await.unwrap();
+    work.engine.dispatch(waits.clone()).await.unwrap();
+    work.kill().await;
+    let work = host.open();
+    work.engine.cancel(blocker_run).await;
+    let told = whole(&work, run).await;
+    assert_eq!(told.end(), (RunState::Ok, "2 changed"));
+    work.engine.dispatch(waits).await.unwrap();
+    assert_eq!(lines(&marks), 1);
+}
+
+/// STARTED is on the disk and nothing was done: in the same boot that is certain, so it is done now, once.
+#[tokio::test]
+async fn trap_36_killed_between_started_and_the_act() {
+    let mut host = Host::new();
+    let marks = host.path("marks");
+    let work = host.open();
+    let dispatch = host.shell(&format!("echo x >>{marks}"));
+    let run = dispatch.run;
+    complete_unacked(&work, dispatch).await;
+    work.kill().await;
+    // As if the agent had died right after the fsync: the supervisor was never given its job.
+    cut_after(&host.state(), |record| !record.contains("step_finished"));
+    std::fs::remove_file(&marks).unwrap();
+    for entry in std::fs::read_dir(host.state().join("spool")).unwrap() {
+        std::fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    let work = host.open();
+    let told = whole(&work, run).await;
+    assert_eq!(told.outcomes(), [(1, Outcome::Interrupted), (2, Outcome::Changed)]);
+    assert_eq!(told.end().0, RunState::Ok);
+    assert_eq!(lines(&marks), 1);
+}
+
+/// The same after a reboot: the spool may have been lost with the power, so nothing can be known.
+#[tokio::test]
+async fn trap_36_power_cut_after_started_is_said_and_not_repeated() {
+    for (spec, want) in [
+        (json!({}), vec![(1, Outcome::Interrupted)]),
+        (json!({"idempotent": true}), vec![(1, Outcome::Interrupted), (2, Outcome::Changed)]),
+    ] {
+        let mut host = Host::new();
+        let marks = host.path("marks");
+        let work = host.open();
+        let mut spec = spec;
+        spec["shell"] = json!(format!("echo x >>{marks}"));
+        let dispatch = host.command(spec);
+        let run = dispatch.run;
+        complete_unacked(&work, dispatch).await;
+        work.kill().await;
+        cut_after(&host.state(), |record| !record.contains("step_finished"));
+        host.boot = NEXT_BOOT.parse().unwrap();
+        let work = host.open();
+        let told = whole(&work, run).await;
+        assert_eq!(told.outcomes(), want);
+        if want.len() == 1 {
+            assert_eq!(told.end().0, RunState::Interrupted);
+            assert!(told.messages()[0].contains("how far it got is not known"), "{:?}", told.messages());
+            assert_eq!(lines(&marks), 1, "not run again");
+        } else {
+            assert_eq!(told.end().0, RunState::Ok);
+            assert_eq!(lines(&marks), 2, "it says of itself that it may be");
+        }
+    }
+}
+
+async fn complete_unacked(work: &Work, dispatch: postern_agent::engine::Dispatch) -> Told {
+    let run = dispatch.run;
+    work.engine.dispatch(dispatch).await.unwrap();
+    whole(work, run).await
+}
+
+/// T38: the process, its output and its exit status outlive the agent.
+#[tokio::test]
+async fn trap_38_killed_with_a_child_running() {
+    let mut host = Host::new();
+    let (go, marks) = (host.path("go"), host.path("marks"));
+    let work = host.open();
+    let dispatch = host.shell(&format!(
+        "echo before; echo x >>{marks}; while ! test -e {go}; do sleep 0.01; done; echo after; exit 7"
+    ));
+    let run = dispatch.run;
+    let mut outbox = work.engine.attach(vec![], vec![]).await;
+    work.engine.dispatch(dispatch).await.unwrap();
+    let mut told = Told::default();
+    while told.frames.is_empty() {
+        told.take(next(&mut outbox).await);
+    }
+    drop(outbox);
+    work.kill().await;
+    // Twice: the second agent is killed while it follows the process of the first.
+    host.open().kill().await;
+    let work = host.open();
+    let snapshot = work.engine.snapshot().await;
+    assert_eq!(snapshot.unfinished, 1);
+    assert_eq!(snapshot.runs[0].logs.len(), 1, "the running step's output is known: {snapshot:?}");
+    let mut outbox = work.engine.attach(vec![told.offset(run)], vec![]).await;
+    std::fs::write(&go, "").unwrap();
+    to_the_end(&work.engine, &mut outbox, run, &mut told).await;
+    assert_eq!(told.end().0, RunState::Failed);
+    assert_eq!(told.outcomes(), [(1, Outcome::Failed)]);
+    assert_eq!(told.messages(), ["exit status 7: before / after"]);
+    assert_eq!(told.output(Stream::Stdout), b"before\nafter\n");
+    assert_eq!(lines(&marks), 1);
+}
+
+/// It ended while no agent was there.
+#[tokio::test]
+async fn trap_38_ended_while_the_agent_was_away() {
+    let mut host = Host::new();
+    let (go, done) = (host.path("go"), host.path("done"));
+    let work = host.open();
+    let dispatch =
+        host.shell(&format!("while ! test -e {go}; do sleep 0.01; done; echo out; echo x >{done}"));
+    let run = dispatch.run;
+    work.engine.dispatch(dispatch).await.unwrap();
+    let spool = host.state().join("spool");
+    until("a spool", || std::fs::read_dir(&spool).unwrap().count() == 1).await;
+    work.kill().await;
+    std::fs::write(&go, "").unwrap();
+    until("the end", || lines(&done) == 1).await;
+    // Also when the host went down right after it: the exit is in the spool.
+    host.boot = NEXT_BOOT.parse().unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    let work = host.open();
+    let told = whole(&work, run).await;
+    assert_eq!(told.outcomes(), [(1, Outcome::Changed)]);
+    assert_eq!(told.output(Stream::Stdout), b"out\n");
+}
+
+/// The supervisor itself is killed: the step ends with what is known, and is not repeated.
+#[tokio::test]
+async fn trap_36_a_killed_supervisor_is_told() {
+    let mut host = Host::new();
+    let (marks, pids) = (host.path("marks"), host.path("pids"));
+    let work = host.open();
+    let script = format!("echo said; echo x >>{marks}; echo $$ $PPID >{pids}; exec sleep 30");
+    let dispatch = host.shell(&script);
+    let run = dispatch.run;
+    let mut outbox = work.engine.attach(vec![], vec![]).await;
+    work.engine.dispatch(dispatch).await.unwrap();
+    until("pids", || lines(&pids) == 1).await;
+    let text = std::fs::read_to_string(&pids).unwrap();
+    let pid = |n: usize| text.split_whitespace().nth(n).and_then(|p| p.parse().ok()).unwrap();
+    let mut told = Told::default();
+    while told.frames.is_empty() {
+        told.take(next(&mut outbox).await);
+    }
+    for n in [1, 0] {
+        let pid = rustix::process::Pid::from_raw(pid(n)).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    }
+    to_the_end(&work.engine, &mut outbox, run, &mut told).await;
+    assert_eq!(told.outcomes(), [(1, Outcome::Failed)]);
+    assert!(told.messages()[0].starts_with("its supervisor was ended"), "{:?}", told.messages());
+    assert_eq!(told.output(Stream::Stdout), b"said\n");
+    assert_eq!(lines(&marks), 1);
+}
+
+/// T35: FINISHED is on the disk and nobody has heard of it.
+#[tokio::test]
+async fn trap_35_killed_after_finished() {
+    let mut host = Host::new();
+    let marks = host.path("marks");
+    let work = host.open();
+    let dispatch = host.shell(&format!("echo x | tee -a {marks}"));
+    let run = dispatch.run;
+    let before = complete_unacked(&work, dispatch).await;
+    work.kill().await;
+    let work = host.open();
+    let after = whole(&work, run).await;
+    assert_eq!((&after.events, &after.frames), (&before.events, &before.frames));
+    assert_eq!(lines(&marks), 1);
+}
+
+/// A file that was half-way is observed again; what was done counts.
+#[tokio::test]
+async fn trap_36_a_cut_off_file_is_observed_again() {
+    for done in [true, false] {
+        let mut host = Host::new();
+        let work = host.open();
+        let dispatch = host.dispatch(&[("f", "file", file("/etc/f", "new\n"))]);
+        let run = dispatch.run;
+        complete_unacked(&work, dispatch).await;
+        work.kill().await;
+        cut_after(&host.state(), |record| !record.contains("step_finished"));
+        if !done {
+            std::fs::write(host.root().join("etc/f"), "old\n").unwrap();
+        }
+        host.boot = NEXT_BOOT.parse().unwrap();
+        let work = host.open();
+        let told = whole(&work, run).await;
+        assert_eq!(told.outcomes(), [(1, Outcome::Interrupted), (2, Outcome::Changed)], "done: {done}");
+        assert_eq!(told.steps_started(), if done { 1 } else { 2 });
+        assert_eq!(std::fs::read(host.root().join("etc/f")).unwrap(), b"new\n");
+    }
+}
+
+/// A resource that brings the host down each time is given up, not tried for ever.
+#[tokio::test]
+async fn a_resource_that_is_cut_off_again_and_again_is_given_up() {
+    let mut host = Host::new();
+    let marks = host.path("marks");
+    let spec = json!({"shell": format!("echo x >>{marks}; exec sleep 30"), "idempotent": true});
+    let dispatch = host.command(spec);
+    let run = dispatch.run;
+    let work = host.open();
+    work.engine.dispatch(dispatch).await.unwrap();
+    let mut work = Some(work);
+    for round in 1..=3 {
+        until("another start", || lines(&marks) == round).await;
+        let work_now = work.take().unwrap();
+        kill_supervised(&host);
+        // The death of the process is seen only by the next agent, in another boot.
+        work_now.driver.abort();
+        work_now.kill().await;
+        host.boot = format!("0192f0c4-0000-4000-8000-00000000001{round}").parse().unwrap();
+        work = Some(host.open());
+    }
+    let told = whole(work.as_ref().unwrap(), run).await;
+    assert_eq!(told.outcomes(), [(1, Outcome::Interrupted), (2, Outcome::Interrupted), (3, Outcome::Failed)]);
+    assert!(told.messages()[2].starts_with("given up"), "{:?}", told.messages());
+    assert_eq!(lines(&marks), 3);
+}
+
+/// Kills the supervisors of this host's spools and their processes, as the end of a boot does.
+fn kill_supervised(host: &Host) {
+    let spool = host.state().join("spool");
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
+        let open = std::fs::read_dir(entry.path().join("fd")).into_iter().flatten().flatten();
+        let ours = open.filter_map(|fd| std::fs::read_link(fd.path()).ok()).any(|to| to.starts_with(&spool));
+        if !ours || pid == std::process::id().cast_signed() {
+            continue;
+        }
+        let children =
+            std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        let children = children.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok());
+        for pid in std::iter::once(pid).chain(children) {
+            let pid = rustix::process::Pid::from_raw(pid).unwrap();
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    }
+}
+
+/// I12: missing, corrupt and too new are three answers, and none of them is a first start.
+#[tokio::test]
+async fn missing_corrupt_and_too_new_state() {
+    let mut host = Host::new();
+    let work = host.open();
+    complete(&work, host.shell("true")).await;
+    assert!(matches!(postern_agent::engine::open(host.config()).err(), Some(OpenError::InUse { .. })));
+    work.kill().await;
+    let path = host.state().join("journal");
+    let good = std::fs::read(&path).unwrap();
+    let open = || postern_agent::engine::open(host.config()).err();
+
+    std::fs::remove_file(&path).unwrap();
+    assert!(matches!(open(), Some(OpenError::Missing { .. })));
+    let mut bad = good.clone();
+    bad[600] ^= 1;
+    std::fs::write(&path, &bad).unwrap();
+    assert!(matches!(open(), Some(OpenError::Corrupt { .. })));
+    let mut newer = b"PSTNJRNL\x02\0\0\0".to_vec();
+    newer.extend(crc32fast::hash(&newer).to_le_bytes());
+    newer.resize(4096, 0);
+    std::fs::write(&path, &newer).unwrap();
+    assert!(matches!(open(), Some(OpenError::TooNew { found: 2, known: 1, .. })));
+    std::fs::write(&path, &good).unwrap();
+    assert!(open().is_none());
+    // Enrolled anew: everything is forgotten on purpose.
+    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    postern_agent::engine::reset(&host.state()).unwrap();
+    let work = host.open();
+    assert_eq!(work.engine.snapshot().await.dispatch_floor, 0);
+}
+
+#[tokio::test]
+async fn trap_48_state_is_private_from_the_start() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mut host = Host::new();
+    let work = host.open();
+    let run = complete_unacked(&work, host.shell("echo x")).await;
+    assert!(run.is_over());
+    let mut looked = 0;
+    let mut dirs = vec![host.state()];
+    while let Some(dir) = dirs.pop() {
+        assert_eq!(std::fs::metadata(&dir).unwrap().permissions().mode() & 0o777, 0o700, "{dir:?}");
+        for entry in std::fs::read_dir(&dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                dirs.push(path);
+                continue;
+            }
+            looked += 1;
+            assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600, "{path:?}");
+        }
+    }
+    assert!(looked >= 4, "journal, marker, lock and a spool: {looked}");
+}
+
+/// A journal that has been through many runs stays small, and knows everything that matters.
+#[tokio::test]
+async fn the_journal_is_made_shorter() {
+    let mut host = Host::tuned(|config| config.limits.journal_chunk = 32 * 1024);
+    let work = host.open();
+    let kept = host.shell("echo keep");
+    let kept_told = complete_unacked(&work, kept.clone()).await;
+    for _ in 0..40 {
+        complete(&work, host.command(json!({"argv": ["true"], "env": {"A": "x".repeat(1500)}}))).await;
+    }
+    let size = std::fs::metadata(host.state().join("journal")).unwrap().len();
+    assert!(size <= 256 * 1024, "{size}");
+    work.kill().await;
+    let work = host.open();
+    let snapshot = work.engine.snapshot().await;
+    assert_eq!((snapshot.dispatch_floor, snapshot.dispatches_above.len()), (41, 0));
+    let again = whole(&work, kept.run).await;
+    assert_eq!((&again.events, &again.frames), (&kept_told.events, &kept_told.frames));
+    work.engine.dispatch(kept).await.unwrap();
+    let ended = |event: &&postern_proto::event::RunEvent| {
+        matches!(event.kind, EventKind::StepFinished { end: StepEnd::Exit(0), .. })
+    };
+    assert_eq!(again.events.iter().filter(ended).count(), 1);
+}
