@@ -19,6 +19,7 @@ use zeroize::Zeroizing;
 use crate::api::{Console, Step};
 use crate::connect::Handle;
 use crate::error::{BootstrapError, Code};
+use crate::host_key::Said;
 use crate::known_hosts::fingerprint;
 use crate::target::Hop;
 
@@ -70,7 +71,7 @@ pub(crate) async fn login(
     handle: &mut Handle,
     hop: &Hop,
     credentials: &Credentials<'_>,
-    banner: &Mutex<String>,
+    said: &Mutex<Said>,
     console: &dyn Console,
 ) -> Result<String, BootstrapError> {
     let mut attempt = Attempt {
@@ -83,7 +84,7 @@ pub(crate) async fn login(
     };
     match attempt.run(handle, hop, credentials, console).await {
         Ok(Some(by)) => Ok(by),
-        Ok(None) => Err(attempt.failure(handle, banner)),
+        Ok(None) => Err(attempt.failure(handle, said).await),
         Err(error) => Err(error),
     }
 }
@@ -171,7 +172,17 @@ impl Attempt {
             .at(Step::Login)
     }
 
-    fn failure(&self, handle: &Handle, banner: &Mutex<String>) -> BootstrapError {
+    async fn failure(&self, handle: &mut Handle, said: &Mutex<Said>) -> BootstrapError {
+        let closed = handle.is_closed();
+        if closed {
+            // What the server said last is known once the connection's task has ended.
+            let _ = tokio::time::timeout(Duration::from_secs(1), &mut *handle).await;
+        }
+        let (banner, farewell) =
+            said.lock().map(|said| (said.banner.clone(), said.farewell.clone())).unwrap_or_default();
+        if closed && farewell.is_none() {
+            return self.broke(russh::Error::Disconnect);
+        }
         let mut text = format!("{} does not let {:?} in", self.address, self.user);
         if self.tried.is_empty() {
             text.push_str("; there was nothing to try");
@@ -182,14 +193,13 @@ impl Attempt {
             let offered: Vec<&str> = offered.iter().map(<&str>::from).collect();
             text.push_str(&format!("; it offers: {}", offered.join(", ")));
         }
-        if handle.is_closed() {
-            text.push_str("; it closed the connection after that many attempts");
+        if let Some(farewell) = farewell {
+            text.push_str(&format!("; it closed the connection: {:?}", plain(&farewell)));
         }
         for note in &self.notes {
             text.push_str("; ");
             text.push_str(note);
         }
-        let banner = banner.lock().map(|text| text.clone()).unwrap_or_default();
         let banner: String = banner.chars().filter(|c| !c.is_control() || *c == ' ').take(200).collect();
         if !banner.trim().is_empty() {
             text.push_str(&format!("; it says: {:?}", banner.trim()));

@@ -89,7 +89,7 @@ pub(crate) async fn enter(
     cut(options.fault, Step::Login, FaultMoment::Before, &connection);
     clock.begin(Step::Login);
     let hop = options.target.as_hop();
-    let by = auth::login(&mut connection.handle, &hop, &credentials, &connection.banner, console).await?;
+    let by = auth::login(&mut connection.handle, &hop, &credentials, &connection.said, console).await?;
     cut(options.fault, Step::Login, FaultMoment::After, &connection);
     clock.end(Step::Login, by);
     clock.begin(Step::Survey);

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use crate::api::{Console, Fault, FaultMoment, HostKeyQuestion, Step};
 use crate::auth::{self, Credentials};
 use crate::error::{BootstrapError, Code};
-use crate::host_key::{Guard, HandlerError, Judge, KeyRefused, Question, RouteTo, record_file};
+use crate::host_key::{Guard, HandlerError, Judge, KeyRefused, Question, RouteTo, Said, record_file};
 use crate::known_hosts::{self, fingerprint, record_name};
 use crate::report::Clock;
 use crate::target::{Hop, Target};
@@ -56,7 +56,7 @@ pub(crate) struct Connection {
     /// The connections this one goes through; they live as long as it does.
     pub(crate) upstream: Vec<Handle>,
     pub(crate) route: RouteTo,
-    pub(crate) banner: Arc<Mutex<String>>,
+    pub(crate) said: Arc<Mutex<Said>>,
     /// Our end of the TCP connection, when it is one to the host itself.
     pub(crate) local: Option<IpAddr>,
     pub(crate) cut: Cut,
@@ -105,7 +105,7 @@ pub(crate) async fn connect(
     let mut waiter = Waiter { until: Instant::now() + deadline, deadline, attempts: 0, silent: 0 };
     for hop in &target.jumps {
         let mut made = dial(hop, true, policy, upstream.last(), &cut, &mut waiter, console, clock).await?;
-        auth::login(&mut made.handle, hop, credentials, &made.banner, console)
+        auth::login(&mut made.handle, hop, credentials, &made.said, console)
             .await
             .map_err(|error| error.at(Step::Connect))?;
         upstream.push(made.handle);
@@ -113,7 +113,7 @@ pub(crate) async fn connect(
     let last = target.as_hop();
     let made = dial(&last, false, policy, upstream.last(), &cut, &mut waiter, console, clock).await?;
     let local = if upstream.is_empty() { made.local } else { None };
-    Ok(Connection { handle: made.handle, upstream, route: made.route, banner: made.banner, local, cut })
+    Ok(Connection { handle: made.handle, upstream, route: made.route, said: made.said, local, cut })
 }
 
 struct Waiter {
@@ -126,7 +126,7 @@ struct Waiter {
 struct Made {
     handle: Handle,
     route: RouteTo,
-    banner: Arc<Mutex<String>>,
+    said: Arc<Mutex<Said>>,
     local: Option<IpAddr>,
 }
 
@@ -385,7 +385,7 @@ async fn handshake(
     let judge = Judge { known, fingerprint: wanted, strict: hop.login.strict, ask };
     let route = RouteTo::default();
     let guard = Guard::new(judge, route.clone());
-    let (accepted, banner) = (Arc::clone(&guard.accepted), Arc::clone(&guard.banner));
+    let (accepted, said) = (Arc::clone(&guard.accepted), Arc::clone(&guard.said));
     let heard = Heard::default();
     let stream = Listening { stream, heard: heard.clone() };
 
@@ -432,7 +432,7 @@ async fn handshake(
     if let Some((key, true)) = learned {
         learn(&files, &name, &key).map_err(Failed::Final)?;
     }
-    Ok(Made { handle, route, banner, local: None })
+    Ok(Made { handle, route, said, local: None })
 }
 
 fn learn(files: &[PathBuf], name: &str, key: &PublicKey) -> Result<(), BootstrapError> {

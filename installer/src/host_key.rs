@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
 
-use russh::client::{self, ChannelOpenHandle, Msg, Session};
+use russh::client::{self, ChannelOpenHandle, DisconnectReason, Msg, Session};
 use russh::keys::{PublicKey, PublicKeyOrCertificate};
 use russh::{Channel, ChannelId};
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -66,6 +66,15 @@ impl RouteTo {
     }
 }
 
+/// What the server said besides the protocol.
+#[derive(Debug, Default)]
+pub(crate) struct Said {
+    /// Before login.
+    pub(crate) banner: String,
+    /// When it ended the connection in an orderly way.
+    pub(crate) farewell: Option<String>,
+}
+
 /// russh's handler.
 pub(crate) struct Guard {
     pub(crate) judge: Judge,
@@ -73,7 +82,7 @@ pub(crate) struct Guard {
     pub(crate) accepted: Arc<Mutex<Option<(PublicKey, bool)>>>,
     pub(crate) route: RouteTo,
     pub(crate) routed: Arc<Semaphore>,
-    pub(crate) banner: Arc<Mutex<String>>,
+    pub(crate) said: Arc<Mutex<Said>>,
 }
 
 impl Guard {
@@ -83,7 +92,7 @@ impl Guard {
             accepted: Arc::default(),
             route,
             routed: Arc::new(Semaphore::new(MAX_ROUTED)),
-            banner: Arc::default(),
+            said: Arc::default(),
         }
     }
 
@@ -104,11 +113,23 @@ impl client::Handler for Guard {
     type Error = HandlerError;
 
     async fn auth_banner(&mut self, banner: &str, _: &mut Session) -> Result<(), HandlerError> {
-        if let Ok(mut kept) = self.banner.lock() {
-            let room = 2000usize.saturating_sub(kept.len());
-            kept.extend(banner.chars().take(room));
+        if let Ok(mut said) = self.said.lock() {
+            let room = 2000usize.saturating_sub(said.banner.len());
+            said.banner.extend(banner.chars().take(room));
         }
         Ok(())
+    }
+
+    async fn disconnected(&mut self, reason: DisconnectReason<HandlerError>) -> Result<(), HandlerError> {
+        match reason {
+            DisconnectReason::ReceivedDisconnect(info) => {
+                if let Ok(mut said) = self.said.lock() {
+                    said.farewell = Some(info.message.chars().take(200).collect());
+                }
+                Ok(())
+            }
+            DisconnectReason::Error(error) => Err(error),
+        }
     }
 
     async fn check_server_key(&mut self, offered: &PublicKeyOrCertificate) -> Result<bool, HandlerError> {

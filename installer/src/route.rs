@@ -19,6 +19,7 @@ pub struct TemporaryRoute {
     connection: Connection,
     root: Root,
     address: String,
+    over: bool,
 }
 
 impl std::fmt::Debug for TemporaryRoute {
@@ -29,7 +30,7 @@ impl std::fmt::Debug for TemporaryRoute {
 
 impl TemporaryRoute {
     pub(crate) fn new(connection: Connection, root: Root, address: String) -> Self {
-        Self { connection, root, address }
+        Self { connection, root, address, over: false }
     }
 
     /// What the agent dials on the host.
@@ -40,13 +41,20 @@ impl TemporaryRoute {
 
     /// Returns when the SSH connection has ended by itself, and the route with it.
     pub async fn ended(&mut self) {
-        // How it ended is the same to whoever waits: the route is gone.
-        let _ = (&mut self.connection.handle).await;
+        if !self.over {
+            // How it ended is the same to whoever waits: the route is gone.
+            let _ = (&mut self.connection.handle).await;
+            self.over = true;
+        }
     }
 
     /// Takes the route's configuration off the host and closes SSH. The agent keeps running and has no
     /// route until it is given one.
     pub async fn close(self) -> Result<(), BootstrapError> {
+        if self.over {
+            let text = "the SSH connection that carried the temporary route has ended";
+            return Err(BootstrapError::new(Code::ConnectionCut, text));
+        }
         let input = self.root.input().secret(zeroize::Zeroizing::new(script::drop_route()));
         let what = "removing the temporary route";
         let output = exec::run(&self.connection.handle, self.root.shell, input, what, DEADLINE).await;

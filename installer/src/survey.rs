@@ -159,13 +159,11 @@ pub(crate) fn parse(output: &str, now_s: i64) -> Result<HostFacts, SurveyError> 
                 }
             }
             "os" => os_line(value, &mut facts),
-            "machine" => value.clone_into(&mut facts.machine),
-            "kernel" => value.clone_into(&mut facts.kernel),
-            "name" => value.clone_into(&mut facts.name),
+            "uname" => uname_line(value, &mut facts),
             "systemd" => facts.systemd = true,
             "init" => value.clone_into(&mut facts.init),
             "memory" => memory_line(value, &mut facts),
-            "disk" => facts.disks.extend(disk_line(value)),
+            "writable" | "free.k" | "free.i" => disk_line(key, value, &mut facts.disks),
             "missing" => facts.missing_tools.push(value.to_owned()),
             "lock" => facts.package_lock = Some(lock_line(value)),
             "now" => facts.clock_offset_s = value.parse::<i64>().unwrap_or(now_s).saturating_sub(now_s),
@@ -225,18 +223,37 @@ fn memory_line(line: &str, facts: &mut HostFacts) {
     }
 }
 
-fn disk_line(line: &str) -> Option<Disk> {
+fn uname_line(line: &str, facts: &mut HostFacts) {
+    let words: Vec<&str> = line.split(' ').collect();
+    if let [system, name, release, machine] = words.as_slice() {
+        facts.kernel = format!("{system} {release}");
+        (*name).clone_into(&mut facts.name);
+        (*machine).clone_into(&mut facts.machine);
+    }
+}
+
+fn disk_line(key: &str, line: &str, disks: &mut Vec<Disk>) {
     let mut words = line.split(' ');
-    Some(Disk {
-        path: words.next()?.to_owned(),
-        writable: words.next()? == "yes",
-        free_kib: words.next().and_then(|word| word.parse().ok()),
-        // btrfs and others say 0 of 0: they have no such limit.
-        free_inodes: match (words.next().and_then(|word| word.parse::<u64>().ok()), words.next()) {
-            (Some(total), Some(free)) if total > 0 => free.parse().ok(),
-            _ => None,
-        },
-    })
+    let Some(path) = words.next() else { return };
+    let index = disks.iter().position(|disk| disk.path == path).unwrap_or_else(|| {
+        let unknown = Disk { path: path.to_owned(), writable: false, free_kib: None, free_inodes: None };
+        disks.push(unknown);
+        disks.len() - 1
+    });
+    let Some(disk) = disks.get_mut(index) else { return };
+    match key {
+        "writable" => disk.writable = words.next() == Some("yes"),
+        _ => {
+            let total: Option<u64> = words.next().and_then(|word| word.parse().ok());
+            let free = words.next().and_then(|word| word.parse().ok());
+            if key == "free.k" {
+                disk.free_kib = free;
+            } else {
+                // btrfs and others say 0 of 0: they have no such limit.
+                disk.free_inodes = free.filter(|_| total.is_some_and(|total| total > 0));
+            }
+        }
+    }
 }
 
 fn lock_line(line: &str) -> String {
@@ -373,10 +390,11 @@ mod tests {
 
     const DEBIAN: &str = "Welcome to the machine\nfoo=bar\nbegin=survey\nuid=1000\nhome=/home/u\n\
         ssh_connection=::ffff:192.0.2.9 50000 192.0.2.1 22\nsudo=password\neuid=1000\nos=ID=debian\n\
-        os=VERSION_ID=\"12\"\nos=PRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\nmachine=x86_64\n\
-        kernel=Linux 6.1.0\nname=web\nsystemd=yes\ninit=systemd\nmemory=MemTotal: 2014356\n\
-        memory=MemAvailable: 1700000\nmemory=SwapTotal: 0\ndisk=/usr/local/bin no 1000000 9000 5000\n\
-        disk=/tmp yes 5 0 0\nmissing=gzip\nlock=812 apt-get\nnow=1100\nend=survey\n";
+        os=VERSION_ID=\"12\"\nos=PRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\nuname=Linux web 6.1.0 x86_64\n\
+        systemd=yes\ninit=systemd\nmemory=MemTotal: 2014356\n\
+        memory=MemAvailable: 1700000\nmemory=SwapTotal: 0\nwritable=/usr/local/bin no\n\
+        writable=/tmp yes\nfree.k=/usr/local/bin 2000000 1000000\nfree.k=/tmp 9 5\n\
+        free.i=/usr/local/bin 9000 5000\nfree.i=/tmp 0 0\nmissing=gzip\nlock=812 apt-get\nnow=1100\nend=survey\n";
 
     #[test]
     fn a_survey() {
@@ -385,7 +403,8 @@ mod tests {
         assert_eq!((facts.os_id.as_str(), facts.os_version.as_str()), ("debian", "12"));
         assert_eq!(facts.ssh_client, Some("192.0.2.9".parse().unwrap()));
         assert_eq!(facts.clock_offset_s, 100);
-        assert_eq!(facts.memory_kib, 2_014_356);
+        assert_eq!((facts.kernel.as_str(), facts.name.as_str()), ("Linux 6.1.0", "web"));
+        assert_eq!((facts.machine.as_str(), facts.memory_kib), ("x86_64", 2_014_356));
         assert_eq!(facts.disks.len(), 2);
         assert_eq!(facts.disks[0].free_inodes, Some(5000));
         assert!(!facts.disks[0].writable && facts.disks[1].writable);
@@ -407,7 +426,10 @@ mod tests {
         for end in 0..DEBIAN.len() {
             let _ = parse(&DEBIAN[..end], 0);
         }
-        let wild = format!("begin=survey\nnow={}\ndisk=\nos==\nagent.status=@\nend=", i64::MIN);
+        let wild = format!(
+            "begin=survey\nnow={}\nfree.k=\nwritable=\nuname= \nos==\nagent.status=@\nend=",
+            i64::MIN
+        );
         assert!(parse(&wild, i64::MAX).is_ok());
     }
 

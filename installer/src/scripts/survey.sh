@@ -63,8 +63,17 @@ agent_state() {
     fi
 }
 
-# Fields of df's one line about a path.
-fields() { df "$1" "$2" 2>/dev/null | tail -n 1 | tr -s ' ' | cut -d ' ' -f "$3"; }
+# The fourth field of each of df's lines, one for each path in order: what is free.
+free() {
+    kind=$1
+    shift
+    df "-P$kind" "$@" 2>/dev/null | {
+        read -r _
+        for path in $places; do
+            read -r _ total _ free _ && say "free.$kind" "$path $total $free"
+        done
+    }
+}
 
 survey() {
     say euid "$(id -u)"
@@ -73,9 +82,8 @@ survey() {
         ID=* | ID_LIKE=* | VERSION_ID=* | PRETTY_NAME=*) say os "$line" ;;
         esac
     done </etc/os-release
-    say machine "$(uname -m)"
-    say kernel "$(uname -s -r)"
-    say name "$(uname -n)"
+    # System, name, release, machine; a host's name has no blanks.
+    say uname "$(uname -s -n -r -m)"
     [ -d /run/systemd/system ] && say systemd yes
     read -r init </proc/1/comm && say init "$init"
     while read -r key value _; do
@@ -83,13 +91,20 @@ survey() {
         MemTotal: | MemAvailable: | SwapTotal:) say memory "$key $value" ;;
         esac
     done </proc/meminfo
-    for path in /usr/local/bin /etc/systemd/system /etc /var/lib /tmp; do
+    places="/usr/local/bin /etc/systemd/system /etc /var/lib /tmp"
+    set --
+    for path in $places; do
         real=$path
-        while [ ! -e "$real" ]; do real=${real%/*}; [ -n "$real" ] || real=/; done
-        if [ -w "$real" ]; then writable=yes; else writable=no; fi
+        while [ ! -e "$real" ]; do
+            real=${real%/*}
+            [ -n "$real" ] || real=/
+        done
         # As root, access(2) refuses only a read-only file system; without root it says nothing of that.
-        say disk "$path $writable $(fields -Pk "$real" 4) $(fields -Pi "$real" 2,4)"
+        if [ -w "$real" ]; then say writable "$path yes"; else say writable "$path no"; fi
+        set -- "$@" "$real"
     done
+    free k "$@"
+    free i "$@"
     for tool in systemctl gzip sha256sum base64 cut tr head timeout stat mktemp; do
         command -v "$tool" >/dev/null 2>&1 || say missing "$tool"
     done
