@@ -17,8 +17,8 @@ use crate::link::identity::{IdentityError, IdentityStore};
 use crate::link::names::Names;
 use crate::link::route::ProxyEnv;
 use crate::link::time::host_clock;
-use crate::link::{AgentOptions, run_agent};
-use crate::{config, facts};
+use crate::link::{AgentOptions, open_exit_code, run_agent};
+use crate::{config, engine, facts};
 
 const USAGE: &str = "\
 usage: postern-agent COMMAND [--config PATH] [--state-dir PATH]
@@ -235,7 +235,16 @@ fn status(state_dir: &Path) -> i32 {
         Ok(identity) => {
             report.host_id = Some(identity.host());
             report.certificate_not_after_s = Some(identity.validity_s().1);
-            exit::OK
+            match engine::unfinished(state_dir) {
+                Ok(runs) => {
+                    report.unfinished_runs = runs;
+                    exit::OK
+                }
+                Err(error) => {
+                    tracing::error!(error = chain(&error), "cannot tell what runs here");
+                    open_exit_code(&error)
+                }
+            }
         }
         Err(error) => {
             if !matches!(error, IdentityError::Missing(_)) {

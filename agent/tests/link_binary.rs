@@ -13,7 +13,9 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use postern_proto::host::{AgentConfig, EnrolReport, StatusReport, exit};
-use postern_proto::ids::HostId;
+use postern_proto::ids::{HostId, RunId};
+use postern_proto::plan::{PLAN_SCHEMA, Plan, PlannedResource};
+use postern_proto::v1::{self, agent_frame, controller_frame, run_event};
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
@@ -42,6 +44,22 @@ async fn run(args: &[&str], stdin: &str) -> Ran {
         stdout: String::from_utf8(output.stdout).unwrap(),
         stderr: String::from_utf8(output.stderr).unwrap(),
     }
+}
+
+async fn event(session: &mut TestSession, wanted: impl Fn(&run_event::Kind) -> bool) {
+    loop {
+        match session.next().await {
+            Some(agent_frame::Kind::Event(event)) if event.kind.as_ref().is_some_and(&wanted) => return,
+            Some(_) => {}
+            None => panic!("the session ended"),
+        }
+    }
+}
+
+async fn unfinished(state: &Path) -> u32 {
+    let status = run(&["status", "--state-dir", state.to_str().unwrap()], "").await;
+    assert_eq!(status.code, exit::OK, "{}", status.stderr);
+    serde_json::from_str::<StatusReport>(&status.stdout).unwrap().unfinished_runs
 }
 
 fn write_config(dir: &Path, config: &AgentConfig) -> String {
@@ -101,7 +119,7 @@ async fn enrol_probe_and_status_answer_with_one_line_of_json() {
 }
 
 #[tokio::test]
-async fn it_says_when_it_is_ready_and_ends_at_once_when_told() {
+async fn it_says_when_it_is_ready_works_and_ends_at_once_when_told() {
     let mut controller = TestController::start().await;
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("state");
@@ -121,6 +139,32 @@ async fn it_says_when_it_is_ready_and_ends_at_once_when_told() {
     let mut said = [0; 32];
     let len = listener.recv(&mut said).unwrap();
     assert_eq!(&said[..len], b"READY=1");
+
+    // A real run through the real program; `status` is asked from beside it.
+    let plan = Plan {
+        schema: PLAN_SCHEMA,
+        resources: vec![PlannedResource {
+            address: "test:command:sleep".parse().unwrap(),
+            kind: "command".into(),
+            schema: 1,
+            spec: serde_json::json!({"argv": ["sleep", "30"]}),
+        }],
+    };
+    let ((bytes, hash), run_id) = (plan.to_bytes().unwrap(), RunId::generate().to_string());
+    let dispatch = v1::Dispatch {
+        seq: 1,
+        run_id: run_id.clone(),
+        plan: bytes.into(),
+        plan_sha256: hash.as_bytes().to_vec().into(),
+        epoch: 1,
+        ..Default::default()
+    };
+    session.send(controller_frame::Kind::Dispatch(dispatch)).await;
+    event(&mut session, |kind| matches!(kind, run_event::Kind::StepStarted(_))).await;
+    assert_eq!(unfinished(&state).await, 1);
+    session.send(controller_frame::Kind::Cancel(v1::CancelRun { run_id })).await;
+    event(&mut session, |kind| matches!(kind, run_event::Kind::Finished(_))).await;
+    assert_eq!(unfinished(&state).await, 0);
 
     let pid = rustix::process::Pid::from_raw(child.id().unwrap() as i32).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();

@@ -80,6 +80,28 @@ pub fn open_on(
     Ok((Engine { ctx, orders }, owner.drive()))
 }
 
+/// How many runs are not over, without a lock and without changing anything: another process may be at work
+/// on them. A state that was never used has none.
+pub fn unfinished(state_dir: &Path) -> Result<u32, OpenError> {
+    let path = state_dir.join(JOURNAL);
+    let payloads = match Journal::peek(&path) {
+        Err(JournalError::Missing) if !state_dir.join(MARKER).exists() => return Ok(0),
+        other => other.map_err(|error| said(error, &path))?,
+    };
+    let (book, _) = read(&path, &payloads)?;
+    Ok(u32::try_from(book.runs.values().filter(|run| run.end.is_none()).count()).unwrap_or(u32::MAX))
+}
+
+fn said(error: JournalError, path: &Path) -> OpenError {
+    let path = path.to_owned();
+    match error {
+        JournalError::Missing => OpenError::Missing { path },
+        JournalError::Corrupt { offset, what } => OpenError::Corrupt { path, offset, what },
+        JournalError::TooNew(found) => OpenError::TooNew { path, found, known: FORMAT },
+        JournalError::Io { doing, source } => OpenError::Io { doing, path, source },
+    }
+}
+
 /// Forgets everything: for a host that is enrolled anew, since its dispatches are numbered from 1 again.
 /// Backups of replaced files stay.
 pub fn reset(state_dir: &Path) -> Result<(), OpenError> {
@@ -138,12 +160,6 @@ fn lock(dir: &Path) -> Result<File, OpenError> {
 
 fn journal(dir: &Path, chunk: u64, wrap: WrapDisk) -> Result<(Journal, Vec<Vec<u8>>), OpenError> {
     let (path, marker) = (dir.join(JOURNAL), dir.join(MARKER));
-    let said = |error| match error {
-        JournalError::Missing => OpenError::Missing { path: path.clone() },
-        JournalError::Corrupt { offset, what } => OpenError::Corrupt { path: path.clone(), offset, what },
-        JournalError::TooNew(found) => OpenError::TooNew { path: path.clone(), found, known: FORMAT },
-        JournalError::Io { doing, source } => OpenError::Io { doing, path: path.clone(), source },
-    };
     let known_here = marker.try_exists().map_err(failed("look for", &marker))?;
     let opened = match Journal::open(&path, chunk, wrap) {
         Err(JournalError::Missing) if !known_here => {
@@ -151,7 +167,7 @@ fn journal(dir: &Path, chunk: u64, wrap: WrapDisk) -> Result<(Journal, Vec<Vec<u
         }
         other => other,
     };
-    let opened = opened.map_err(said)?;
+    let opened = opened.map_err(|error| said(error, &path))?;
     if !known_here {
         // After the journal: a crash in between leaves a journal, which is opened as what it is.
         let mut options = OpenOptions::new();

@@ -45,6 +45,30 @@ fn io_error(doing: &'static str) -> impl FnOnce(io::Error) -> JournalError {
     move |source| JournalError::Io { doing, source }
 }
 
+/// A journal's file, its bytes, and the frames in them.
+fn read(path: &Path, write: bool) -> Result<(File, Vec<u8>, frame::Scan), JournalError> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(write).custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32);
+    let mut file = match options.open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(JournalError::Missing),
+        Err(error) => return Err(io_error("open it")(error)),
+    };
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).map_err(io_error("read it"))?;
+    match frame::check_header(&bytes) {
+        Ok(()) => {}
+        Err(frame::HeaderError::TooNew(format)) => return Err(JournalError::TooNew(format)),
+        Err(frame::HeaderError::Corrupt) => {
+            let what = "not the header of a journal".to_owned();
+            return Err(JournalError::Corrupt { offset: 0, what });
+        }
+    }
+    let scan = frame::scan(&bytes)
+        .map_err(|damage| JournalError::Corrupt { offset: damage.offset, what: damage.what })?;
+    Ok((file, bytes, scan))
+}
+
 /// An open journal. One writer; the caller holds a lock on the directory.
 pub struct Journal {
     disk: Box<dyn Disk>,
@@ -67,27 +91,7 @@ impl Journal {
     /// Opens the journal and gives the payloads in it. A frame that was being written when the power went is
     /// cut off; any other damage is an error.
     pub fn open(path: &Path, chunk: u64, wrap: WrapDisk) -> Result<(Self, Vec<Vec<u8>>), JournalError> {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32);
-        let mut file = match options.open(path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(JournalError::Missing),
-            Err(error) => return Err(io_error("open it")(error)),
-        };
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).map_err(io_error("read it"))?;
-        match frame::check_header(&bytes) {
-            Ok(()) => {}
-            Err(frame::HeaderError::TooNew(format)) => return Err(JournalError::TooNew(format)),
-            Err(frame::HeaderError::Corrupt) => {
-                return Err(JournalError::Corrupt {
-                    offset: 0,
-                    what: "not the header of a journal".to_owned(),
-                });
-            }
-        }
-        let scan = frame::scan(&bytes)
-            .map_err(|damage| JournalError::Corrupt { offset: damage.offset, what: damage.what })?;
+        let (file, bytes, scan) = read(path, true)?;
         let mut journal = Self {
             disk: wrap(file),
             wrap,
@@ -105,6 +109,12 @@ impl Journal {
         }
         let payloads = scan.frames.into_iter().map(|range| bytes[range].to_vec()).collect();
         Ok((journal, payloads))
+    }
+
+    /// The payloads of a journal that another process may be writing; changes nothing and takes no lock.
+    pub fn peek(path: &Path) -> Result<Vec<Vec<u8>>, JournalError> {
+        let (_, bytes, scan) = read(path, false)?;
+        Ok(scan.frames.into_iter().map(|range| bytes[range].to_vec()).collect())
     }
 
     /// Bytes that can be written without asking the file system for more.
