@@ -162,7 +162,8 @@ impl Driver {
     ) {
         self.handle.heard_ms.store(self.shared.clock.now_ms(), Ordering::Relaxed);
         let mut next = first;
-        for _ in 0..GULP {
+        let mut room = GULP;
+        loop {
             let input = match next {
                 Some(Ok(frame)) => match frame.try_into() {
                     Ok(frame) => Input::Frame(frame),
@@ -176,7 +177,9 @@ impl Driver {
                 None => Input::Gone,
             };
             self.input(input).await;
-            if self.session.is_over() || !self.session.wants_input() {
+            room -= 1;
+            // Before the next one is taken: what was taken must be heard.
+            if room == 0 || self.session.is_over() || !self.session.wants_input() {
                 break;
             }
             match inbound.next().now_or_never() {
