@@ -17,8 +17,8 @@ use tonic::{Code, Request, Status};
 use zeroize::Zeroizing;
 
 pub use model::{HostInfo, Info, Link, RunInfo, Update, UpdateKind};
-pub(crate) use start::reach;
 pub use start::{StartFailure, Starter, log_path};
+pub(crate) use start::{reach, start_lock};
 
 /// How long the daemon may take to accept a connection, and to answer a call that waits for nothing.
 const CALL_DEADLINE: Duration = Duration::from_secs(15);

@@ -1,4 +1,5 @@
 //! Every mistake in a profile has its place, and all of them are told at once.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
 

@@ -18,7 +18,7 @@ pub(crate) fn with_port(text: &str, port: u16) -> Result<String, String> {
     if let Ok(address) = text.parse::<SocketAddr>() {
         return if address.port() == 0 { want("port 0") } else { Ok(address.to_string()) };
     }
-    let (host, port) = match text.rsplit_once(':') {
+    let (host, port) = match text.rsplit_once(':').filter(|_| !text.ends_with(']')) {
         Some((host, number)) => match number.parse() {
             Ok(number) if number != 0 => (host, number),
             _ => return want("its port is no number from 1 to 65535"),

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::args::Serve;
 use super::error::{CliError, chain};
 use super::{Context, Exit, addresses, logging};
-use crate::client::reach;
+use crate::client::{reach, start_lock};
 use crate::daemon::{self, Daemon, DaemonConfig, StartError, socket_path};
 
 /// A private daemon ends after being idle so long. Agents of its hosts dial again until one is back.
@@ -82,6 +82,12 @@ pub(crate) async fn serve(context: &Context, args: Serve, verbose: u8) -> Result
 }
 
 async fn start(context: &Context, config: DaemonConfig, private: bool) -> Result<Daemon, CliError> {
+    // For a private one, the command that starts it holds this. Held until this daemon answers, so that no
+    // command starts another one between the end of the old and the beginning of the new.
+    let _lock = match private {
+        true => None,
+        false => Some(start_lock(&config.state_dir).await?),
+    };
     match daemon::start(config.clone()).await {
         Ok(daemon) => return Ok(daemon),
         Err(StartError::InUse { .. }) if !private => {}

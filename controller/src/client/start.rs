@@ -98,24 +98,12 @@ impl Starter {
         if let Some(client) = reach(&socket).await? {
             return Ok((client, false));
         }
-        let disk = |action, path: &Path| {
-            let path = path.to_owned();
-            move |source| StartFailure::Disk { action, path, source }
-        };
-        // 0700 from the first moment. A directory that is there is the daemon's to judge.
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&self.state_dir)
-            .map_err(disk("making", &self.state_dir))?;
-        let lock = self.state_dir.join("start.lock");
-        let file = open_private(&lock).map_err(disk("opening", &lock))?;
         let end = Instant::now() + START_DEADLINE;
-        // Whoever holds this starts the daemon; the others find its socket. Not the daemon's own lock, which
-        // says who has the state. It goes with the file descriptor, so a killed command leaves none behind.
-        while let Err(error) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            if error != rustix::io::Errno::WOULDBLOCK && error != rustix::io::Errno::INTR {
-                return Err(disk("locking", &lock)(error.into()));
+        let _lock = loop {
+            match try_start_lock(&self.state_dir)? {
+                Some(lock) => break lock,
+                // Whoever holds it starts a daemon right now.
+                None => tokio::time::sleep(LOOK_EVERY).await,
             }
             if let Some(client) = reach(&socket).await? {
                 return Ok((client, false));
@@ -123,8 +111,7 @@ impl Starter {
             if Instant::now() > end {
                 return Err(StartFailure::Silent { log: log_tail(&self.state_dir) });
             }
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
+        };
         if let Some(client) = reach(&socket).await? {
             return Ok((client, false));
         }
@@ -166,6 +153,40 @@ impl Starter {
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
+    }
+}
+
+/// The right to start a daemon for this state; `None` while another has it. Not the daemon's own lock, which
+/// says who has the state. It goes with the file descriptor, so a killed command leaves none behind.
+fn try_start_lock(state_dir: &Path) -> Result<Option<File>, StartFailure> {
+    let disk = |action, path: &Path| {
+        let path = path.to_owned();
+        move |source| StartFailure::Disk { action, path, source }
+    };
+    // 0700 from the first moment. A directory that is there is the daemon's to judge.
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700).create(state_dir).map_err(disk("making", state_dir))?;
+    let lock = state_dir.join("start.lock");
+    let file = open_private(&lock).map_err(disk("opening", &lock))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => Ok(None),
+        Err(error) => Err(disk("locking", &lock)(error.into())),
+    }
+}
+
+/// The right to start a daemon for this state, as soon as nobody else has it. As long as it is held, no
+/// command starts a private one.
+pub(crate) async fn start_lock(state_dir: &Path) -> Result<File, StartFailure> {
+    let end = Instant::now() + START_DEADLINE;
+    loop {
+        if let Some(lock) = try_start_lock(state_dir)? {
+            return Ok(lock);
+        }
+        if Instant::now() > end {
+            return Err(StartFailure::Silent { log: log_tail(state_dir) });
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 

@@ -128,11 +128,11 @@ pub fn compile(sources: &[Source], given: &BTreeMap<String, String>) -> Result<C
     }
     unknown_variables(&profiles, given, sources.len(), &mut found);
     let plan = compose(&profiles, &mut found);
-    if found.is_empty() {
-        if let Err(error) = plan.to_bytes().and_then(|_| plan.validate()) {
-            let file = sources.first().map_or_else(String::new, |source| source.file.clone());
-            found.push(Diagnostic { file, place: Place::START, message: error.to_string(), hint: None });
-        }
+    if found.is_empty()
+        && let Err(error) = plan.to_bytes().and_then(|_| plan.validate())
+    {
+        let file = sources.first().map_or_else(String::new, |source| source.file.clone());
+        found.push(Diagnostic { file, place: Place::START, message: error.to_string(), hint: None });
     }
     if !found.is_empty() {
         return Err(found);

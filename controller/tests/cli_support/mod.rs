@@ -1,0 +1,280 @@
+//! Runs the command line inside of a test, against a stand-in for the daemon where one is wanted.
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use postern::cli::{Env, Io, run};
+use postern_proto::event::{EventKind, LogBody, LogFrame, RunEvent, RunState, StepId, Stream};
+use postern_proto::ids::{HostId, RunId};
+use postern_proto::v1;
+use postern_proto::v1::operator_server::{Operator, OperatorServer};
+use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
+use tonic::{Request, Response, Status};
+
+/// What a command did.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+    pub(crate) code: u8,
+}
+
+#[derive(Clone, Default)]
+struct Buffer(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Buffer {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Buffer {
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+    }
+}
+
+/// A command line with a home and a state directory of its own.
+pub(crate) struct Shell {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) terminal: bool,
+    pub(crate) program: PathBuf,
+}
+
+impl Shell {
+    pub(crate) fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("state")).unwrap();
+        // A program that cannot be started: no test starts a daemon unless it means to.
+        Self { dir, terminal: false, program: "/nonexistent/postern".into() }
+    }
+
+    pub(crate) fn state(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    pub(crate) fn file(&self, name: &str, text: &str) {
+        std::fs::write(self.dir.path().join(name), text).unwrap();
+    }
+
+    pub(crate) async fn run(&self, args: &[&str]) -> Ended {
+        let (stdout, stderr) = (Buffer::default(), Buffer::default());
+        let io = Io {
+            stdout: Box::new(stdout.clone()),
+            stderr: Box::new(stderr.clone()),
+            stdout_is_terminal: self.terminal,
+            stderr_is_terminal: self.terminal,
+        };
+        let state = self.state();
+        let home = self.dir.path().to_str().unwrap();
+        let variables = [
+            ("HOME", home),
+            ("USER", "tester"),
+            ("POSTERN_STATE_DIR", state.to_str().unwrap()),
+            ("NO_COLOR", "1"),
+        ];
+        let env = Env::of(&variables, self.dir.path(), &self.program);
+        let args = std::iter::once("postern").chain(args.iter().copied()).map(OsString::from);
+        let ended = tokio::time::timeout(std::time::Duration::from_secs(60), run(args, env, io));
+        let code = ended.await.expect("the command ends").code();
+        Ended { stdout: stdout.text(), stderr: stderr.text(), code }
+    }
+}
+
+/// Stands in for the daemon: answers as it was told to, over a real socket. A test double, no daemon.
+#[derive(Clone, Default)]
+pub(crate) struct FakeOperator {
+    pub(crate) hosts: Vec<v1::Host>,
+    /// What a run sends, by host name; the run's own first and last updates are added.
+    pub(crate) updates: Vec<v1::run_update::Kind>,
+    /// How each run ends.
+    pub(crate) end: Option<RunState>,
+    pub(crate) message: String,
+    /// What was asked for, in order.
+    pub(crate) asked: Arc<Mutex<Vec<String>>>,
+    /// Ends the first stream of a run in the middle, as a daemon that restarts does.
+    pub(crate) breaks: Arc<Mutex<bool>>,
+}
+
+pub(crate) fn host(name: &str, link: v1::LinkState) -> v1::Host {
+    v1::Host {
+        id: HostId::generate().to_string(),
+        name: name.into(),
+        ssh_address: format!("root@{name}.example:22"),
+        labels: [("role".to_owned(), "web".to_owned())].into(),
+        link: link.into(),
+        agent_version: "0.1.0".into(),
+        os_id: "debian".into(),
+        os_version: "12".into(),
+        arch: "x86_64".into(),
+        hostname: name.into(),
+        last_seen_unix_ms: 0,
+        ..v1::Host::default()
+    }
+}
+
+pub(crate) fn step() -> StepId {
+    StepId { address: "exec:command:x".parse().unwrap(), attempt: 1, step: 0 }
+}
+
+pub(crate) fn event(kind: EventKind) -> v1::run_update::Kind {
+    v1::run_update::Kind::Event(RunEvent { run: RunId::generate(), seq: 1, time_ns: 0, kind }.into())
+}
+
+pub(crate) fn output(stream: Stream, data: &[u8]) -> v1::run_update::Kind {
+    let body = LogBody::Data(data.to_vec());
+    let frame =
+        LogFrame { run: RunId::generate(), step: step(), frame_no: 0, stream, offset: 0, time_ns: 0, body };
+    v1::run_update::Kind::Log(frame.into())
+}
+
+impl FakeOperator {
+    /// Listens at the socket of this state directory until the test's runtime ends.
+    pub(crate) fn serve(&self, state: &Path) {
+        let listener = tokio::net::UnixListener::bind(postern::daemon::socket_path(state)).unwrap();
+        let service = OperatorServer::new(self.clone());
+        let server = tonic::transport::Server::builder();
+        tokio::spawn(
+            async move { server.serve_with_incoming(service, UnixListenerStream::new(listener)).await },
+        );
+    }
+
+    fn note(&self, text: String) {
+        self.asked.lock().unwrap().push(text);
+    }
+
+    pub(crate) fn asked(&self) -> Vec<String> {
+        self.asked.lock().unwrap().clone()
+    }
+
+    fn run_of(&self, host: &str, state: RunState, origin: &str, check: bool) -> v1::Run {
+        let name = self.hosts.iter().find(|known| known.id == host).map(|known| known.name.clone());
+        v1::Run {
+            id: "0199aaaa-0000-7000-8000-00000000beef".into(),
+            host_id: host.into(),
+            host_name: name.unwrap_or_default(),
+            state: v1::RunState::from(state).into(),
+            origin: origin.into(),
+            check,
+            created_unix_ms: 1_000,
+            finished_unix_ms: if state.is_final() { 3_500 } else { 0 },
+            plan_sha256: vec![7; 32].into(),
+            message: if state.is_final() { self.message.clone() } else { String::new() },
+        }
+    }
+
+    fn stream(&self, host: &str, origin: &str, check: bool, from: u64) -> Updates {
+        let (to, stream) = tokio::sync::mpsc::channel(256);
+        let end = self.end.unwrap_or(RunState::Ok);
+        let mut kinds = vec![v1::run_update::Kind::Run(self.run_of(host, RunState::Running, origin, check))];
+        kinds.extend(self.updates.clone());
+        kinds.push(v1::run_update::Kind::Run(self.run_of(host, end, origin, check)));
+        let breaks = std::mem::take(&mut *self.breaks.lock().unwrap());
+        let middle = kinds.len() / 2;
+        for (cursor, kind) in kinds.into_iter().enumerate() {
+            if breaks && cursor == middle {
+                to.try_send(Err(Status::unavailable("the controller stops"))).unwrap();
+                break;
+            }
+            let is_run = matches!(kind, v1::run_update::Kind::Run(_));
+            if cursor as u64 > from || is_run {
+                to.try_send(Ok(v1::RunUpdate { cursor: cursor as u64, kind: Some(kind) })).unwrap();
+            }
+        }
+        Response::new(ReceiverStream::new(stream))
+    }
+}
+
+type Updates = Response<ReceiverStream<Result<v1::RunUpdate, Status>>>;
+
+#[tonic::async_trait]
+impl Operator for FakeOperator {
+    type WatchHostStream = ReceiverStream<Result<v1::Host, Status>>;
+    type ApplyStream = ReceiverStream<Result<v1::RunUpdate, Status>>;
+    type ExecStream = ReceiverStream<Result<v1::RunUpdate, Status>>;
+    type FollowRunStream = ReceiverStream<Result<v1::RunUpdate, Status>>;
+
+    async fn info(&self, _: Request<v1::InfoRequest>) -> Result<Response<v1::InfoResponse>, Status> {
+        Ok(Response::new(v1::InfoResponse { listen: "[::]:7300".into(), ..Default::default() }))
+    }
+
+    async fn prepare_host(
+        &self,
+        request: Request<v1::PrepareHostRequest>,
+    ) -> Result<Response<v1::PrepareHostResponse>, Status> {
+        let request = request.into_inner();
+        self.note(format!("prepare {} {:?}", request.ssh_address, request.name));
+        let host = self.hosts.iter().find(|host| host.ssh_address == request.ssh_address).cloned();
+        Ok(Response::new(v1::PrepareHostResponse { host, token: "token".into() }))
+    }
+
+    async fn list_hosts(
+        &self,
+        _: Request<v1::ListHostsRequest>,
+    ) -> Result<Response<v1::ListHostsResponse>, Status> {
+        Ok(Response::new(v1::ListHostsResponse { hosts: self.hosts.clone() }))
+    }
+
+    async fn watch_host(
+        &self,
+        _: Request<v1::WatchHostRequest>,
+    ) -> Result<Response<Self::WatchHostStream>, Status> {
+        Err(Status::unimplemented("not in this stand-in"))
+    }
+
+    async fn forget_host(
+        &self,
+        request: Request<v1::ForgetHostRequest>,
+    ) -> Result<Response<v1::ForgetHostResponse>, Status> {
+        self.note(format!("forget record_only={}", request.into_inner().record_only));
+        Ok(Response::new(v1::ForgetHostResponse { left_behind: vec!["/var/lib/x\u{1b}[2J".into()] }))
+    }
+
+    async fn apply(&self, request: Request<v1::ApplyRequest>) -> Result<Updates, Status> {
+        let request = request.into_inner();
+        let plan = postern_proto::plan::Plan::from_bytes(&request.plan)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        self.note(format!("apply {} resources check={}", plan.resources.len(), request.check));
+        Ok(self.stream(&request.host, &request.origin, request.check, 0))
+    }
+
+    async fn exec(&self, request: Request<v1::ExecRequest>) -> Result<Updates, Status> {
+        let request = request.into_inner();
+        self.note(format!("exec {}", String::from_utf8_lossy(&request.command_spec)));
+        Ok(self.stream(&request.host, "exec x", false, 0))
+    }
+
+    async fn follow_run(&self, request: Request<v1::FollowRunRequest>) -> Result<Updates, Status> {
+        let request = request.into_inner();
+        self.note(format!("follow from {}", request.cursor));
+        if !request.run_id.ends_with("beef") {
+            return Err(Status::not_found(format!("there is no run {}", request.run_id)));
+        }
+        let host = self.hosts.first().map(|host| host.id.clone()).unwrap_or_default();
+        Ok(self.stream(&host, "hello", false, request.cursor))
+    }
+
+    async fn cancel_run(
+        &self,
+        request: Request<v1::CancelRunRequest>,
+    ) -> Result<Response<v1::CancelRunResponse>, Status> {
+        self.note(format!("cancel {}", request.into_inner().run_id));
+        Ok(Response::new(v1::CancelRunResponse {}))
+    }
+
+    async fn list_runs(
+        &self,
+        _: Request<v1::ListRunsRequest>,
+    ) -> Result<Response<v1::ListRunsResponse>, Status> {
+        let runs = self.hosts.iter().map(|host| self.run_of(&host.id, RunState::Ok, "hello", true)).collect();
+        Ok(Response::new(v1::ListRunsResponse { runs }))
+    }
+}
