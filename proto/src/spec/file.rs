@@ -90,10 +90,10 @@ impl ResourceSpec for FileSpec {
         }
         check_account("owner", &self.owner, &mut errors);
         check_account("group", &self.group, &mut errors);
-        if let Some(argv) = &self.validate {
-            if argv.first().is_none_or(String::is_empty) || !argv.iter().any(|arg| arg.contains("{path}")) {
-                errors.push(SpecError::new("validate", "want a command with {path} in one of its arguments"));
-            }
+        if let Some(argv) = &self.validate
+            && (argv.first().is_none_or(String::is_empty) || !argv.iter().any(|arg| arg.contains("{path}")))
+        {
+            errors.push(SpecError::new("validate", "want a command with {path} in one of its arguments"));
         }
         errors
     }
