@@ -128,8 +128,7 @@ pub struct Dialer {
 }
 
 impl Dialer {
-    /// The first address that is good. `usable` looks at what was connected (HTTP/2, say); what it does not
-    /// like counts as no good.
+    /// The first address that is good, after every one before it that was not.
     pub async fn dial(&self, tls: Arc<ClientConfig>) -> Result<Connection, Unreachable> {
         let deadline = tokio::time::Instant::now() + self.limits.all;
         let mut tried = Vec::new();
