@@ -136,7 +136,7 @@ mod tests {
 
     fn frame(run: RunId, frame_no: u64, body: LogBody) -> LogFrame {
         let step = StepId { address: "a:command:é".parse().unwrap(), attempt: 3, step: 7 };
-        let stream = if frame_no % 2 == 0 { Stream::Stdout } else { Stream::Stderr };
+        let stream = if frame_no.is_multiple_of(2) { Stream::Stdout } else { Stream::Stderr };
         LogFrame { run, step, frame_no, stream, offset: frame_no * 9, time_ns: -5, body }
     }
 

@@ -156,6 +156,12 @@ fn settle(
             }
             continue;
         }
+        if state != RunState::Queued && !taken {
+            // The hello was written before the agent took it: on a hand-over the old session goes on until
+            // the new one is up.
+            opened.progress.push(progress(db, run)?);
+            continue;
+        }
         let over = if state != RunState::Queued {
             Some((
                 RunState::Interrupted,

@@ -62,7 +62,7 @@ where
     T::Err: std::error::Error + Send + Sync + 'static,
 {
     let text: String = row.get(column)?;
-    text.parse().map_err(|error| malformed(error))
+    text.parse().map_err(malformed)
 }
 
 /// The error of a column that does not hold what was written.

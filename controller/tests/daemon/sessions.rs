@@ -41,6 +41,27 @@ async fn trap_43_half_open_is_replaced_and_a_clone_quarantines_both() {
     fresh.session(&rig).await;
 }
 
+/// On a hand-over the hello may be older than what the old session did last.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_is_younger_than_the_hello_goes_on() {
+    let rig = Rig::start().await;
+    let mut agent = rig.agent("one").await;
+    let (mut line, _) = agent.session(&rig).await;
+    let (run, updates) = rig.exec("one").await;
+    line.dispatch().await;
+    let mut script = Script::new(&run.id);
+    line.event(script.accepted()).await;
+    line.acked(&run.id, 1).await;
+    // Neither the run nor its number is in this hello.
+    let (mut line, welcome) = agent.session(&rig).await;
+    assert_eq!((welcome.acked[0].run_id.as_str(), welcome.acked[0].event_seq), (run.id.as_str(), 1));
+    for event in script.ending() {
+        line.event(event).await;
+    }
+    line.acked(&run.id, 4).await;
+    assert_eq!(ending(&collect(updates).await).state(), v1::RunState::Ok);
+}
+
 /// T43: a session of another instance that does not answer was left behind by a crash.
 #[tokio::test(flavor = "multi_thread")]
 async fn trap_43_a_dead_session_gives_way_to_a_restarted_agent() {

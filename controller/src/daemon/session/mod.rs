@@ -3,15 +3,18 @@
 //! What must stay true: a frame is acked only after its commit; an event or frame is recorded once and in
 //! order; an agent speaks only of its own runs; whatever it sends, this ends in a Goodbye, not a panic.
 
+mod port;
+
+pub(crate) use port::{ClaimError, Effect, Identity, Input, Now};
+
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use postern_proto::event::{EventKind, LogFrame, RunEvent, RunOffset, StepId};
-use postern_proto::ids::{ClusterId, HostId, InstanceId, RunId, SessionId};
+use postern_proto::ids::RunId;
 use postern_proto::{WIRE_MAX, WIRE_MIN};
 
 use super::wire::{AgentFrame, ControllerFrame, Hello, Reason};
-use crate::ca::KeyHash;
 use crate::store::{
     Batch, Dispatch, OpError, OpenRefusal, OpenRequest, Opened, Progress, RunBatch, StepProgress,
 };
@@ -28,94 +31,6 @@ const MAX_STEPS: usize = 20_000;
 const MAX_DONE: usize = 4096;
 /// An agent that is sent away comes back after about so long.
 const RETRY_MS: u64 = 5_000;
-
-/// Now, by both clocks.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Now {
-    /// Only ever goes forward.
-    pub(crate) mono: Duration,
-    /// Milliseconds since the Unix epoch.
-    pub(crate) unix_ms: i64,
-}
-
-/// What the connection has proved, and what the session may count on.
-#[derive(Clone, Debug)]
-pub(crate) struct Identity {
-    pub(crate) host: HostId,
-    pub(crate) key: KeyHash,
-    pub(crate) not_before_ms: i64,
-    pub(crate) not_after_ms: i64,
-    pub(crate) cluster: ClusterId,
-    pub(crate) session: SessionId,
-    pub(crate) quiet: Duration,
-}
-
-/// What happens to a session.
-#[derive(Debug)]
-pub(crate) enum Input {
-    /// From the agent.
-    Frame(AgentFrame),
-    /// From the agent, and not to be understood.
-    Malformed(String),
-    /// The agent or the network ended the stream.
-    Gone,
-    /// Nothing more has arrived for the moment.
-    Drained,
-    /// The answer to [`Effect::Claim`].
-    Claimed(Result<(), ClaimError>),
-    /// The answer to [`Effect::Open`].
-    Opened(Result<Result<Opened, OpenRefusal>, OpError>),
-    /// The answer to [`Effect::Append`].
-    Committed(Result<(), OpError>),
-    /// The answer to [`Effect::Refuse`].
-    Refused(RunId, Result<(), OpError>),
-    /// To be sent.
-    Dispatch(Dispatch),
-    /// To be told to stop.
-    Cancel(RunId),
-    /// The host is to be left.
-    Leave,
-    /// Does it answer?
-    Probe,
-    /// It is to end.
-    Close(Reason, String),
-    /// The deadline has come.
-    Tick,
-}
-
-/// Why a host could not be claimed for this session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum ClaimError {
-    /// Another instance lives with the same identity.
-    Clone,
-    /// Too many at once.
-    Shed,
-}
-
-/// What the driver is to do.
-#[derive(Debug)]
-pub(crate) enum Effect {
-    /// Make this session the host's only one; answered by [`Input::Claimed`].
-    Claim(InstanceId),
-    /// Ask the store; answered by [`Input::Opened`].
-    Open(Box<OpenRequest>),
-    /// The session is up.
-    Up { name: String },
-    /// Write down; answered by [`Input::Committed`].
-    Append(Batch),
-    /// Write down; answered by [`Input::Refused`].
-    Refuse { run: RunId, epoch: u64, message: String },
-    /// To the agent.
-    Send(ControllerFrame),
-    /// Wake who follows these.
-    Changed(Vec<RunId>),
-    /// It answers.
-    ProbeAnswered,
-    /// The agent has left the host.
-    Left(Vec<String>),
-    /// End the stream. The reason is for the log.
-    End(String),
-}
 
 enum Phase {
     AwaitHello { until: Duration },
@@ -600,5 +515,4 @@ impl From<Progress> for Track {
 }
 
 #[cfg(test)]
-#[path = "session_tests.rs"]
 mod tests;

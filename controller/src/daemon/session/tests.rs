@@ -4,7 +4,9 @@ use proptest::prelude::*;
 
 use super::*;
 use postern_proto::event::{LogBody, Stream};
-use postern_proto::ids::PlanHash;
+use postern_proto::ids::{ClusterId, HostId, InstanceId, PlanHash, SessionId};
+
+use crate::ca::KeyHash;
 
 use crate::store::Facts;
 
