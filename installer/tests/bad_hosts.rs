@@ -14,8 +14,8 @@ async fn refusals_before_any_change() {
     }
     let date = "printf '#!/bin/sh\\n[ \"$1\" = +%%s ] && exec /bin/date -d \"2 years\" +%%s; exec /bin/date \"$@\"\\n' \
                 >/usr/local/sbin/date; chmod 0755 /usr/local/sbin/date";
-    let uname = "printf '#!/bin/sh\\n[ \"$1\" = -m ] && { echo riscv64; exit; }; exec /bin/uname \"$@\"\\n' \
-                 >/usr/local/sbin/uname; chmod 0755 /usr/local/sbin/uname";
+    let uname = "printf '#!/bin/sh\\n/bin/uname \"$@\" | sed s/x86_64/riscv64/\\n' >/usr/local/sbin/uname; \
+                 chmod 0755 /usr/local/sbin/uname";
     let table: &[(&str, &str, Code)] = &[
         ("no systemd", "rmdir /run/systemd/system", Code::NoSystemd),
         ("clock two years off", date, Code::ClockOff),

@@ -1,6 +1,7 @@
 //! A real sshd in a mount namespace of its own, and stand-ins for controller, console and agent.
 
 #![allow(dead_code, reason = "each test file uses a part")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, reason = "test code")]
 
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener};
