@@ -15,8 +15,8 @@ pub(crate) fn unit() -> String {
         "# Written by Postern; changes are overwritten.\n\
          [Unit]\n\
          Description=Postern agent\n\
-         After=network-online.target\n\
-         Wants=network-online.target\n\
+         # Not network-online.target: what it waits for may take minutes, and the agent keeps dialling anyway.\n\
+         After=network.target\n\
          # It is never given up: a host that is not reached by SSH has no other way back.\n\
          StartLimitIntervalSec=0\n\
          \n\
