@@ -1,6 +1,16 @@
 //! An agent that is killed at each border, and a host whose power is cut: nothing is lost, doubled or run
 //! twice, and what cannot be known is said.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::large_futures,
+    reason = "a test: a wrong value is to stop it"
+)]
+
 #[path = "support/engine.rs"]
 mod support;
 
@@ -405,4 +415,74 @@ async fn the_journal_is_made_shorter() {
         matches!(event.kind, EventKind::StepFinished { end: StepEnd::Exit(0), .. })
     };
     assert_eq!(again.events.iter().filter(ended).count(), 1);
+}
+
+/// Syncs that still succeed; only one test uses it.
+static SYNCS_LEFT: std::sync::atomic::AtomicI64 = std::sync::atomic::AtomicI64::new(i64::MAX);
+
+/// A disk that fails from some sync on, as one with a dying sector does.
+struct Failing(postern_agent::journal::FileDisk);
+
+impl postern_agent::journal::Disk for Failing {
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
+        self.0.write_at(offset, bytes)
+    }
+
+    fn sync(&mut self) -> std::io::Result<()> {
+        if SYNCS_LEFT.fetch_sub(1, std::sync::atomic::Ordering::SeqCst) <= 0 {
+            return Err(std::io::Error::from_raw_os_error(5));
+        }
+        self.0.sync()
+    }
+
+    fn grow(&mut self, from: u64, to: u64) -> std::io::Result<()> {
+        self.0.grow(from, to)
+    }
+}
+
+/// EIO at any sync of the journal: what is not on the disk is not done and not told, and the engine says so.
+#[tokio::test]
+async fn trap_36_an_engine_whose_disk_fails_stops_and_never_lies() {
+    use postern_agent::engine::{EngineError, Outgoing, open_on};
+    use std::sync::atomic::Ordering;
+    for syncs in 0..4 {
+        let mut host = Host::new();
+        let marks = host.path("marks");
+        SYNCS_LEFT.store(i64::MAX, Ordering::SeqCst);
+        let (engine, driver) =
+            open_on(host.config(), |file| Box::new(Failing(postern_agent::journal::FileDisk(file)))).unwrap();
+        let work = Work { engine, driver: tokio::spawn(driver) };
+        let mut outbox = work.engine.attach(vec![], vec![]).await;
+        SYNCS_LEFT.store(syncs, Ordering::SeqCst);
+        let dispatch = host.shell(&format!("echo x >>{marks}"));
+        let taken = work.engine.dispatch(dispatch.clone()).await;
+        assert_eq!(taken.is_ok(), syncs > 0, "accepted means: on the disk");
+        let mut told = Told::default();
+        while let Ok(Some(Outgoing::Event(event))) =
+            tokio::time::timeout(std::time::Duration::from_millis(300), outbox.next()).await
+        {
+            told.take(Outgoing::Event(event));
+        }
+        // One sync: accepted and started; two: finished.
+        assert_eq!(told.events.len(), [0, 3, 6, 6][syncs as usize], "after {syncs} syncs");
+        assert_eq!(lines(&marks), usize::from(syncs > 0), "nothing is done before it is on the disk");
+        if syncs < 2 {
+            let ended = work.driver.await.unwrap();
+            assert!(matches!(ended, Err(EngineError::Journal(_))), "{ended:?}");
+            let refused = work.engine.dispatch(host.shell("true")).await.unwrap_err();
+            assert!(refused.message.contains("journal"), "{refused}");
+            drop(outbox);
+            drop(work.engine);
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            // A healthy disk again: what happened is found out, and done once.
+            let work = host.open();
+            if syncs == 0 {
+                complete(&work, dispatch).await;
+            } else {
+                let told = whole(&work, dispatch.run).await;
+                assert_eq!(told.end().0, RunState::Ok);
+            }
+            assert_eq!(lines(&marks), 1);
+        }
+    }
 }

@@ -1,5 +1,15 @@
 //! Output: recorded exactly once, in order, byte for byte, resumed from any offset, within its windows.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::large_futures,
+    reason = "a test: a wrong value is to stop it"
+)]
+
 #[path = "support/engine.rs"]
 mod support;
 
@@ -251,6 +261,7 @@ async fn a_full_disk_loses_text_and_keeps_the_exit_status() {
         eprintln!("skipped: no tmpfs can be mounted here");
         return;
     }
+    let _mounted = Mounted(state.clone());
     let work = host.open();
     let dispatch = host.shell("seq 1 2000000; exit 5");
     let run = dispatch.run;

@@ -1,5 +1,15 @@
 //! Runs from dispatch to the last ack: order, outcomes, duplicates, refusals, cancellation.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::large_futures,
+    reason = "a test: a wrong value is to stop it"
+)]
+
 #[path = "support/engine.rs"]
 mod support;
 

@@ -1,5 +1,15 @@
 //! Measures, on demand: `cargo test -p postern-agent --test engine_speed -- --ignored --nocapture`.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::large_futures,
+    reason = "a test: a wrong value is to stop it"
+)]
+
 #[path = "support/engine.rs"]
 mod support;
 
@@ -26,7 +36,7 @@ async fn dispatch_of_true() {
         for _ in 0..500 {
             // Beside it, in the same moment: what the machine takes to start two processes.
             let began = Instant::now();
-            for program in [env!("CARGO_BIN_EXE_postern-agent"), "true"] {
+            for program in [supervisor().as_str(), "true"] {
                 let mut command = tokio::process::Command::new(program);
                 command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
                 command.arg("supervise").status().await.unwrap();
@@ -116,9 +126,9 @@ fn the_floor() {
     measure("true", &mut |_| {
         std::process::Command::new("true").status().unwrap();
     });
-    let program = env!("CARGO_BIN_EXE_postern-agent");
+    let program = supervisor();
     measure("supervise without a job", &mut |_| {
-        std::process::Command::new(program)
+        std::process::Command::new(&program)
             .arg("supervise")
             .stdin(std::process::Stdio::null())
             .stdout(std::process::Stdio::null())

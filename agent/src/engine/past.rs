@@ -33,7 +33,8 @@ pub(super) struct PastStep {
 /// In the order of the plan.
 pub(super) fn past(book: &RunBook) -> Vec<Past> {
     let mut all = vec![Past::default(); book.plan.resources.len()];
-    let place = |address: &Address| book.plan.resources.iter().position(|planned| planned.address == *address);
+    let place =
+        |address: &Address| book.plan.resources.iter().position(|planned| planned.address == *address);
     for event in &book.events {
         match &event.kind {
             EventKind::ResourceStarted { address, attempt } => {

@@ -206,7 +206,9 @@ impl Session {
         for (step, next) in &offset.logs {
             let flow = sent.flows.entry(step.clone()).or_default();
             flow.acked = flow.acked.max(*next);
-            while let Some((_, cost)) = flow.pending.pop_front_if(|(frame_no, _)| *frame_no < *next) {
+            while let Some((_, cost)) = flow.pending.front().copied().filter(|(frame_no, _)| frame_no < next)
+            {
+                flow.pending.pop_front();
                 sent.in_flight = sent.in_flight.saturating_sub(cost);
                 self.in_flight = self.in_flight.saturating_sub(cost);
             }

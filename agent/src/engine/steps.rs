@@ -85,12 +85,12 @@ impl RunTask {
         };
         self.pending.push(Record::Exec { run: self.run, seq, last });
         self.commit().await?;
-        if let (Some(lock), Some(_)) = (&exec.waits_for, holder) {
-            if let Err(why) = self.wait_for_lock(lock).await {
-                self.end_step(id, StepEnd::Error(why.clone()), 0);
-                let cancelled = *self.cancel.borrow();
-                return Ok(Err(Failure { message: why, cancelled }));
-            }
+        if let (Some(lock), Some(_)) = (&exec.waits_for, holder)
+            && let Err(why) = self.wait_for_lock(lock).await
+        {
+            self.end_step(id, StepEnd::Error(why.clone()), 0);
+            let cancelled = *self.cancel.borrow();
+            return Ok(Err(Failure { message: why, cancelled }));
         }
         let shared = Arc::clone(&self.ctx.shared);
         let place = Place {
@@ -136,7 +136,7 @@ impl RunTask {
         if frames > 0 {
             let words = failure.is_some();
             let read = tokio::task::spawn_blocking(move || {
-                let synced = Reader::open(&spool).and_then(|reader| reader.sync());
+                let synced = Reader::open(&spool).and_then(|mut reader| reader.sync());
                 (synced, if words { last_words(&spool, LAST_WORDS) } else { String::new() })
             });
             let (synced, words) = self.patiently(read).await?.unwrap_or_else(|_| (Ok(()), String::new()));

@@ -303,9 +303,9 @@ fn size_hint(record: &Record) -> usize {
 
 fn drop_text(record: &mut Record) {
     let Record::Event(event) = record else { return };
-    if let EventKind::ResourceFinished { diff, .. } = &mut event.kind {
-        if !diff.is_empty() {
-            *diff = "the diff found no room on the disk\n".to_owned();
-        }
+    if let EventKind::ResourceFinished { diff, .. } = &mut event.kind
+        && !diff.is_empty()
+    {
+        *diff = "the diff found no room on the disk\n".to_owned();
     }
 }

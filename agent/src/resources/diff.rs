@@ -11,6 +11,9 @@ pub(super) fn unified(path: &str, old: Option<&[u8]>, new: Option<&[u8]>) -> Str
     if before == after && old.is_some() == new.is_some() {
         return String::new();
     }
+    if before == after {
+        return format!("{path}: an empty file is {}\n", if new.is_some() { "made" } else { "removed" });
+    }
     let text = |bytes| std::str::from_utf8(bytes).ok().filter(|text| !text.contains('\0'));
     let (Some(old_text), Some(new_text)) = (text(before), text(after)) else {
         return format!("{path}: not text; {} bytes before, {} bytes after\n", before.len(), after.len());

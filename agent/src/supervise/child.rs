@@ -32,7 +32,7 @@ pub(super) fn wake() {
 pub(super) fn run(job: &Job, spool: Writer, terminate: UnixStream) -> io::Result<()> {
     let recorder = Recorder::new(spool, job.spool_bytes, &job.redact);
     let (mut spool, exit) = match spawn(job) {
-        Ok(child) => Watch::new(job, child, recorder, terminate)?.to_the_end(),
+        Ok(child) => Watch::new(job, child, recorder, terminate)?.follow(),
         Err(error) => {
             let program = job.argv.first().map_or("", String::as_str);
             let (spool, frames, lost) = recorder.finish(now_ns());
@@ -141,7 +141,7 @@ impl<'a> Watch<'a> {
         })
     }
 
-    fn to_the_end(mut self) -> (Writer, Exit) {
+    fn follow(mut self) -> (Writer, Exit) {
         let mut buffer = vec![0u8; MAX_FRAME_BYTES];
         let note = loop {
             let now = Instant::now();

@@ -207,6 +207,7 @@ pub struct Reader {
     ahead: Vec<u8>,
     used: usize,
     exit: Option<Exit>,
+    named: bool,
 }
 
 impl Reader {
@@ -215,7 +216,16 @@ impl Reader {
         let mut options = OpenOptions::new();
         options.read(true).custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32);
         let file = options.open(path)?;
-        Ok(Self { file, path: path.to_owned(), at: PAGE, next: 0, ahead: Vec::new(), used: 0, exit: None })
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+            at: PAGE,
+            next: 0,
+            ahead: Vec::new(),
+            used: 0,
+            exit: None,
+            named: false,
+        })
     }
 
     /// How the job ended, once it has.
@@ -275,9 +285,13 @@ impl Reader {
     }
 
     /// Returns when all that was read is on the disk, its name too.
-    pub fn sync(&self) -> io::Result<()> {
+    pub fn sync(&mut self) -> io::Result<()> {
         self.file.sync_data()?;
-        crate::journal::sync_dir(&self.path)
+        if !self.named {
+            crate::journal::sync_dir(&self.path)?;
+            self.named = true;
+        }
+        Ok(())
     }
 
     /// Output that found no room is told of at the end.

@@ -42,7 +42,7 @@ impl Output {
 async fn drain(from: Option<impl AsyncRead + Unpin>) -> Vec<u8> {
     let mut kept = Vec::new();
     let Some(mut from) = from else { return kept };
-    let mut part = [0u8; 8192];
+    let mut part = vec![0u8; 8192];
     while let Ok(got @ 1..) = from.read(&mut part).await {
         let room = OUTPUT_LIMIT - kept.len();
         kept.extend_from_slice(&part[..got.min(room)]);

@@ -70,7 +70,7 @@ impl Host {
     }
 
     pub(crate) fn config(&self) -> EngineConfig {
-        let supervisor = SupervisorCommand::of(PathBuf::from(env!("CARGO_BIN_EXE_postern-agent")));
+        let supervisor = SupervisorCommand::of(PathBuf::from(supervisor()));
         let mut config = EngineConfig::new(self.state(), self.boot, supervisor);
         config.sys = Sys::rooted(self.root(), Sys::host().path_env().to_owned());
         (self.tune)(&mut config);
@@ -261,4 +261,9 @@ pub(crate) fn lines(path: impl AsRef<Path>) -> usize {
 
 pub(crate) fn hash_of(bytes: &[u8]) -> String {
     PlanHash::of(bytes).to_string()
+}
+
+/// The program that supervises; `POSTERN_SUPERVISOR` puts a release build in its place for measurements.
+pub(crate) fn supervisor() -> String {
+    std::env::var("POSTERN_SUPERVISOR").unwrap_or_else(|_| env!("CARGO_BIN_EXE_postern-agent").to_owned())
 }
