@@ -111,7 +111,7 @@ pub struct Options {
     pub session_deadline: Duration,
     /// The agents to choose from.
     pub agent: AgentBinaries,
-    /// Go on with a host whose clock is more than [`crate::preflight`]'s limit away from ours.
+    /// Go on with a host whose clock is more than seven days away from ours.
     pub accept_clock: bool,
     /// Whether a route through the SSH connection may be made when the host reaches no address of the
     /// controller and [`Controller::listener`] names one.

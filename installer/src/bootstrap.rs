@@ -356,6 +356,8 @@ impl Job<'_> {
             config: work.config.then_some(target.config_text.as_str()),
             unit: work.unit.then_some(target.unit.as_str()),
             token: work.enrol.then_some(ticket.token.as_str()),
+            // An enrolled agent that is to be restarted may have lived on a temporary route that is gone.
+            probe: !work.enrol && listener.is_some(),
             start: work.start,
             keep_upload: listener.is_some(),
             pause: self.options.fault.is_some(),

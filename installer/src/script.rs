@@ -88,6 +88,8 @@ pub(crate) struct Install<'a> {
     pub(crate) unit: Option<&'a str>,
     /// The token, when the agent is to enrol.
     pub(crate) token: Option<&'a str>,
+    /// Whether an agent that is enrolled already looks first whether it reaches a controller.
+    pub(crate) probe: bool,
     /// Whether the unit is enabled and (re)started.
     pub(crate) start: bool,
     /// Whether the upload stays for another attempt when the controller is out of reach.
@@ -109,6 +111,7 @@ pub(crate) fn install(what: &Install<'_>) -> Zeroizing<String> {
         ("unit", what.unit.unwrap_or_default()),
         ("token", what.token.unwrap_or_default()),
         ("start", if what.start { "yes" } else { "" }),
+        ("probe", if what.probe { "yes" } else { "" }),
         ("keep", if what.keep_upload { "yes" } else { "" }),
         ("pause", if what.pause { "yes" } else { "" }),
     ] {
@@ -154,6 +157,7 @@ mod tests {
             run_drop_in: Some("[Service]"),
             unit: Some("[Unit]\nDescription=x"),
             token: Some("secret"),
+            probe: true,
             start: true,
             keep_upload: true,
             pause: true,

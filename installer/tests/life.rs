@@ -245,6 +245,20 @@ async fn a_temporary_route_through_ssh() {
     assert!(tokio::time::timeout(Duration::from_millis(300), guard.ended()).await.is_err());
     guard.close().await.unwrap();
     assert!(!host.exists(drop_in) && !host.exists("/run/postern-agent"));
+
+    // Repeated, with an agent that is enrolled and lost its route: a new route, and no second enrolment.
+    host.delete("/run/agent-active");
+    let mut options = host.options("op");
+    options.allow_temporary_route = true;
+    let report = bootstrap(options, &Answers::new(), &desk).await.unwrap();
+    assert!(report.temporary_route);
+    assert_eq!(host.read("/run/tokens").lines().count(), 1);
+    // Dropped without a word, as by a crash; then the controller can be reached, and the route is forgotten.
+    drop(report);
+    host.delete("/run/enrol-code");
+    let report = bootstrap(host.options("op"), &Answers::new(), &desk).await.unwrap();
+    assert!(!report.temporary_route);
+    assert!(!host.exists(drop_in) && !host.exists("/run/postern-agent"));
 }
 
 #[tokio::test]

@@ -60,7 +60,7 @@ enrol() {
     [ -z "$config" ] || from=$new_config
     [ -z "$run_config" ] || from=@RUN_DIR@/config.json
     # printf is the shell's own: the token is in no argument vector. The report is one line of JSON.
-    report=$(printf '%s\n' "$token" | timeout 120 "$program" enrol --config "$from" 9>&-)
+    report=$(printf '%s\n' "$token" | timeout 120 "$program" "$1" --config "$from" 9>&-)
     code=$?
     say enrol.report "$(printf '%s' "$report" | tail -c 16384 | tr '\n' ' ')"
     say enrol.code "$code"
@@ -107,7 +107,8 @@ main() {
     [ -z "$upload" ] || unpack
     write
     part done install
-    [ -z "$token" ] || enrol
+    [ -z "$token" ] || enrol enrol
+    [ -z "$probe" ] || enrol probe
     part done enrol
     place
     [ -z "$start" ] || start_unit

@@ -11,7 +11,7 @@ status)
         printf '{"version":"VERSION","host_id":null,"unfinished_runs":0,"certificate_not_after_s":null}\n'
         exit 7
     fi ;;
-enrol)
+enrol | probe)
     config=$3
     IFS= read -r token || exit 2
     ps axww -o args >>/run/processes
@@ -27,6 +27,10 @@ enrol)
     if [ "$code" != 0 ]; then
         printf '{"host_id":null,"reached":null,"tried":[{"address":"192.0.2.1:7300","error":"refused"}],"error":"as told"}\n'
         exit "$code"
+    fi
+    if [ "$1" = probe ]; then
+        printf '{"host_id":null,"reached":"a:1","tried":[],"error":""}\n'
+        exit 0
     fi
     mkdir -p -m 0700 $state
     sed -n 's/.*"host_id":"\([^"]*\)".*/\1/p' "$config" >$state/host_id
