@@ -46,7 +46,8 @@ impl Seen {
 }
 
 const PROPERTIES: &str = "--property=LoadState,ActiveState,SubState,UnitFileState,Result,NeedDaemonReload,\
-                          ActiveEnterTimestamp,ExecMainStartTimestamp,LoadError";
+                          ActiveEnterTimestamp,ExecMainStartTimestamp,ActiveEnterTimestampMonotonic,\
+                          ExecMainStartTimestampMonotonic,LoadError";
 
 impl Resource for Service {
     type Spec = ServiceSpec;
@@ -121,21 +122,23 @@ fn or<'a>(text: &'a str, other: &'a str) -> &'a str {
 async fn ask(spec: &ServiceSpec, host: &Sys) -> Result<Seen, ObserveError> {
     let unit = spec.unit();
     let argv = ["systemctl", "show", "--no-pager", "--timestamp=us+utc", PROPERTIES, "--", &unit];
-    let said = host.run(&argv, &[], ASK_LIMIT).await?;
+    // Not every systemd heeds the format of times; then they come in the zone of the environment.
+    let said = host.run(&argv, &[("TZ", "UTC")], ASK_LIMIT).await?;
     if !said.ok() {
         let why = said.last_line();
         return Err(ObserveError::Obstacle(format!("systemctl show {unit} failed: {why}")));
     }
     let text = String::from_utf8_lossy(&said.stdout);
-    let (mut seen, started) = parse(&unit, &text)?;
+    let (mut seen, started) = parse(&unit, &text, crate::sys::boot_ns())?;
     if let Some(started) = started {
         seen.stale = newest(spec, host, started)?;
     }
     Ok(seen)
 }
 
-/// What `systemctl show` says, and when the unit was started, nanoseconds since the Unix epoch.
-fn parse(unit: &str, text: &str) -> Result<(Seen, Option<i128>), ObserveError> {
+/// What `systemctl show` says, and when the unit was started, nanoseconds since the Unix epoch; `boot_ns` is
+/// when the monotonic clock was zero.
+fn parse(unit: &str, text: &str, boot_ns: i128) -> Result<(Seen, Option<i128>), ObserveError> {
     let rows: HashMap<&str, &str> = text.lines().filter_map(|line| line.split_once('=')).collect();
     let get = |name: &str| rows.get(name).copied().unwrap_or_default();
     match get("LoadState") {
@@ -157,8 +160,15 @@ fn parse(unit: &str, text: &str) -> Result<(Seen, Option<i128>), ObserveError> {
         needs_reload: get("NeedDaemonReload") == "yes",
         stale: None,
     };
-    // The later of the two: a reload moves neither, a restart of the main process moves the second.
-    let started = time_ns(get("ActiveEnterTimestamp")).max(time_ns(get("ExecMainStartTimestamp")));
+    // The later of the two: a reload moves neither, a restart of the main process moves the second. The
+    // monotonic ones are exact; the others may be cut to a second, and a file can be written in that second.
+    let exact = |name: &str| match get(name).parse::<i128>() {
+        Ok(micros) if micros > 0 => Some(micros * 1000 + boot_ns),
+        _ => None,
+    };
+    let started = exact("ActiveEnterTimestampMonotonic").max(exact("ExecMainStartTimestampMonotonic"));
+    let started =
+        started.or_else(|| time_ns(get("ActiveEnterTimestamp")).max(time_ns(get("ExecMainStartTimestamp"))));
     Ok((seen, started))
 }
 
@@ -239,17 +249,20 @@ mod tests {
         let text = "LoadState=loaded\nActiveState=active\nSubState=running\nUnitFileState=enabled\nResult=success\n\
                     NeedDaemonReload=no\nActiveEnterTimestamp=Sun 2026-11-22 08:57:59.123456 UTC\n\
                     ExecMainStartTimestamp=Sun 2026-11-22 08:57:58 UTC\nLoadError=\n";
-        let (seen, started) = parse("x.service", text).unwrap();
+        let (seen, started) = parse("x.service", text, 0).unwrap();
         assert!(seen.is_active());
         assert_eq!(started, Some(1_795_337_879_123_456_000));
+        let text = "LoadState=loaded\nActiveEnterTimestamp=Sun 2026-11-22 08:57:59 UTC\n\
+                    ActiveEnterTimestampMonotonic=7\nExecMainStartTimestampMonotonic=0\n";
+        assert_eq!(parse("x", text, 1_000_000).unwrap().1, Some(1_007_000));
         assert_eq!(time_ns("Thu 1970-01-01 00:00:00 UTC"), Some(0));
         assert_eq!(time_ns("Thu 2024-02-29 12:00:00 UTC"), Some(1_709_208_000_000_000_000));
         assert_eq!(time_ns("n/a"), None);
         assert_eq!(time_ns(""), None);
-        let gone = parse("x.service", "LoadState=not-found\n").unwrap_err();
+        let gone = parse("x.service", "LoadState=not-found\n", 0).unwrap_err();
         assert_eq!(gone.to_string(), "there is no unit x.service on this host");
-        assert!(parse("x", "LoadState=masked\n").unwrap_err().to_string().contains("masked"));
-        assert!(parse("x", "").is_err());
+        assert!(parse("x", "LoadState=masked\n", 0).unwrap_err().to_string().contains("masked"));
+        assert!(parse("x", "", 0).is_err());
     }
 
     /// T07: the restart is needed for as long as the file is newer, whatever run wrote it.

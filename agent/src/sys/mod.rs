@@ -126,3 +126,10 @@ pub fn now_ns() -> i64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.map_or(0, |since| i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
 }
+
+/// When the monotonic clock was zero, nanoseconds since the Unix epoch by the clock as it is now.
+#[must_use]
+pub fn boot_ns() -> i128 {
+    let since = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    i128::from(now_ns()) - i128::from(since.tv_sec) * 1_000_000_000 - i128::from(since.tv_nsec)
+}
