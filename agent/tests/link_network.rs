@@ -494,5 +494,5 @@ async fn told_to_leave_it_sends_what_is_left_removes_itself_and_says_so() {
     assert!(!agent.state.path().exists());
     drop(session);
     let reason = within("the end", agent.task).await.unwrap().unwrap();
-    assert_eq!((reason, reason.exit_code()), (ExitReason::Left, exit::LEFT));
+    assert_eq!((reason, reason.exit_code()), (ExitReason::Left { clean: true }, exit::OK));
 }

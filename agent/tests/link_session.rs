@@ -469,7 +469,7 @@ fn leaving_refuses_work_and_ends_with_a_last_word() {
     assert!(sim.did(|it| matches!(it, Effect::Send(_, ToController::Refused { .. }))));
     sim.give(Event::Removed { left_behind: vec!["/x".into()] });
     assert!(sim.did(|it| matches!(it, Effect::Send(_, ToController::Left(left)) if left == &["/x"])));
-    assert!(matches!(sim.last.last(), Some(Effect::End)));
+    assert!(matches!(sim.last.last(), Some(Effect::End { clean: false })));
 
     // Without a session it ends all the same, and does not dial again meanwhile.
     let mut sim = Sim::new();
@@ -477,7 +477,7 @@ fn leaving_refuses_work_and_ends_with_a_last_word() {
     sim.frame(conn, FromController::Leave).give(Event::Ended(conn, End::Closed));
     assert_eq!(sim.session.wake_at(), None);
     sim.give(Event::Removed { left_behind: Vec::new() });
-    assert!(matches!(sim.last.as_slice(), [Effect::End]));
+    assert!(matches!(sim.last.as_slice(), [Effect::End { .. }]));
 }
 
 /// What a random peer and a random network do.

@@ -183,6 +183,17 @@ impl Rig {
         finish(self.command(args), COMMAND_DEADLINE)
     }
 
+    /// A file that only we can read, with this on its first line.
+    pub fn secret_file(&self, name: &str, secret: &str) -> Result<PathBuf> {
+        use std::io::Write as _;
+        use std::os::unix::fs::OpenOptionsExt as _;
+        let path = self.state.path().join(name);
+        let mut file =
+            std::fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&path)?;
+        writeln!(file, "{secret}").context("write a secret")?;
+        Ok(path)
+    }
+
     /// A host that answers SSH.
     pub fn host(&self, name: &str, image: Image) -> Result<Host> {
         self.host_with(HostSpec::new(name, image))
@@ -283,12 +294,14 @@ fn join(thread: std::thread::JoinHandle<Vec<u8>>) -> String {
     String::from_utf8_lossy(&thread.join().unwrap_or_default()).into_owned()
 }
 
-/// Waits until something is so, a deadline at most.
+/// Waits until something is so; fails the test at the deadline, so that its hosts' journals are kept.
+#[track_caller]
+#[expect(clippy::panic, reason = "only tests call this, and a panic is how a test fails")]
 pub fn wait_for(what: &str, deadline: Duration, mut so: impl FnMut() -> Result<bool>) -> Result<()> {
     let end = Instant::now() + deadline;
     while !so()? {
         if Instant::now() > end {
-            bail!("waited {deadline:?} in vain: {what}");
+            panic!("waited {deadline:?} in vain: {what}");
         }
         pause();
     }

@@ -45,8 +45,7 @@ fn wrong_key_wrong_password_and_changed_host_key() -> Result<()> {
     let ended = rig.run(&["up", &target, "--identity", &other, "--host-key", fingerprint])?;
     refused(ended, "authentication-failed", &host)?;
 
-    let wrong = rig.state_dir().join("wrong");
-    std::fs::write(&wrong, "wrong\n")?;
+    let wrong = rig.secret_file("password", "wrong")?;
     let file = wrong.display().to_string();
     let ended = rig.run(&["up", &target, "--password-file", &file, "--host-key", fingerprint])?;
     refused(ended, "authentication-failed", &host)?;
@@ -75,7 +74,7 @@ fn wrong_key_wrong_password_and_changed_host_key() -> Result<()> {
 
     // And with the right password all is well.
     std::fs::remove_file(ssh.join("known_hosts"))?;
-    std::fs::write(&wrong, "right\n")?;
+    rig.secret_file("password", "right")?;
     rig.run(&["up", &target, "--password-file", &file, "--host-key", fingerprint])?.expect(0);
     Ok(())
 }
@@ -86,11 +85,11 @@ fn host_down_port_closed_and_not_ssh() -> Result<()> {
     rig.serve()?;
     let host = rig.host("down", Image::BOOKWORM)?;
     host.sh("systemctl stop ssh.socket ssh.service 2>/dev/null || systemctl stop ssh.service")?;
-    let ended = rig.up(&host, &["--ssh-timeout", "3"])?;
+    let ended = rig.up(&host, &["--timeout", "3"])?;
     refused(ended, "refused", &host)?;
 
     host.set_link(false)?;
-    let ended = rig.up(&host, &["--ssh-timeout", "3"])?.expect(1);
+    let ended = rig.up(&host, &["--timeout", "3"])?.expect(1);
     assert!(
         ended.stderr.contains("error[timed-out]") || ended.stderr.contains("error[network-unreachable]"),
         "{ended:?}"
@@ -108,13 +107,11 @@ fn host_down_port_closed_and_not_ssh() -> Result<()> {
         Ok(())
     });
     let target = format!("root@127.0.0.1:{port}");
-    let ended = rig.run(&["up", &target, "--ssh-timeout", "60"])?.expect(1).says("error[not-ssh]");
+    let ended = rig.run(&["up", &target, "--timeout", "60"])?.expect(1).says("error[not-ssh]");
     assert!(ended.took < Duration::from_secs(20), "{ended:?}");
     answer.join().map_err(|_| anyhow::anyhow!("the listener panicked"))??;
 
-    rig.run(&["up", "root@no-such-host.invalid", "--ssh-timeout", "3"])?
-        .expect(1)
-        .says("error[name-not-found]");
+    rig.run(&["up", "root@no-such-host.invalid", "--timeout", "3"])?.expect(1).says("error[name-not-found]");
     Ok(())
 }
 
@@ -185,12 +182,8 @@ fn trap_28_as_a_user_with_sudo() -> Result<()> {
         user("plain", Some("s3cret-Pass"), Sudo::None),
     ];
     let host = rig.host_with(spec)?;
-    let password = rig.state_dir().join("password");
-    std::fs::write(&password, "s3cret-Pass\n")?;
-    let right = password.display().to_string();
-    let wrong = rig.state_dir().join("wrong");
-    std::fs::write(&wrong, "not-it\n")?;
-    let wrong = wrong.display().to_string();
+    let right = rig.secret_file("right", "s3cret-Pass")?.display().to_string();
+    let wrong = rig.secret_file("wrong", "not-it")?.display().to_string();
 
     refused(rig.up_as("asked", &host, &[])?, "sudo-password", &host)?;
     refused(rig.up_as("asked", &host, &["--sudo-password-file", &wrong])?, "sudo-password", &host)?;

@@ -122,9 +122,9 @@ impl Driver {
         loop {
             while let Some(event) = self.queue.pop_front() {
                 for effect in self.session.handle(event, self.moment()) {
-                    if matches!(effect, Effect::End) {
+                    if let Effect::End { clean } = effect {
                         self.last_word().await;
-                        return Ok(ExitReason::Left);
+                        return Ok(ExitReason::Left { clean });
                     }
                     self.perform(effect).await?;
                 }
@@ -212,7 +212,7 @@ impl Driver {
             }
             Effect::Renew => self.renew(),
             Effect::Remove => self.remove(),
-            Effect::End => {}
+            Effect::End { .. } => {}
             Effect::Note(Level::Info, text) => tracing::info!("{text}"),
             Effect::Note(Level::Warn, text) => tracing::warn!("{text}"),
             Effect::Note(Level::Error, text) => tracing::error!("{text}"),

@@ -107,7 +107,10 @@ pub enum ExitReason {
     /// It was asked to.
     Stopped,
     /// It removed itself from the host.
-    Left,
+    Left {
+        /// Nothing was left behind.
+        clean: bool,
+    },
 }
 
 impl ExitReason {
@@ -116,7 +119,10 @@ impl ExitReason {
     pub fn exit_code(self) -> i32 {
         match self {
             Self::Stopped => exit::OK,
-            Self::Left => exit::LEFT,
+            // systemd has forgotten the unit: any other code would keep it there as failed.
+            Self::Left { clean: true } => exit::OK,
+            // It may still know it, and must not start it again.
+            Self::Left { clean: false } => exit::LEFT,
         }
     }
 }

@@ -182,7 +182,10 @@ pub enum Effect {
     /// Send what is left, then remove the agent from the host.
     Remove,
     /// End the process.
-    End,
+    End {
+        /// Nothing of the agent is left on the host.
+        clean: bool,
+    },
     /// Tell the people who read the log.
     Note(Level, String),
 }
@@ -328,10 +331,11 @@ impl Session {
             Event::RenewFailed { why, revoked: true } => self.stop(&why),
             Event::RenewFailed { why, revoked: false } => self.renew_failed(&why, now),
             Event::Removed { left_behind } => {
+                let clean = left_behind.is_empty();
                 if let Some(conn) = self.live() {
                     self.out.push(Effect::Send(conn, ToController::Left(left_behind)));
                 }
-                self.out.push(Effect::End);
+                self.out.push(Effect::End { clean });
             }
         }
     }

@@ -151,6 +151,12 @@ pub(crate) struct Ssh {
     /// Ask for the login password at once, before keys are tried
     #[arg(long)]
     pub(crate) password: bool,
+    /// Take the login password from the first line of this file
+    #[arg(long, value_name = "FILE", conflicts_with = "password")]
+    pub(crate) password_file: Option<PathBuf>,
+    /// Take sudo's password from the first line of this file [default: ask when it is needed]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) sudo_password_file: Option<PathBuf>,
     /// Fingerprint that the host's key must have
     #[arg(long, value_name = "SHA256:…")]
     pub(crate) host_key: Option<String>,

@@ -1,7 +1,10 @@
 //! `postern up`: compile, take the host over by SSH if it is not yet, apply.
 
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,6 +14,7 @@ use postern_installer::{
     Ticket, bootstrap,
 };
 use serde_json::json;
+use zeroize::Zeroizing;
 
 use super::args::{Ssh, Up};
 use super::error::{CliError, chain};
@@ -20,6 +24,9 @@ use super::terminal::{Terminal, secret};
 use super::{Context, Exit, addresses, apply, clean, compile};
 use crate::bundle::Bundle;
 use crate::client::{Client, HostInfo, Info, Link};
+
+/// A password file that is longer holds no password, bytes.
+const MAX_PASSWORD: u64 = 4096;
 
 pub(crate) async fn up(context: &Context, args: Up) -> Result<Exit, CliError> {
     // Everything that can be wrong without touching anything comes first.
@@ -124,13 +131,13 @@ fn canonical(target: &Target) -> String {
 /// How to log in, and with which agents.
 pub(crate) struct Access<'a> {
     pub(crate) ssh: &'a Ssh,
-    pub(crate) agent_binary: Option<&'a std::path::Path>,
+    pub(crate) agent_binary: Option<&'a Path>,
 }
 
 impl Access<'_> {
     /// For a bootstrap: with agents.
     fn options(&self, context: &Context, target: Target) -> Result<Options, CliError> {
-        let named = self.agent_binary.map(std::path::Path::to_owned);
+        let named = self.agent_binary.map(Path::to_owned);
         let named = named.or_else(|| context.env.get("POSTERN_AGENT_BINARY").map(PathBuf::from));
         let bundle = match named {
             Some(file) => Bundle::from_file(&context.env.cwd.join(&file)),
@@ -163,8 +170,36 @@ impl Access<'_> {
             })?;
             options.password = Some(password);
         }
+        if let Some(file) = &self.ssh.password_file {
+            options.password = Some(first_line(&context.env.cwd.join(file))?);
+        }
+        if let Some(file) = &self.ssh.sudo_password_file {
+            options.become_password = Some(first_line(&context.env.cwd.join(file))?);
+        }
         Ok(options)
     }
+}
+
+/// A password for those who have no terminal: the first line of a file, which no other user may read.
+fn first_line(file: &Path) -> Result<Zeroizing<String>, CliError> {
+    let fail = |why: String| {
+        CliError::usage("password-file", format!("{}: {why}", file.display()))
+            .hint("put the password on the first line of a file with mode 0600")
+    };
+    let opened = File::open(file).map_err(|error| fail(error.to_string()))?;
+    let meta = opened.metadata().map_err(|error| fail(error.to_string()))?;
+    // A pipe (`<(pass show web1)`) is nobody else's to read.
+    if meta.is_file() && meta.mode() & 0o077 != 0 {
+        return Err(fail("other users can read it".to_owned()));
+    }
+    let mut line = Zeroizing::new(String::new());
+    let mut reader = BufReader::new(opened.take(MAX_PASSWORD));
+    reader.read_line(&mut line).map_err(|error| fail(error.to_string()))?;
+    let password = line.trim_end_matches(['\r', '\n']);
+    if password.is_empty() {
+        return Err(fail("its first line is empty".to_owned()));
+    }
+    Ok(Zeroizing::new(password.to_owned()))
 }
 
 /// What the host is to be registered as.
