@@ -140,6 +140,19 @@ fn every_flipped_bit_is_found() {
     }
 }
 
+/// A hole that looks like a torn end, with a whole record behind it: that was synced once, so it is damage.
+#[test]
+fn a_hole_before_a_whole_record_is_not_cut_off() {
+    let dir = tempfile::tempdir().unwrap();
+    let all = [vec![b'a'; 3000], vec![b'b'; 700], vec![b'c'; 50]];
+    let bytes = written(&dir, &all);
+    for from in [512, 1024, 1536, 2048, 2560] {
+        let mut holed = bytes.clone();
+        holed[from..from + 512].fill(0);
+        assert!(matches!(reopen(&dir, &holed), Err(JournalError::Corrupt { .. })), "hole at {from}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
