@@ -145,6 +145,13 @@ impl client::Handler for Guard {
             None => {}
         }
         let verdict = judge(&self.judge.known, &key);
+        match (&self.judge.fingerprint, &verdict) {
+            // The operator's own word comes first: the record may know this key, and it is still not the one named.
+            (Some(wanted), Verdict::Known | Verdict::Changed(_)) if *wanted != fingerprint => {
+                return Err(HandlerError::Key(KeyRefused::Mismatch { fingerprint }));
+            }
+            _ => {}
+        }
         match &verdict {
             Verdict::Changed(record) => {
                 let record = record.clone();

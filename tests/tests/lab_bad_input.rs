@@ -58,15 +58,17 @@ fn wrong_key_wrong_password_and_changed_host_key() -> Result<()> {
     let ended = rig.run(&["up", &target, "--identity", &key, "--host-key", not])?;
     refused(ended, "fingerprint-mismatch", &host)?;
 
-    // Unknown and nobody there to confirm it.
+    // The right fingerprint was put on record above. Unknown again, and nobody there to confirm it.
+    let ssh = rig.state_dir().join(".ssh");
+    let record = std::fs::read_to_string(ssh.join("known_hosts"))?;
+    assert!(record.contains(&host.v4.to_string()), "the key that was vouched for is on record: {record}");
+    std::fs::remove_file(ssh.join("known_hosts"))?;
     let ended = rig.run(&["up", &target, "--identity", &key])?;
     refused(ended, "host-key-unknown", &host)?;
 
     // Another key on record than the one the host has.
     let public = std::fs::read_to_string(format!("{other}.pub"))?;
     let blob = public.split_whitespace().nth(1).context("a public key")?;
-    let ssh = rig.state_dir().join(".ssh");
-    std::fs::create_dir_all(&ssh)?;
     std::fs::write(ssh.join("known_hosts"), format!("{} ssh-ed25519 {blob}\n", host.v4))?;
     let ended = rig.run(&["up", &target, "--identity", &key])?;
     refused(ended, "host-key-changed", &host)?;

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use postern_installer::{
-    Action, BootstrapError, BoxError, Controller, Options, Overrides, Report, SessionUp, SshConfig, Target,
-    Ticket, bootstrap,
+    Action, BootstrapError, BoxError, Code, Controller, Options, Overrides, Report, SessionUp, SshConfig,
+    Target, Ticket, bootstrap,
 };
 use serde_json::json;
 use zeroize::Zeroizing;
@@ -97,8 +97,8 @@ pub(crate) async fn up(context: &Context, args: Up) -> Result<Exit, CliError> {
     };
     if let Some(route) = route.take() {
         context.out.tell(
-            "warning: the host reaches this machine through this SSH connection only, which ends now; until it \
-             finds another way (postern up … --controller ADDR), it cannot be managed",
+            "warning: the host reached this machine by a temporary route through SSH only, which ends now; until it \
+             has another way (postern up … --controller ADDR), it cannot be managed",
         );
         if let Err(error) = route.close().await {
             context.out.tell(&format!("warning: {}", clean::line(&chain(&error))));
@@ -324,7 +324,11 @@ async fn take_over(
 pub(crate) fn bootstrap_failed(error: &BootstrapError) -> CliError {
     let code = error.code().as_str();
     let place = error.step().map(|step| format!("step {step}: ")).unwrap_or_default();
-    let mut cli = CliError::failed(code, format!("{place}{}", chain(error)));
+    let message = format!("{place}{}", chain(error));
+    let mut cli = match error.code() {
+        Code::Usage => CliError::usage(code, message),
+        _ => CliError::failed(code, message),
+    };
     cli.details = error.tried().iter().map(|tried| format!("{}: {}", tried.address, tried.error)).collect();
     // The installer does not know what things are called on this command line.
     let flag = match code {
@@ -373,7 +377,7 @@ fn told(context: &Context, host: &HostInfo, report: &Report) {
         }
     }
     let ssh = match report.temporary_route {
-        true => "SSH stays open: it is the host's only way to this machine, for now",
+        true => "SSH stays open as a temporary route: the host has no other way to this machine",
         false => "SSH is closed",
     };
     context.out.note(&format!("{name}: {did} in {seconds:.2} s, its session is up; {ssh}"));
