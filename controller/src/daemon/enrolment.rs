@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use postern_proto::ids::HostId;
-use postern_proto::v1;
 use postern_proto::v1::enrolment_server::Enrolment;
+use postern_proto::{REFUSAL_KEY, REFUSAL_REVOKED, v1};
+use tonic::metadata::MetadataValue;
 use tonic::{Request, Response, Status};
 
 use super::authz::{self, rpc};
@@ -12,7 +13,7 @@ use super::shared::Shared;
 use super::text::Neutral;
 use super::wire::Reason;
 use crate::ca::{AgentCertificate, AgentKey};
-use crate::store::{self, EnrolOutcome, KeyStatus, OpError, TokenHash};
+use crate::store::{self, EnrolOutcome, KeyStatus, OpError, TokenFault, TokenHash};
 
 /// The longest token that is looked at, bytes.
 const MAX_TOKEN: usize = 128;
@@ -49,6 +50,11 @@ impl EnrolmentService {
                 Status::internal("the certificate could not be signed: see the controller's log")
             },
         )
+    }
+
+    async fn is_revoked(&self, key: &AgentKey) -> Result<bool, Status> {
+        let status = self.0.store.key_status(key.hash()).await.map_err(|error| store_status(&error))?;
+        Ok(matches!(status, KeyStatus::Revoked(_)))
     }
 
     fn answer(&self, host: HostId, certificate: AgentCertificate) -> Response<v1::EnrolResponse> {
@@ -90,7 +96,8 @@ impl Enrolment for EnrolmentService {
         match outcome {
             EnrolOutcome::Refused(fault) => {
                 tracing::warn!(%host, %peer, %fault, "enrolment refused");
-                return Err(Status::permission_denied(fault.to_string()));
+                let revoked = fault == TokenFault::KeyNotFree && self.is_revoked(&key).await?;
+                return Err(refusal(fault.to_string(), revoked));
             }
             EnrolOutcome::Again => tracing::info!(%host, key = %key.hash(), "enrolment answered again"),
             EnrolOutcome::Enrolled { revoked, ended } => {
@@ -136,5 +143,14 @@ fn refuse_unless_good(status: KeyStatus, host: HostId, peer: &authz::Peer) -> Re
         KeyStatus::Unknown => "the key is not registered",
     };
     tracing::warn!(%host, %peer, why, "renewal refused");
-    Err(Status::permission_denied(why))
+    Err(refusal(why, matches!(status, KeyStatus::Revoked(_))))
+}
+
+/// A refusal; one because of a revoked key says so in a word that the agent knows, and it stops asking.
+fn refusal(why: impl Into<String>, revoked: bool) -> Status {
+    let mut status = Status::permission_denied(why);
+    if revoked {
+        status.metadata_mut().insert(REFUSAL_KEY, MetadataValue::from_static(REFUSAL_REVOKED));
+    }
+    status
 }

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use postern_proto::v1;
+use postern_proto::{REFUSAL_KEY, REFUSAL_REVOKED, v1};
 use rcgen::KeyPair;
-use tonic::Code;
+use tonic::{Code, Status};
 
 use crate::support::{Agent, Rig, collect, ending, soon, turned_away};
 
@@ -65,6 +65,11 @@ async fn what_is_not_a_request_is_refused() {
     client.enrol(good).await.unwrap();
 }
 
+/// Whether the refusal tells the agent to stop asking.
+fn is_final(status: &Status) -> bool {
+    status.metadata().get(REFUSAL_KEY).is_some_and(|value| value == REFUSAL_REVOKED)
+}
+
 /// T49: a host that was off for years comes back by itself; a revoked or foreign key does not.
 #[tokio::test(flavor = "multi_thread")]
 async fn trap_49_a_registered_key_can_always_renew() {
@@ -80,6 +85,7 @@ async fn trap_49_a_registered_key_can_always_renew() {
     let good = std::mem::replace(&mut other.key, KeyPair::generate().unwrap());
     let status = other.renew(&rig).await.unwrap_err();
     assert_eq!((status.code(), status.message()), (Code::PermissionDenied, "the key is not registered"));
+    assert!(!is_final(&status), "a controller restored from a backup may not know it yet");
     other.key = good;
     other.host = agent.host.clone();
     let status = other.renew(&rig).await.unwrap_err();
@@ -87,6 +93,7 @@ async fn trap_49_a_registered_key_can_always_renew() {
         (status.code(), status.message()),
         (Code::PermissionDenied, "the key belongs to another host")
     );
+    assert!(!is_final(&status));
 }
 
 /// T44: what was queued for a host is not done to what it became.
@@ -109,7 +116,13 @@ async fn trap_44_enrolled_anew_drops_what_was_queued_and_the_old_key() {
     let run = ending(&soon("the end", collect(updates)).await);
     assert_eq!((run.id, run.state), (queued.id, v1::RunState::Cancelled.into()));
     assert_eq!(old.dial(&rig).await.goodbye().await.reason(), v1::GoodbyeReason::Revoked);
-    assert_eq!(old.renew(&rig).await.unwrap_err().message(), "the key was revoked");
+    let status = old.renew(&rig).await.unwrap_err();
+    assert_eq!(status.message(), "the key was revoked");
+    assert!(is_final(&status));
+    // Not even a new token makes a revoked key good.
+    let (_, token) = rig.prepare("one").await;
+    let status = old.enrol(&rig, &token).await.unwrap_err();
+    assert!(status.message().contains("revoked") && is_final(&status), "{status:?}");
 
     let (mut line, _) = new.session(&rig).await;
     let (next, _updates) = rig.exec("one").await;
