@@ -356,6 +356,7 @@ impl Job<'_> {
             config: work.config.then_some(target.config_text.as_str()),
             unit: work.unit.then_some(target.unit.as_str()),
             token: work.enrol.then_some(ticket.token.as_str()),
+            displace: work.displace,
             // An enrolled agent that is to be restarted may have lived on a temporary route that is gone.
             probe: !work.enrol && listener.is_some(),
             start: work.start,
@@ -422,6 +423,11 @@ impl Job<'_> {
                 "done=install" => (Step::Install, Step::Enrol),
                 "done=enrol" => (Step::Enrol, Step::Start),
                 "done=start" => (Step::Start, Step::Session),
+                "displaced=yes" => {
+                    let detail = "another controller's agent runs here, or another host's: it gives way";
+                    clock.detail(Step::Enrol, detail.into(), None);
+                    return Answer::Nothing;
+                }
                 _ => return Answer::Nothing,
             };
             clock.end(step, "");

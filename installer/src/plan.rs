@@ -14,12 +14,15 @@ pub(crate) struct Work {
     pub(crate) config: bool,
     pub(crate) unit: bool,
     pub(crate) enrol: bool,
+    /// The agent there is, as far as is known, another controller's or another host's: it gives way.
+    pub(crate) displace: bool,
     pub(crate) start: bool,
 }
 
 impl Work {
     /// Everything.
-    pub(crate) const ALL: Self = Self { upload: true, config: true, unit: true, enrol: true, start: true };
+    pub(crate) const ALL: Self =
+        Self { upload: true, config: true, unit: true, enrol: true, displace: false, start: true };
 
     pub(crate) fn nothing(self) -> bool {
         self == Self::default()
@@ -49,16 +52,18 @@ pub(crate) fn work(found: Option<&ExistingAgent>, wanted: &Wanted<'_>) -> Work {
     let Some(found) = found else { return Work::ALL };
     let same =
         |sum: &Option<String>, text: &str| sum.as_deref() == Some(hex_sha256(text.as_bytes()).as_str());
-    let enrolled = found.status_code == Some(exit::OK)
-        && found.status.as_ref().and_then(|status| status.host_id) == Some(wanted.config.host_id)
-        && found.config.as_ref().is_some_and(|config| {
-            config.host_id == wanted.config.host_id && config.server_ca_pem == wanted.config.server_ca_pem
-        });
+    let identity = found.status.as_ref().and_then(|status| status.host_id);
+    let configured = found.config.as_ref().is_some_and(|config| {
+        config.host_id == wanted.config.host_id && config.server_ca_pem == wanted.config.server_ca_pem
+    });
+    let enrolled =
+        found.status_code == Some(exit::OK) && identity == Some(wanted.config.host_id) && configured;
     let mut work = Work {
         upload: needs_upload(Some(found), wanted.binary),
         config: !same(&found.config_sha256, &format!("{}\n", wanted.config_text)),
         unit: !same(&found.unit_sha256, wanted.unit),
         enrol: !enrolled,
+        displace: !configured || identity.is_some_and(|host| host != wanted.config.host_id),
         start: false,
     };
     let runs = found.active_state == "active" && found.enabled && !found.temporary;
@@ -184,6 +189,10 @@ pub(crate) fn install_error(said: &InstallSaid, complaint: &str) -> BootstrapErr
         Some("unusable") => {
             BootstrapError::new(Code::AgentUnusable, words("the agent's program does not run on the host"))
         }
+        Some("stop") => BootstrapError::new(
+            Code::InstallFailed,
+            words("the host has another controller's agent, and it does not stop"),
+        ),
         Some("start") => BootstrapError::new(Code::StartFailed, words("systemd does not start the agent")),
         Some("unpack") if disk_code(complaint).is_none() => {
             BootstrapError::new(Code::HashMismatch, words("the upload cannot be unpacked"))
@@ -204,16 +213,16 @@ fn enrol_error(said: &InstallSaid, complaint: &str) -> BootstrapError {
     let why =
         why.unwrap_or_else(|| if complaint.is_empty() { "no reason given".into() } else { complaint.into() });
     let tried = report.map(|report| report.tried).unwrap_or_default();
+    let list: Vec<String> =
+        tried.iter().map(|tried| format!("{} ({})", tried.address, tried.error)).collect();
+    let list = if list.is_empty() { why.clone() } else { list.join(", ") };
     let (code, text) = match said.enrol_code {
         Some(exit::UNREACHABLE) => {
-            let list: Vec<String> =
-                tried.iter().map(|tried| format!("{} ({})", tried.address, tried.error)).collect();
-            let list = if list.is_empty() { why } else { list.join(", ") };
             (Code::ControllerUnreachable, format!("the host reaches no address of the controller: {list}"))
         }
         Some(exit::REFUSED) => (Code::EnrolRefused, format!("the controller refused the host: {why}")),
         Some(exit::NOT_THE_CONTROLLER) => {
-            (Code::NotTheController, format!("what answers the host is not this controller: {why}"))
+            (Code::NotTheController, format!("the host finds another than this controller: {list}"))
         }
         Some(exit::DISK) => (
             disk_code(complaint).or_else(|| disk_code(&why)).unwrap_or(Code::InstallFailed),
@@ -221,8 +230,8 @@ fn enrol_error(said: &InstallSaid, complaint: &str) -> BootstrapError {
         ),
         Some(exit::CORRUPT) => (Code::StateCorrupt, format!("the agent's state on the host: {why}")),
         Some(exit::TOO_NEW) => (Code::StateTooNew, format!("the agent's state on the host: {why}")),
-        // timeout(1)'s own.
-        Some(124) => (Code::EnrolFailed, "enrolling took more than two minutes".into()),
+        // timeout(1)'s own, and when it had to kill.
+        Some(124 | 137) => (Code::EnrolFailed, "enrolling took more than two minutes".into()),
         Some(126 | 127) => (Code::AgentUnusable, format!("the agent's program does not run there: {why}")),
         _ => (Code::EnrolFailed, format!("enrolling failed: {why}")),
     };
@@ -298,14 +307,29 @@ mod tests {
         check(&newer, Work::default());
         // Another controller's, or another host's identity.
         let other = |a: &mut ExistingAgent| a.config.as_mut().unwrap().server_ca_pem = "other".into();
-        check(&other, Work { enrol: true, ..start });
-        let clone = |a: &mut ExistingAgent| a.status.as_mut().unwrap().host_id = None;
-        check(&clone, Work { enrol: true, ..start });
+        let displace = Work { enrol: true, displace: true, ..start };
+        check(&other, displace);
+        let clone = |a: &mut ExistingAgent| {
+            a.status.as_mut().unwrap().host_id = Some(postern_proto::ids::HostId::generate());
+        };
+        check(&clone, displace);
+        let nobody = |a: &mut ExistingAgent| a.status.as_mut().unwrap().host_id = None;
+        check(&nobody, Work { enrol: true, ..start });
+        // Its program is gone and it may still run: by its configuration it is ours, or nothing says so.
+        let lost = |a: &mut ExistingAgent| (a.status, a.status_code, a.sha256) = (None, None, None);
+        check(&lost, Work { enrol: true, upload: true, ..start });
+        check(
+            &|a| {
+                lost(a);
+                (a.config, a.config_sha256) = (None, None);
+            },
+            Work { upload: true, config: true, ..displace },
+        );
         check(&|a| a.status_code = Some(exit::NOT_ENROLLED), Work { enrol: true, ..start });
         // Only state is left, as after a bootstrap that was cut.
         assert_eq!(
             work(Some(&ExistingAgent { has_state: true, ..ExistingAgent::default() }), &wanted),
-            Work::ALL
+            Work { displace: true, ..Work::ALL }
         );
     }
 
@@ -341,6 +365,7 @@ mod tests {
             ("error=upload-missing", "", Code::UploadFailed),
             ("error=unusable", "not found", Code::AgentUnusable),
             ("error=start", "", Code::StartFailed),
+            ("error=stop", "", Code::InstallFailed),
             ("error=locked", "", Code::InstallFailed),
             ("enrol.code=3\nerror=enrol", "", Code::ControllerUnreachable),
             ("enrol.code=4\nerror=enrol", "", Code::EnrolRefused),

@@ -3,13 +3,13 @@
 //! A script travels on the stdin of `/bin/sh` (or `sudo … /bin/sh`), never in an argument vector: what is in
 //! it, secrets included, is seen by no other process, sudo logs only `/bin/sh`, and no login shell quotes it.
 
-use postern_proto::host::{AGENT_BINARY, CONFIG_DIR, CONFIG_FILE, STATE_DIR, UNIT, UNIT_FILE, exit};
+use postern_proto::host::{
+    AGENT_BINARY, CONFIG_DIR, CONFIG_FILE, RUN_DIR, RUN_DROP_IN_DIR, STATE_DIR, UNIT, UNIT_FILE, exit,
+};
 use zeroize::Zeroizing;
 
-/// What exists only until the next boot: the configuration with a temporary route.
-pub(crate) const RUN_DIR: &str = "/run/postern-agent";
-/// The drop-in that makes the unit use it.
-pub(crate) const RUN_DROP_IN: &str = "/run/systemd/system/postern-agent.service.d/temporary-route.conf";
+/// What makes the unit use the configuration with a temporary route, in [`RUN_DROP_IN_DIR`].
+const RUN_DROP_IN: &str = "temporary-route.conf";
 /// Where root's upload arrives.
 pub(crate) const UPLOAD_AS_ROOT: &str = "/usr/local/bin/.postern-agent.upload";
 /// Where another user's upload arrives, in the home directory: nobody else writes there.
@@ -42,7 +42,8 @@ fn fill(text: &str) -> String {
         .replace("@UNIT_FILE@", UNIT_FILE)
         .replace("@UNIT@", UNIT)
         .replace("@RUN_DIR@", RUN_DIR)
-        .replace("@RUN_DROP_IN@", RUN_DROP_IN)
+        .replace("@RUN_DROP_IN_DIR@", RUN_DROP_IN_DIR)
+        .replace("@RUN_DROP_IN@", &format!("{RUN_DROP_IN_DIR}/{RUN_DROP_IN}"))
         .replace("@UPLOAD@", UPLOAD_AS_ROOT)
         .replace("@UNREACHABLE@", &exit::UNREACHABLE.to_string())
         .replace("@NOT_THE_CONTROLLER@", &exit::NOT_THE_CONTROLLER.to_string())
@@ -88,6 +89,8 @@ pub(crate) struct Install<'a> {
     pub(crate) unit: Option<&'a str>,
     /// The token, when the agent is to enrol.
     pub(crate) token: Option<&'a str>,
+    /// Whether an agent that runs there is another's and gives way to the enrolment.
+    pub(crate) displace: bool,
     /// Whether an agent that is enrolled already looks first whether it reaches a controller.
     pub(crate) probe: bool,
     /// Whether the unit is enabled and (re)started.
@@ -111,6 +114,7 @@ pub(crate) fn install(what: &Install<'_>) -> Zeroizing<String> {
         ("unit", what.unit.unwrap_or_default()),
         ("token", what.token.unwrap_or_default()),
         ("start", if what.start { "yes" } else { "" }),
+        ("displace", if what.displace { "yes" } else { "" }),
         ("probe", if what.probe { "yes" } else { "" }),
         ("keep", if what.keep_upload { "yes" } else { "" }),
         ("pause", if what.pause { "yes" } else { "" }),
@@ -132,7 +136,10 @@ pub(crate) fn remove() -> String {
 
 /// Takes the temporary route's configuration away; the running agent is left alone.
 pub(crate) fn drop_route() -> String {
-    format!("{PROLOGUE}rm -rf {RUN_DIR} {RUN_DROP_IN}\nsystemctl daemon-reload\nexit 0\n")
+    format!(
+        "{PROLOGUE}rm -rf {RUN_DIR} {RUN_DROP_IN_DIR}/{RUN_DROP_IN}\n\
+             rmdir {RUN_DROP_IN_DIR} 2>/dev/null\nsystemctl daemon-reload\nexit 0\n"
+    )
 }
 
 /// Why the agent does not run, in a few lines.
@@ -157,6 +164,7 @@ mod tests {
             run_drop_in: Some("[Service]"),
             unit: Some("[Unit]\nDescription=x"),
             token: Some("secret"),
+            displace: true,
             probe: true,
             start: true,
             keep_upload: true,

@@ -1,8 +1,6 @@
 //! The agent's systemd unit.
 
-use postern_proto::host::{AGENT_BINARY, CONFIG_FILE, exit};
-
-use crate::script::RUN_DIR;
+use postern_proto::host::{AGENT_BINARY, CONFIG_FILE, RUN_DIR, exit};
 
 /// The unit's text.
 ///

@@ -18,7 +18,8 @@ main() {
     fi
     gone @UNIT_FILE@
     gone /etc/systemd/system/multi-user.target.wants/@UNIT@
-    gone @RUN_DROP_IN@
+    gone @UNIT_FILE@.d
+    gone @RUN_DROP_IN_DIR@
     gone @RUN_DIR@
     gone @CONFIG_DIR@
     gone @STATE_DIR@
@@ -29,7 +30,6 @@ main() {
         systemctl daemon-reload
         systemctl reset-failed @UNIT@ 2>/dev/null
     fi
-    rm -f /run/postern-bootstrap.lock
     if [ -n "$failed" ]; then
         say error write
         exit 1
