@@ -186,8 +186,7 @@ impl Host {
     pub(crate) fn leftovers(&self) -> Vec<String> {
         let script = "find /usr/local/bin /etc/postern-agent /var/lib/postern-agent /run/postern-agent \
                       /etc/systemd/system /home /root -name '*postern*' -o -name .config.new 2>/dev/null; true";
-        let mut found: Vec<String> = self.inside(script).lines().map(str::to_owned).collect();
-        found
+        self.inside(script).lines().map(str::to_owned).collect()
     }
 
     pub(crate) fn temporary_files(&self) -> Vec<String> {
