@@ -1,4 +1,5 @@
 //! The SSH connection is cut before and after each step of a bootstrap on a real host; repeated, it converges.
+#![allow(clippy::print_stdout, reason = "figures for whoever runs it with --nocapture")]
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -84,7 +85,7 @@ fn agent(path: PathBuf) -> Result<AgentBinary> {
     })
 }
 
-fn options(host: &Host, agent: &AgentBinary, fault: Option<Fault>) -> Result<Options> {
+fn options(rig: &Rig, host: &Host, agent: &AgentBinary, fault: Option<Fault>) -> Result<Options> {
     let config = SshConfig::parse("", std::path::Path::new("/nonexistent"))?;
     let overrides =
         Overrides { local_user: "root".into(), home: "/nonexistent".into(), ..Overrides::default() };
@@ -93,8 +94,12 @@ fn options(host: &Host, agent: &AgentBinary, fault: Option<Fault>) -> Result<Opt
     let mut options = Options::new(target, Arc::new(move |_| Some(agent.clone())));
     options.identity_files = vec![host.private_key.clone()];
     options.password_login = false;
+    // A record of its own: addresses of the lab come back with other keys.
     let fingerprint = host.fingerprint("ssh-ed25519").context("a fingerprint")?;
-    options.host_key = HostKeyPolicy { known_hosts_files: vec![], fingerprint: Some(fingerprint.into()) };
+    options.host_key = HostKeyPolicy {
+        known_hosts_files: vec![rig.state_dir().join("known_hosts")],
+        fingerprint: Some(fingerprint.into()),
+    };
     options.connect_deadline = Duration::from_secs(30);
     options.fault = fault;
     Ok(options)
@@ -126,7 +131,7 @@ fn cut_at_each(image: Image, moment: FaultMoment) -> Result<()> {
             ssh_address: format!("root@{}:22", host.v4),
             agents_dial: format!("{}:{}", rig.lab.gateway_v4(), rig.port()),
         };
-        let cut = options(&host, &agent, Some(Fault { step, moment }))?;
+        let cut = options(&rig, &host, &agent, Some(Fault { step, moment }))?;
         match runtime.block_on(bootstrap(cut, &Nobody, &daemon)) {
             // Once the session is up, a lost SSH connection is no loss.
             Ok(_) if step >= Step::Session => seen.push(format!("{step}: ok")),
@@ -135,7 +140,7 @@ fn cut_at_each(image: Image, moment: FaultMoment) -> Result<()> {
         }
         ssh_closed(&host)?;
         let report = runtime
-            .block_on(bootstrap(options(&host, &agent, None)?, &Nobody, &daemon))
+            .block_on(bootstrap(options(&rig, &host, &agent, None)?, &Nobody, &daemon))
             .with_context(|| format!("repeated after a cut {moment:?} step {step}"))?;
         assert!(!report.temporary_route && report.guard.is_none());
         ssh_closed(&host)?;

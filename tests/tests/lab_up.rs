@@ -1,4 +1,5 @@
 //! `postern up` against real hosts, from a bare image to a managed one: the whole life, on every image.
+#![allow(clippy::print_stdout, reason = "figures for whoever runs it with --nocapture")]
 
 use std::time::Duration;
 

@@ -1,5 +1,6 @@
 //! A controller and agents in one process, with a faulty network between them: nothing lost, nothing doubled,
 //! nothing run twice.
+#![allow(clippy::print_stderr, reason = "what a failed test shows")]
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -102,7 +103,7 @@ impl Pair {
             proxy_env: options.proxy_env.clone(),
             names: options.names.clone(),
             clock: options.clock.clone(),
-            limits: options.dial.clone(),
+            limits: options.dial,
         };
         let (code, report) = enrol(&enrolment, &token).await;
         if code != exit::OK {
@@ -235,9 +236,12 @@ async fn trap_35_37_cut_anywhere_in_either_direction_the_log_is_whole() -> Resul
     for round in 0..12 {
         let run = pair.exec(&agent, &script).await?;
         for _ in 0..4 {
-            let (direction, most) =
-                if dice(&mut random) % 2 == 0 { (Direction::Up, 60_000) } else { (Direction::Down, 3_000) };
-            let how = if dice(&mut random) % 2 == 0 { Cut::Reset } else { Cut::Fin };
+            let (direction, most) = if dice(&mut random).is_multiple_of(2) {
+                (Direction::Up, 60_000)
+            } else {
+                (Direction::Down, 3_000)
+            };
+            let how = if dice(&mut random).is_multiple_of(2) { Cut::Reset } else { Cut::Fin };
             pair.proxy.cut_after(direction, dice(&mut random) % most, how);
             tokio::time::sleep(Duration::from_millis(30)).await;
         }
