@@ -46,7 +46,7 @@ impl Field {
 mod tests {
     use super::*;
     use crate::spec::{CommandSpec, FileSpec, PackageSpec, ResourceSpec, ServiceSpec};
-    use serde::de::{self, Deserialize, Deserializer, Visitor};
+    use serde::de::{self, Deserializer, Visitor};
     use std::collections::BTreeSet;
 
     /// Learns the fields that a struct asks its deserializer for.
