@@ -2,6 +2,7 @@
 //! and only then answers. One fsync serves all who wait.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rusqlite::Connection;
@@ -34,6 +35,8 @@ trait Job: Send {
 
 struct Waiting<T, F> {
     action: &'static str,
+    /// Set by the first of two: the thread that begins with it, or the waiter that gives up.
+    taken: Arc<AtomicBool>,
     op: Option<F>,
     result: Option<Result<T, OpError>>,
     answer: oneshot::Sender<Result<T, OpError>>,
@@ -45,6 +48,10 @@ where
     F: FnOnce(&Connection) -> Result<T, OpError> + Send,
 {
     fn run(&mut self, db: &Connection) -> bool {
+        // Nobody waits for it any more, and was told that nothing was written.
+        if self.answer.is_closed() || self.taken.swap(true, Ordering::AcqRel) {
+            return false;
+        }
         let Some(op) = self.op.take() else { return false };
         let result = op(db).map_err(|error| match error {
             OpError::Database { source, .. } => OpError::Database { action: self.action, source },
@@ -91,14 +98,20 @@ impl Queue {
         action: &'static str,
         op: impl FnOnce(&Connection) -> Result<T, OpError> + Send + 'static,
     ) -> Result<T, OpError> {
-        let (answer, wait) = oneshot::channel();
-        let job = Waiting { action, op: Some(op), result: None, answer };
+        let (answer, mut wait) = oneshot::channel();
+        let taken = Arc::new(AtomicBool::new(false));
+        let job = Waiting { action, taken: Arc::clone(&taken), op: Some(op), result: None, answer };
         let send = self.0.send_timeout(Message::Job(Box::new(job)), PATIENCE).await;
         send.map_err(|error| match error {
             mpsc::error::SendTimeoutError::Timeout(_) => OpError::Busy(action),
             mpsc::error::SendTimeoutError::Closed(_) => OpError::Closed,
         })?;
-        match tokio::time::timeout(PATIENCE, wait).await {
+        let mut answer = tokio::time::timeout(PATIENCE, &mut wait).await;
+        // What was begun is waited for once more: its commit may be under way.
+        if answer.is_err() && taken.swap(true, Ordering::AcqRel) {
+            answer = tokio::time::timeout(PATIENCE, &mut wait).await;
+        }
+        match answer {
             Ok(answer) => answer.unwrap_or(Err(OpError::Closed)),
             Err(_) => Err(OpError::Busy(action)),
         }
@@ -236,6 +249,31 @@ mod tests {
         assert!(first.is_ok() != second.is_ok());
         assert!(insert(0, false).await.is_ok(), "what failed alone left nothing behind");
         assert_eq!(count(&queue).await, 35);
+    }
+
+    /// What was answered with "nothing was written" is not written later.
+    #[tokio::test]
+    async fn what_nobody_waits_for_any_more_is_not_done() {
+        let (queue, _dir) = fresh();
+        let (hold, held) = std::sync::mpsc::channel::<()>();
+        let (began, begun) = oneshot::channel();
+        let blocker = {
+            let queue = queue.clone();
+            tokio::spawn(async move {
+                let hold = move |_: &Connection| {
+                    let _ = began.send(());
+                    Ok(held.recv().unwrap_or_default())
+                };
+                queue.run("holding the thread", hold).await
+            })
+        };
+        begun.await.unwrap();
+        let insert = queue.run("insert", |db| Ok(db.execute("INSERT INTO t VALUES (1)", [])?));
+        // Queued behind the other, then given up, as after a timeout.
+        assert!(tokio::time::timeout(Duration::from_millis(50), insert).await.is_err());
+        hold.send(()).unwrap();
+        blocker.await.unwrap().unwrap();
+        assert_eq!(count(&queue).await, 0);
     }
 
     #[tokio::test]
