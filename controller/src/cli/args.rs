@@ -170,7 +170,7 @@ pub(crate) struct Apply {
     /// Shipped profiles' names or files; they make one plan
     #[arg(required = true, value_name = "PROFILE")]
     pub(crate) profiles: Vec<String>,
-    /// Which hosts: NAME, ID, name=web-*, label role=web, os=debian; repeatable
+    /// Which hosts: NAME, ID, all, name=web-*, label role=web, os=debian; repeatable
     #[arg(short = 'H', long = "host", required = true, value_name = "SELECTOR")]
     pub(crate) hosts: Vec<String>,
     #[command(flatten)]
@@ -182,7 +182,7 @@ pub(crate) struct Apply {
 
 #[derive(Debug, Args)]
 pub(crate) struct Exec {
-    /// Which hosts: NAME, ID, name=web-*, label role=web, os=debian; several narrow it down
+    /// Which hosts: NAME, ID, all, name=web-*, label role=web, os=debian; several narrow it down
     #[arg(required = true, value_name = "SELECTOR")]
     pub(crate) hosts: Vec<String>,
     /// End the command after this time: 90, 90s, 5m, 2h [default: 1h]

@@ -1,7 +1,10 @@
-//! Which hosts are meant: names and ids, `name=web-*`, `label role=web`, `os=debian`.
+//! Which hosts are meant: names and ids, `all`, `name=web-*`, `label role=web`, `os=debian`.
 
 use super::error::CliError;
 use crate::client::HostInfo;
+
+/// Every host. No host is called so.
+pub(crate) const ALL: &str = "all";
 
 /// One condition.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +24,12 @@ pub(crate) struct Selector {
 
 impl Selector {
     pub(crate) fn parse(words: &[String]) -> Result<Self, CliError> {
+        // `"$HOST"` with nothing in it: narrowing nothing down would mean every host.
+        if words.iter().any(|word| word.trim().is_empty()) {
+            return Err(CliError::usage("empty-selector", "a selector is empty and would choose every host").hint(
+                "is a variable unset? Name the hosts, or say `all` (or `name=*`) where every host is meant",
+            ));
+        }
         let mut terms = Vec::new();
         let mut words = words.iter().flat_map(|word| word.split_whitespace());
         while let Some(word) = words.next() {
@@ -32,10 +41,11 @@ impl Selector {
                         .ok_or_else(|| bad("label", "label KEY=VALUE"))?;
                     Term::Label(key.into(), value.into())
                 }
+                None if word == ALL => Term::Name("*".into()),
                 None => Term::Is(word.into()),
                 Some(("name", pattern)) if !pattern.is_empty() => Term::Name(pattern.into()),
                 Some(("os", os)) if !os.is_empty() => Term::Os(os.into()),
-                Some(_) => return Err(bad(word, "NAME, ID, name=web-*, label role=web or os=debian")),
+                Some(_) => return Err(bad(word, "NAME, ID, all, name=web-*, label role=web or os=debian")),
             };
             terms.push(term);
         }
@@ -157,6 +167,11 @@ mod tests {
             (&[][..], "db-1 web-1 web-2"),
             (&["web-1"], "web-1"),
             (&["web-1", "db-1"], "db-1 web-1"),
+            (&["all"], "db-1 web-1 web-2"),
+            (&["all", "os=ubuntu"], "web-2"),
+            (&[""], "empty-selector"),
+            (&["  "], "empty-selector"),
+            (&["web-1", ""], "empty-selector"),
             (&["web-3"], "not-found"),
             (&["name=web-*"], "web-1 web-2"),
             (&["name=*-1"], "db-1 web-1"),
