@@ -9,6 +9,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use super::enrolment::store_status;
+use super::hub::Subscription;
 use super::shared::Shared;
 use crate::store::{RunRecord, UpdateBody};
 
@@ -38,14 +39,31 @@ fn update(cursor: u64, kind: v1::run_update::Kind) -> v1::RunUpdate {
     v1::RunUpdate { cursor, kind: Some(kind) }
 }
 
-/// The run as it is, what came after `cursor`, what comes, and at the end the run as it ended. `known` is the
-/// run where the caller has it at hand.
-pub(crate) fn follow(shared: Arc<Shared>, run: RunId, cursor: u64, known: Option<RunRecord>) -> Updates {
+/// The run as it is, what came after `cursor`, what comes, and at the end the run as it ended.
+pub(crate) fn follow(shared: Arc<Shared>, run: RunId, cursor: u64) -> Updates {
+    // Subscribed before the first look, so that nothing falls in between.
+    let changes = shared.hub.runs.subscribe(run);
+    spawn(shared, run, cursor, None, changes)
+}
+
+/// The same for a run that was just written down and has no update yet. `changes` is from before it was, or
+/// the end of one that is over at once would be missed.
+pub(crate) fn follow_new(shared: Arc<Shared>, run: RunRecord, changes: Subscription<RunId>) -> Updates {
+    spawn(shared, run.id, 0, Some(run), changes)
+}
+
+fn spawn(
+    shared: Arc<Shared>,
+    run: RunId,
+    cursor: u64,
+    known: Option<RunRecord>,
+    changes: Subscription<RunId>,
+) -> Updates {
     let (out, stream) = mpsc::channel(OUTBOUND);
     let stop = shared.stop_sessions.clone();
     tokio::spawn(async move {
         let result = tokio::select! {
-            result = pump(&shared, run, cursor, known, &out) => result,
+            result = pump(&shared, run, cursor, known, changes, &out) => result,
             () = out.closed() => Ok(()),
             () = stop.cancelled() => Err(Status::unavailable("the controller stops; follow the run again later")),
         };
@@ -61,10 +79,9 @@ async fn pump(
     run: RunId,
     mut cursor: u64,
     known: Option<RunRecord>,
+    mut changes: Subscription<RunId>,
     out: &mpsc::Sender<Result<v1::RunUpdate, Status>>,
 ) -> Result<(), Status> {
-    // Subscribed before the first look, so that nothing falls in between.
-    let mut changes = shared.hub.runs.subscribe(run);
     let mut greeted = false;
     if let Some(known) = known {
         send(out, update(cursor, v1::run_update::Kind::Run(run_message(known)))).await?;

@@ -109,6 +109,11 @@ impl Hub {
         lock(&self.sessions).get(&host).filter(|handle| handle.is_up()).cloned()
     }
 
+    /// True when the host has a session, also one that is still coming up.
+    pub(crate) fn is_claimed(&self, host: HostId) -> bool {
+        lock(&self.sessions).contains_key(&host)
+    }
+
     /// Makes `new` the one session of its host. One of the same instance is a half-open connection and is
     /// replaced; one of another instance is asked whether it lives.
     pub(crate) async fn claim(
@@ -116,12 +121,13 @@ impl Hub {
         host: HostId,
         new: Handle,
     ) -> Result<Result<Claim, CloneFound>, ClaimError> {
-        let turn = tokio::time::timeout(TURN, Arc::clone(&self.opening).acquire_owned());
-        let Ok(Ok(turn)) = turn.await else { return Err(ClaimError::Shed) };
+        // The host's gate first: one host that comes many times takes one turn, not all of them.
         let gate = Arc::clone(lock(&self.claims).entry(host).or_default());
         let Ok(guard) = tokio::time::timeout(TURN, gate.lock_owned()).await else {
             return Err(ClaimError::Shed);
         };
+        let turn = tokio::time::timeout(TURN, Arc::clone(&self.opening).acquire_owned());
+        let Ok(Ok(turn)) = turn.await else { return Err(ClaimError::Shed) };
         let old = lock(&self.sessions).get(&host).cloned();
         if let Some(old) = old {
             if old.instance != new.instance && self.answers(&old).await {
@@ -229,6 +235,57 @@ impl<K: Copy + Eq + Hash> Drop for Subscription<K> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn handle() -> (Handle, mpsc::Receiver<Command>) {
+        let (commands, receive) = mpsc::channel(4);
+        let handle = Handle {
+            session: SessionId::generate(),
+            instance: InstanceId::generate(),
+            key: KeyHash::of(b"key"),
+            peer: ([127, 0, 0, 1], 1).into(),
+            commands,
+            close: Arc::new(watch::Sender::new(None)),
+            up: Arc::default(),
+            heard_ms: Arc::default(),
+        };
+        (handle, receive)
+    }
+
+    /// What is written down while a session comes up, after it has asked the store, is told to it.
+    #[tokio::test]
+    async fn a_session_that_comes_up_takes_commands() {
+        let hub = Hub::new(Duration::from_millis(10));
+        let host = HostId::generate();
+        assert!(!hub.is_claimed(host));
+        let (handle, mut commands) = handle();
+        let session = handle.session;
+        let claim = hub.claim(host, handle).await.unwrap().ok().unwrap();
+        assert!(hub.session(host).is_none() && hub.is_claimed(host));
+        assert!(hub.tell(host, Command::Cancel(RunId::generate())).await);
+        assert!(matches!(commands.recv().await, Some(Command::Cancel(_))));
+        drop(claim);
+        hub.release(host, session);
+        assert!(!hub.is_claimed(host));
+    }
+
+    /// A host that comes again and again while its first session comes up takes no turn from others.
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_at_a_hosts_gate_holds_no_turn() {
+        let hub = Arc::new(Hub::new(Duration::from_millis(10)));
+        let host = HostId::generate();
+        let _claim = hub.claim(host, handle().0).await.unwrap().ok().unwrap();
+        let waiting: Vec<_> = (0..3)
+            .map(|_| {
+                let hub = Arc::clone(&hub);
+                tokio::spawn(async move { hub.claim(host, handle().0).await.is_err() })
+            })
+            .collect();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(hub.opening.available_permits(), OPENING - 1);
+        for shed in waiting {
+            assert!(shed.await.unwrap());
+        }
+    }
 
     #[tokio::test]
     async fn subscriptions_wake_and_leave_nothing() {

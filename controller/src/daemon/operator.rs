@@ -16,7 +16,7 @@ use tonic::{Request, Response, Status};
 
 use super::authz::{self, rpc};
 use super::enrolment::store_status;
-use super::follow::{Updates, follow, run_message};
+use super::follow::{Updates, follow, follow_new, run_message};
 use super::hub::Command;
 use super::shared::Shared;
 use super::wire::Reason;
@@ -25,6 +25,8 @@ use crate::store::{CancelOutcome, HostRecord, HostState, NewRun, OpError, TokenH
 /// Runs listed when nobody says how many, and at most.
 const LIST_DEFAULT: u32 = 50;
 const LIST_MAX: u32 = 1000;
+/// What selects every host, and so is no host's name.
+const EVERY_HOST: &str = "all";
 /// Labels on one host.
 const MAX_LABELS: usize = 64;
 
@@ -66,7 +68,7 @@ fn name_from(address: &str) -> String {
         .take(59)
         .collect();
     let name = name.trim_start_matches(|c: char| !c.is_ascii_alphanumeric());
-    if name.is_empty() { "host".to_owned() } else { name.to_owned() }
+    if name.is_empty() || name == EVERY_HOST { "host".to_owned() } else { name.to_owned() }
 }
 
 impl OperatorService {
@@ -104,15 +106,15 @@ impl OperatorService {
             send_now: shared.hub.session(host).is_some(),
             limit: shared.limits.runs_per_host,
         };
+        let changes = shared.hub.runs.subscribe(new.id);
         let (run, dispatch) = shared.store.create_run(new).await.map_err(failed)?;
         tracing::info!(run = %run.id, %host, origin = %super::text::Neutral(&run.origin), check, "run created");
-        let updates = follow(Arc::clone(shared), run.id, 0, Some(run));
+        let updates = follow_new(Arc::clone(shared), run, changes);
         let dispatches = match dispatch {
             Some(dispatch) => vec![dispatch],
-            // The session may have come up in the meantime, and have asked the store before this commit.
-            None if shared.hub.session(host).is_some() => {
-                shared.store.take_waiting(host).await.map_err(failed)?
-            }
+            // A session may have asked the store before this commit, also one that is not up yet. One that asks
+            // afterwards gets the run twice, and sends it once.
+            None if shared.hub.is_claimed(host) => shared.store.take_waiting(host).await.map_err(failed)?,
             None => Vec::new(),
         };
         for dispatch in dispatches {
@@ -189,6 +191,9 @@ impl Operator for OperatorService {
         }
         let name = (!request.name.is_empty()).then_some(request.name);
         name.as_deref().map_or(Ok(()), |name| check_name("host name", name))?;
+        if name.as_deref() == Some(EVERY_HOST) {
+            return Err(Status::invalid_argument("host name \"all\": that means every host"));
+        }
         if request.labels.len() > MAX_LABELS {
             return Err(Status::invalid_argument(format!("more than {MAX_LABELS} labels")));
         }
@@ -286,7 +291,7 @@ impl Operator for OperatorService {
         let run = parse_run(&request.run_id)?;
         // Asked first, so that a run that is not there is the call's error and not the stream's.
         self.0.store.run(run).await.map_err(failed)?;
-        Ok(Response::new(follow(Arc::clone(&self.0), run, request.cursor, None)))
+        Ok(Response::new(follow(Arc::clone(&self.0), run, request.cursor)))
     }
 
     async fn cancel_run(
