@@ -67,8 +67,8 @@ impl RunTask {
     ) -> Result<StepResult, Stop> {
         let seq = self.next_seq();
         let spool = self.ctx.spool_dir.join(slot(self.run, seq));
-        let holder = exec.waits_for.as_ref().and_then(|lock| self.ctx.config.sys.lock_holder(lock));
-        if let Some(holder) = &holder {
+        let holder = self.ctx.config.sys.first_lock(&exec.waits_for);
+        if let Some((holder, _)) = &holder {
             summary = format!("{summary} (waits for {holder} to be done)");
         }
         let ready = exec::job(&self.ctx.config, exec, &spool).and_then(|job| {
@@ -85,8 +85,8 @@ impl RunTask {
         };
         self.pending.push(Record::Exec { run: self.run, seq, last });
         self.commit().await?;
-        if let (Some(lock), Some(_)) = (&exec.waits_for, holder)
-            && let Err(why) = self.wait_for_lock(lock).await
+        if holder.is_some()
+            && let Err(why) = self.wait_for_locks(&exec.waits_for).await
         {
             self.end_step(id, StepEnd::Error(why.clone()), 0);
             let cancelled = *self.cancel.borrow();
@@ -104,9 +104,9 @@ impl RunTask {
         self.ended(id, spool, ended).await
     }
 
-    async fn wait_for_lock(&mut self, lock: &str) -> Result<(), String> {
+    async fn wait_for_locks(&mut self, locks: &[String]) -> Result<(), String> {
         let until = tokio::time::Instant::now() + LOCK_WAIT;
-        while let Some(holder) = self.ctx.config.sys.lock_holder(lock) {
+        while let Some((holder, lock)) = self.ctx.config.sys.first_lock(locks) {
             if *self.cancel.borrow() {
                 return Err(format!("while it waited for {holder}, which holds {lock}"));
             }

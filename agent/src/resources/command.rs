@@ -59,7 +59,7 @@ impl Resource for Command {
             cwd: spec.cwd.clone().unwrap_or_else(|| "/".to_owned()),
             user: spec.user.clone().filter(|user| user != "root"),
             timeout: Duration::from_secs(spec.timeout_s.unwrap_or(CommandSpec::DEFAULT_TIMEOUT_S)),
-            waits_for: None,
+            waits_for: Vec::new(),
         })]
     }
 

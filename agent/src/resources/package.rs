@@ -20,12 +20,18 @@ const UPDATE_LIMIT: Duration = Duration::from_secs(900);
 const POLICY_LIMIT: Duration = Duration::from_secs(60);
 /// Lists older than this are fetched anew before something is installed.
 const LISTS_OLD: Duration = Duration::from_secs(24 * 3600);
-/// Lists younger than this are not fetched again because a package is not in them.
-const LISTS_FRESH: Duration = Duration::from_secs(600);
 /// apt itself waits so long for whoever holds the lock (T11), seconds.
 const LOCK_WAIT: &str = "DPkg::Lock::Timeout=900";
+/// Where apt keeps its lists.
+const LISTS: &str = "/var/lib/apt/lists";
 /// The lock apt and unattended-upgrades take first.
-const LOCK: &str = "/var/lib/dpkg/lock-frontend";
+const FRONTEND_LOCK: &str = "/var/lib/dpkg/lock-frontend";
+/// What `apt-get update` locks. apt's own timeout does not cover it (T11): it fails at once.
+const LISTS_LOCK: &str = "/var/lib/apt/lists/lock";
+/// What a transaction locks for its downloads; not covered either.
+const ARCHIVES_LOCK: &str = "/var/cache/apt/archives/lock";
+/// The most providers of a virtual package that are named.
+const PROVIDERS: usize = 8;
 /// T12: nothing asks, whatever happens to configuration files that were edited here.
 const OPTIONS: [&str; 9] = [
     "-y",
@@ -48,25 +54,48 @@ pub(super) struct Seen {
     installed: Option<String>,
     /// Whether apt's lists are to be fetched before it is installed.
     fetch_lists: bool,
+    /// Whether dpkg was cut off and has to finish first.
+    unfinished: bool,
+}
+
+/// What apt's lists have for a package.
+#[derive(Debug, PartialEq, Eq)]
+enum Known {
+    Yes,
+    No,
+    /// It has no version of its own; these packages provide it.
+    Virtual(Vec<String>),
 }
 
 impl Resource for Package {
     type Spec = PackageSpec;
     type Seen = Seen;
 
-    async fn observe(spec: &PackageSpec, host: &Sys, _depth: Depth) -> Result<Seen, ObserveError> {
+    async fn observe(spec: &PackageSpec, host: &Sys, depth: Depth) -> Result<Seen, ObserveError> {
         let status = host.read("/var/lib/dpkg/status", STATUS_LIMIT)?.ok_or_else(|| {
             ObserveError::Obstacle("this host has no dpkg: packages need Debian or a child of it".to_owned())
         })?;
-        let installed = installed(&String::from_utf8_lossy(&status), &spec.name);
-        let mut seen = Seen { installed, fetch_lists: false };
-        if spec.state == Presence::Present && !in_state(spec, &seen) {
-            seen.fetch_lists = match lists_age(host)? {
-                None => true,
-                Some(age) if age > LISTS_OLD => true,
-                Some(age) if age < LISTS_FRESH => false,
-                Some(_) => !is_known(spec, host).await?,
-            };
+        let status = String::from_utf8_lossy(&status);
+        let mut seen =
+            Seen { installed: installed(&status, &spec.name), fetch_lists: false, unfinished: false };
+        if in_state(spec, &seen) {
+            return Ok(seen);
+        }
+        let present = spec.state == Presence::Present;
+        // With a journal left behind apt refuses all work. A package that was unpacked only is not in the way
+        // of a removal, and may be the one to be removed because it cannot be configured.
+        let names = host.list("/var/lib/dpkg/updates")?;
+        seen.unfinished = is_journal(&names) || present && has_unconfigured(&status);
+        if present {
+            let outdated = depth == Depth::Cheap && lists_outdated(host)?;
+            seen.fetch_lists = outdated
+                || match known(spec, host).await? {
+                    Known::Yes => false,
+                    Known::No => true,
+                    Known::Virtual(by) => {
+                        return Err(ObserveError::Obstacle(virtual_package(&spec.name, &by)));
+                    }
+                };
         }
         Ok(seen)
     }
@@ -80,16 +109,19 @@ impl Resource for Package {
             None => spec.name.clone(),
         };
         let mut steps = Vec::new();
+        if seen.unfinished {
+            steps.push(finish());
+        }
         if seen.fetch_lists {
-            steps.push(apt(&["update"], UPDATE_LIMIT));
+            steps.push(apt(&["update"], &[LISTS_LOCK], UPDATE_LIMIT));
         }
         steps.push(match spec.state {
             // A declared version may be older than the one that is there.
             Presence::Present if spec.version.is_some() => {
-                apt(&["install", "--no-install-recommends", "--allow-downgrades", &name], INSTALL_LIMIT)
+                transaction(&["install", "--no-install-recommends", "--allow-downgrades", &name])
             }
-            Presence::Present => apt(&["install", "--no-install-recommends", &name], INSTALL_LIMIT),
-            Presence::Absent => apt(&["remove", &name], INSTALL_LIMIT),
+            Presence::Present => transaction(&["install", "--no-install-recommends", &name]),
+            Presence::Absent => transaction(&["remove", &name]),
         });
         steps
     }
@@ -111,30 +143,57 @@ impl Resource for Package {
         })
     }
 
-    /// One `apt-get update` where any needs it, one transaction with every name.
+    /// dpkg's unfinished work and one `apt-get update` where any needs it, one transaction with every name.
     fn merge(plans: Vec<Vec<Step>>) -> Vec<Step> {
         let mut merged: Vec<Exec> = Vec::new();
         for step in plans.into_iter().flatten() {
             let Step::Exec(exec) = step else { continue };
-            let verb = verb(&exec).map(str::to_owned);
-            match merged.iter_mut().find(|other| self::verb(other) == verb.as_deref()) {
-                Some(_) if verb.as_deref() == Some("update") => {}
-                Some(other) => other.argv.extend(exec.argv.last().cloned()),
-                None if verb.as_deref() == Some("update") => merged.insert(0, exec),
+            let of = stage(&exec);
+            match merged.iter_mut().find(|other| stage(other) == of) {
+                Some(other) if of == Stage::Transaction => other.argv.extend(exec.argv.last().cloned()),
+                Some(_) => {}
                 None => merged.push(exec),
             }
         }
+        merged.sort_by_key(stage);
         merged.into_iter().map(Step::Exec).collect()
     }
 }
 
-fn verb(exec: &Exec) -> Option<&str> {
-    exec.argv.get(1 + OPTIONS.len()).map(String::as_str)
+/// What a step is for, in the order of doing.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    Finish,
+    Update,
+    Transaction,
 }
 
-fn apt(args: &[&str], limit: Duration) -> Step {
+fn stage(exec: &Exec) -> Stage {
+    match exec.argv.get(1 + OPTIONS.len()).map(String::as_str) {
+        _ if exec.argv.first().is_some_and(|program| program == "dpkg") => Stage::Finish,
+        Some("update") => Stage::Update,
+        _ => Stage::Transaction,
+    }
+}
+
+fn transaction(args: &[&str]) -> Step {
+    apt(args, &[FRONTEND_LOCK, ARCHIVES_LOCK], INSTALL_LIMIT)
+}
+
+fn apt(args: &[&str], locks: &[&str], limit: Duration) -> Step {
     let argv: Vec<&str> = std::iter::once("apt-get").chain(OPTIONS).chain(args.iter().copied()).collect();
-    let mut exec = Exec::new(&argv, limit);
+    quiet(&argv, locks, limit)
+}
+
+/// What dpkg itself asks for after a power cut in its middle.
+fn finish() -> Step {
+    let argv = ["dpkg", "--force-confdef", "--force-confold", "--configure", "-a"];
+    quiet(&argv, &[FRONTEND_LOCK], INSTALL_LIMIT)
+}
+
+/// A program of dpkg's family that asks nothing (T12).
+fn quiet(argv: &[&str], locks: &[&str], limit: Duration) -> Step {
+    let mut exec = Exec::new(argv, limit);
     exec.env = [
         ("DEBIAN_FRONTEND", "noninteractive"),
         ("DEBIAN_PRIORITY", "critical"),
@@ -145,7 +204,7 @@ fn apt(args: &[&str], limit: Duration) -> Step {
     .into_iter()
     .map(|(name, value)| (name.to_owned(), value.to_owned()))
     .collect();
-    exec.waits_for = Some(LOCK.to_owned());
+    exec.waits_for = locks.iter().map(|lock| (*lock).to_owned()).collect();
     Step::Exec(exec)
 }
 
@@ -185,34 +244,91 @@ fn installed(status: &str, name: &str) -> Option<String> {
     None
 }
 
-/// How old apt's lists are; `None` when there are none.
-fn lists_age(host: &Sys) -> Result<Option<Duration>, ObserveError> {
-    const LISTS: &str = "/var/lib/apt/lists";
+/// Whether these names in dpkg's `updates` directory are a journal that was not merged: numbers, as dpkg and
+/// apt look for them.
+fn is_journal(names: &[String]) -> bool {
+    names.iter().any(|name| name.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+/// Whether dpkg has packages whose configuration it did not come to.
+fn has_unconfigured(status: &str) -> bool {
+    let states = status.lines().filter_map(|line| line.strip_prefix("Status: "));
+    states.filter_map(|state| state.split(' ').nth(2)).any(|s| matches!(s, "unpacked" | "half-configured"))
+}
+
+/// Whether apt's lists are missing, old, or older than what says where they come from.
+fn lists_outdated(host: &Sys) -> Result<bool, ObserveError> {
+    const SOURCES: &str = "/etc/apt/sources.list.d";
     let names = host.list(LISTS)?;
     if !names.iter().any(|name| name.contains("_Packages") || name.ends_with("_InRelease")) {
-        return Ok(None);
+        return Ok(true);
     }
     // apt touches the directory whenever it fetched, whether or not anything was new.
     let stamps = ["/var/lib/apt/periodic/update-success-stamp", LISTS, "/var/lib/apt/lists/partial"];
-    let mut newest = None;
+    let mut fetched = None;
     for path in stamps {
-        newest = newest.max(host.mtime_ns(path)?);
+        fetched = fetched.max(host.mtime_ns(path)?);
     }
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    let age = newest.map(|changed| (now.as_nanos() as i128).saturating_sub(changed).max(0));
-    Ok(age.map(|age| Duration::from_nanos(u64::try_from(age).unwrap_or(u64::MAX))))
+    let Some(fetched) = fetched else { return Ok(true) };
+    if i128::from(crate::sys::now_ns()).saturating_sub(fetched) > LISTS_OLD.as_nanos() as i128 {
+        return Ok(true);
+    }
+    // The directory itself: a source that was taken away counts, too.
+    let files = host.list(SOURCES)?.into_iter().map(|name| format!("{SOURCES}/{name}"));
+    for path in ["/etc/apt/sources.list".to_owned(), SOURCES.to_owned()].into_iter().chain(files) {
+        // Not the time of its content, which for a file out of a package is when that was built.
+        if host.ctime_ns(&path)?.is_some_and(|changed| changed > fetched) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
-/// Whether apt's lists have something to install for it.
-async fn is_known(spec: &PackageSpec, host: &Sys) -> Result<bool, ObserveError> {
+/// What apt's lists have for it.
+async fn known(spec: &PackageSpec, host: &Sys) -> Result<Known, ObserveError> {
     let said = host.run(&["apt-cache", "policy", "--", &spec.name], &[], POLICY_LIMIT).await?;
     let text = String::from_utf8_lossy(&said.stdout);
-    let candidate = text.lines().find_map(|line| line.trim().strip_prefix("Candidate: "));
-    Ok(match (candidate, &spec.version) {
-        (None | Some("(none)"), _) => false,
-        (Some(_), None) => true,
-        (Some(_), Some(version)) => text.contains(version.as_str()),
+    match (candidate(&text), &spec.version) {
+        (true, None) => return Ok(Known::Yes),
+        (true, Some(version)) if has_version(&text, version) => return Ok(Known::Yes),
+        (true, Some(_)) => return Ok(Known::No),
+        (false, _) => {}
+    }
+    let said = host.run(&["apt-cache", "showpkg", "--", &spec.name], &[], POLICY_LIMIT).await?;
+    let by = providers(&String::from_utf8_lossy(&said.stdout));
+    Ok(if by.is_empty() { Known::No } else { Known::Virtual(by) })
+}
+
+/// Whether `apt-cache policy` has something to install.
+fn candidate(policy: &str) -> bool {
+    let found = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate: "));
+    found.is_some_and(|version| version != "(none)")
+}
+
+/// Whether the version table of `apt-cache policy` has exactly this version.
+fn has_version(policy: &str, version: &str) -> bool {
+    let table = policy.lines().skip_while(|line| line.trim() != "Version table:").skip(1);
+    table.into_iter().any(|line| {
+        // ` *** 1.2-3 500`, and below each its sources: `500 http://… trixie/main amd64 Packages`.
+        let mut words = line.trim().trim_start_matches("*** ").split_whitespace();
+        words.next() == Some(version) && words.next().is_some_and(|pin| pin.parse::<i32>().is_ok())
     })
+}
+
+/// The packages that `apt-cache showpkg` says provide this one.
+fn providers(showpkg: &str) -> Vec<String> {
+    let lines = showpkg.lines().skip_while(|line| line.trim() != "Reverse Provides:").skip(1);
+    let mut names: Vec<String> =
+        lines.filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
+fn virtual_package(name: &str, by: &[String]) -> String {
+    let more = if by.len() > PROVIDERS { ", …" } else { "" };
+    let by = by.get(..PROVIDERS).unwrap_or(by).join(", ");
+    format!("{name} is a virtual package: declare one that provides it: {by}{more}")
 }
 
 #[cfg(test)]
@@ -252,7 +368,7 @@ mod tests {
     }
 
     fn seen(installed: Option<&str>, fetch_lists: bool) -> Seen {
-        Seen { installed: installed.map(str::to_owned), fetch_lists }
+        Seen { installed: installed.map(str::to_owned), fetch_lists, unfinished: false }
     }
 
     #[test]
@@ -296,6 +412,89 @@ mod tests {
     }
 
     #[test]
+    fn dpkg_that_was_cut_off_finishes_first() {
+        let states = [
+            ("Status: install ok installed\n", false),
+            ("Status: install ok unpacked\n", true),
+            ("Package: a\nStatus: install ok half-configured\n", true),
+            ("Status: install ok triggers-pending\n", false),
+            ("Description: Status: install ok unpacked\n", false),
+            ("", false),
+        ];
+        for (status, want) in states {
+            assert_eq!(has_unconfigured(status), want, "{status:?}");
+        }
+        let journals = [(&["0001", "tmp.i"][..], true), (&["tmp.i"], false), (&[], false)];
+        for (names, want) in journals {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            assert_eq!(is_journal(&names), want, "{names:?}");
+        }
+        let cut = Seen { unfinished: true, ..seen(None, true) };
+        let plan = |name: &str| Package::plan(&spec(serde_json::json!({"name": name})), &cut);
+        let whole = Package::plan(&spec(serde_json::json!({"name": "cc"})), &seen(None, false));
+        let merged = Package::merge(vec![whole, plan("aa"), plan("bb")]);
+        let lines: Vec<_> = merged.iter().map(Step::summary).collect();
+        assert_eq!(
+            lines,
+            [
+                "dpkg --force-confdef --force-confold --configure -a",
+                "apt-get -y update",
+                "apt-get -y install --no-install-recommends cc aa bb",
+            ]
+        );
+        let Step::Exec(finish) = &merged[0] else { panic!() };
+        assert!(finish.env.iter().any(|(name, _)| name == "DEBIAN_FRONTEND"), "{finish:?}");
+        assert_eq!(finish.waits_for, ["/var/lib/dpkg/lock-frontend"]);
+    }
+
+    #[test]
+    fn what_apt_cache_says_is_understood() {
+        let policy = "x:\n  Installed: 1.2.3\n  Candidate: 1.2.4-1\n  Version table:\n     1.2.4-1 500\n        \
+                      500 http://deb.debian.org/debian 1.2 amd64 Packages\n *** 1.2.3 100\n        \
+                      100 /var/lib/dpkg/status\n";
+        let versions = [("1.2.4-1", true), ("1.2.3", true), ("1.2", false), ("1.2.4", false), ("500", false)];
+        for (version, want) in versions {
+            assert_eq!(has_version(policy, version), want, "{version}");
+        }
+        assert!(candidate(policy));
+        assert!(!candidate("mta:\n  Installed: (none)\n  Candidate: (none)\n  Version table:\n"));
+        assert!(!candidate(""));
+        let shown = "Package: mta\nVersions: \n\nReverse Depends: \n  mutt,mta\nDependencies: \nProvides: \n\
+                     Reverse Provides: \npostfix 3.5 (= )\nexim4 4.9 (= )\npostfix 3.4 (= )\n";
+        assert_eq!(providers(shown), ["exim4", "postfix"]);
+        assert!(providers("").is_empty());
+        let said = virtual_package("mta", &providers(shown));
+        assert_eq!(said, "mta is a virtual package: declare one that provides it: exim4, postfix");
+    }
+
+    #[test]
+    fn lists_are_outdated_by_table() {
+        let dir = tempfile::tempdir().unwrap();
+        let sys = Sys::rooted(dir.path().to_owned(), String::new());
+        let at = |path: &str| dir.path().join(path);
+        assert!(lists_outdated(&sys).unwrap(), "none");
+        std::fs::create_dir_all(at("etc/apt/sources.list.d")).unwrap();
+        std::fs::write(at("etc/apt/sources.list.d/a.sources"), "").unwrap();
+        std::fs::create_dir_all(at("var/lib/apt/lists/partial")).unwrap();
+        assert!(lists_outdated(&sys).unwrap(), "empty");
+        std::fs::write(at("var/lib/apt/lists/deb_InRelease"), "").unwrap();
+        let fetched = |seconds_ago: u64| {
+            let when = std::time::SystemTime::now() - Duration::from_secs(seconds_ago);
+            for path in ["var/lib/apt/lists", "var/lib/apt/lists/partial"] {
+                std::fs::File::open(at(path)).unwrap().set_modified(when).unwrap();
+            }
+        };
+        fetched(0);
+        assert!(!lists_outdated(&sys).unwrap(), "just fetched");
+        fetched(60);
+        assert!(lists_outdated(&sys).unwrap(), "a source is newer");
+        std::fs::remove_dir_all(at("etc/apt")).unwrap();
+        assert!(!lists_outdated(&sys).unwrap(), "no source is newer");
+        fetched(25 * 3600);
+        assert!(lists_outdated(&sys).unwrap(), "old");
+    }
+
+    #[test]
     fn trap_12_nothing_can_ask_a_question() {
         let steps = Package::plan(&spec(serde_json::json!({"name": "a1"})), &seen(None, true));
         for step in steps {
@@ -305,7 +504,11 @@ mod tests {
             assert!(exec.argv.iter().any(|arg| arg == "Dpkg::Options::=--force-confold"));
             // T11: it waits for the lock, and the engine names who holds it.
             assert!(exec.argv.iter().any(|arg| arg.starts_with("DPkg::Lock::Timeout=")));
-            assert_eq!(exec.waits_for.as_deref(), Some("/var/lib/dpkg/lock-frontend"));
+            let want: &[&str] = match stage(&exec) {
+                Stage::Update => &["/var/lib/apt/lists/lock"],
+                _ => &["/var/lib/dpkg/lock-frontend", "/var/cache/apt/archives/lock"],
+            };
+            assert_eq!(exec.waits_for, want);
         }
     }
 }

@@ -40,8 +40,8 @@ pub struct Exec {
     pub user: Option<String>,
     /// Until it is ended.
     pub timeout: Duration,
-    /// A file that others lock while they do the same: the holder is named in messages, never ended.
-    pub waits_for: Option<String>,
+    /// Files that others lock while they do the same: the holder is named in messages, never ended.
+    pub waits_for: Vec<String>,
 }
 
 impl Exec {
@@ -54,7 +54,7 @@ impl Exec {
             cwd: "/".to_owned(),
             user: None,
             timeout,
-            waits_for: None,
+            waits_for: Vec::new(),
         }
     }
 }

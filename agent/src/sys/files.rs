@@ -111,6 +111,13 @@ impl Sys {
         Ok(found.map(|meta| meta_of(&meta).mtime_ns))
     }
 
+    /// When the kernel last saw a path's inode change, links followed; nanoseconds since the Unix epoch. No
+    /// program sets it, so it is neither a package's build date nor in the future.
+    pub fn ctime_ns(&self, path: &str) -> Result<Option<i128>, SysError> {
+        let found = optional(fs::metadata(self.real(path))).map_err(SysError::file("look at", path))?;
+        Ok(found.map(|meta| i128::from(meta.ctime()) * 1_000_000_000 + i128::from(meta.ctime_nsec())))
+    }
+
     /// A whole file; `None` when there is none.
     pub fn read(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>, SysError> {
         // NONBLOCK, so that a pipe in a file's place does not hang us.
