@@ -2,7 +2,7 @@
 
 use postern_proto::spec::{FileSpec, Presence};
 
-use super::diff::unified;
+use super::diff::{hidden, unified};
 use super::{Depth, ObserveError, Resource, Step, WriteFile};
 use crate::sys::{FileKind, Meta, Sys};
 
@@ -33,6 +33,10 @@ impl Resource for File {
                     other => other?.unwrap_or_default(),
                 };
                 Some((meta, content))
+            }
+            // To remove a link follows nothing.
+            Some(meta) if meta.kind == FileKind::Symlink && spec.state == Presence::Absent => {
+                Some((meta, Vec::new()))
             }
             Some(meta) => {
                 let what = meta.kind.as_str();
@@ -87,7 +91,16 @@ impl Resource for File {
     fn diff(spec: &FileSpec, seen: &Seen) -> String {
         let old = seen.there.as_ref().map(|(_, bytes)| bytes.as_slice());
         let new = spec.content.as_deref().map(str::as_bytes);
-        let mut text = unified(&spec.path, old, new);
+        let is_link = |there: &(Meta, Vec<u8>)| there.0.kind == FileKind::Symlink;
+        if seen.there.as_ref().is_some_and(is_link) {
+            return format!("{}: a symbolic link is removed\n", spec.path);
+        }
+        // The mode says whom the content is for; journal and database are read by others (I7, I11).
+        let others = |mode: u32| mode & 0o004 != 0;
+        let was_open = seen.there.as_ref().is_none_or(|(meta, _)| others(meta.mode));
+        let stays_open = spec.state == Presence::Absent || others(spec.mode.bits().unwrap_or(0o644));
+        let show = if was_open && stays_open { unified } else { hidden };
+        let mut text = show(&spec.path, old, new);
         if let (Some((meta, _)), Some(mode), Presence::Present) = (&seen.there, spec.mode.bits(), spec.state)
         {
             let line =
@@ -129,6 +142,39 @@ mod tests {
         serde_json::from_value(json).unwrap()
     }
 
+    /// T46, I7: what is written to a private file, or was in one, is not in a diff.
+    #[tokio::test]
+    async fn trap_46_the_content_of_private_files_is_not_shown() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let (dir, sys) = fixture();
+        let path = dir.path().join("a");
+        let cases = [
+            (Some(0o644), "0644", true),
+            (Some(0o600), "0600", false),
+            (Some(0o600), "0644", false),
+            (Some(0o644), "0640", false),
+            (None, "0644", true),
+            (None, "0600", false),
+        ];
+        for (old, new, shown) in cases {
+            let _ = std::fs::remove_file(&path);
+            if let Some(mode) = old {
+                std::fs::write(&path, "before\n").unwrap();
+                std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            }
+            let present = spec(serde_json::json!({"path": "/a", "content": "after\n", "mode": new}));
+            let seen = File::observe(&present, &sys, Depth::Cheap).await.unwrap();
+            let diff = File::diff(&present, &seen);
+            assert_eq!(diff.contains("after"), shown, "{old:?} {new}: {diff}");
+            assert_eq!(diff.contains("before"), shown && old.is_some(), "{old:?} {new}: {diff}");
+            assert!(shown || diff.contains("6 bytes"), "{old:?} {new}: {diff}");
+            let absent = spec(serde_json::json!({"path": "/a", "state": "absent"}));
+            let seen = File::observe(&absent, &sys, Depth::Cheap).await.unwrap();
+            let shown = old == Some(0o644);
+            assert_eq!(File::diff(&absent, &seen).contains("before"), shown, "{old:?} removed");
+        }
+    }
+
     #[tokio::test]
     async fn plans_by_table() {
         let (dir, sys) = fixture();
@@ -149,6 +195,8 @@ mod tests {
             ),
             (serde_json::json!({"path": "/none", "state": "absent"}), Ok(vec![])),
             (serde_json::json!({"path": "/same", "state": "absent"}), Ok(vec!["remove /same"])),
+            (serde_json::json!({"path": "/link", "state": "absent"}), Ok(vec!["remove /link"])),
+            (serde_json::json!({"path": "/etc", "state": "absent"}), Err("/etc is a directory")),
             (serde_json::json!({"path": "/etc", "content": "x"}), Err("/etc is a directory")),
             (serde_json::json!({"path": "/link", "content": "x"}), Err("/link is a symbolic link")),
             (serde_json::json!({"path": "/no/dir", "content": "x"}), Err("the directory /no for")),

@@ -11,11 +11,17 @@ pub use step::{Exec, Step, WriteFile};
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
 
 use postern_proto::plan::PlannedResource;
 use postern_proto::spec::ResourceSpec;
 
 use crate::sys::{Sys, SysError};
+
+/// What one look may take: above all that a kind allows the programs it asks, and the end of the wait for a
+/// file system that does not answer.
+const LOOK_LIMIT: Duration = Duration::from_secs(240);
 
 /// How closely a resource is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,14 +41,23 @@ pub enum ObserveError {
     /// What is there cannot be what is declared, and a step would not change that.
     #[error("{0}")]
     Obstacle(String),
+    /// The look did not come back.
+    #[error("the host did not answer within {} s: is a file system or a program stuck?", .after.as_secs())]
+    Late {
+        /// Its time.
+        after: Duration,
+    },
+    /// The look itself broke.
+    #[error("the look broke off: {0}")]
+    Broken(#[source] tokio::task::JoinError),
 }
 
 /// What every kind is. `observe` looks and never changes; `plan` decides and never looks.
 pub trait Resource: Send + Sync + 'static {
     /// What is declared.
-    type Spec: ResourceSpec + Send + Sync;
+    type Spec: ResourceSpec + Send + Sync + 'static;
     /// What is there.
-    type Seen: Send + Sync;
+    type Seen: Send + Sync + 'static;
 
     /// Looks at the host.
     fn observe(
@@ -106,23 +121,27 @@ pub trait Bound: Send + Sync {
     fn merge(&self, plans: Vec<Vec<Step>>) -> Vec<Step>;
 }
 
-struct Adapter<R: Resource>(R::Spec);
+struct Adapter<R: Resource>(Arc<R::Spec>);
 
 impl<R: Resource> Adapter<R> {
-    fn look(&self, seen: &R::Seen) -> View {
-        let steps = R::plan(&self.0, seen);
-        let diff = if steps.is_empty() { String::new() } else { R::diff(&self.0, seen) };
+    fn look(spec: &R::Spec, seen: &R::Seen) -> View {
+        let steps = R::plan(spec, seen);
+        let diff = if steps.is_empty() { String::new() } else { R::diff(spec, seen) };
         View { steps, diff }
     }
 }
 
 impl<R: Resource> Bound for Adapter<R> {
     fn view<'a>(&'a self, host: &'a Sys, depth: Depth) -> Boxed<'a, Result<View, ObserveError>> {
-        Box::pin(async move { Ok(self.look(&R::observe(&self.0, host, depth).await?)) })
+        let (spec, host) = (Arc::clone(&self.0), host.clone());
+        Box::pin(off_thread(LOOK_LIMIT, async move {
+            let seen = R::observe(&spec, &host, depth).await?;
+            Ok(Self::look(&spec, &seen))
+        }))
     }
 
     fn foreseen(&self) -> Option<View> {
-        R::foreseen(&self.0).map(|seen| self.look(&seen))
+        R::foreseen(&self.0).map(|seen| Self::look(&self.0, &seen))
     }
 
     fn repeatable(&self) -> bool {
@@ -138,9 +157,34 @@ impl<R: Resource> Bound for Adapter<R> {
     }
 }
 
+/// Does this on a thread where calls to file systems may block: a dead mount costs one look that thread, not
+/// the agent its only one. Dropping the future ends the work at its next wait.
+async fn off_thread<T: Send + 'static>(
+    limit: Duration,
+    work: impl Future<Output = Result<T, ObserveError>> + Send + 'static,
+) -> Result<T, ObserveError> {
+    let runtime = tokio::runtime::Handle::current();
+    let (held, dropped) = tokio::sync::oneshot::channel::<()>();
+    let working = tokio::task::spawn_blocking(move || {
+        runtime.block_on(async {
+            tokio::select! {
+                done = work => done,
+                _ = dropped => Err(ObserveError::Late { after: limit }),
+            }
+        })
+    });
+    let done = tokio::time::timeout(limit, working).await;
+    drop(held);
+    match done {
+        Ok(Ok(done)) => done,
+        Ok(Err(error)) => Err(ObserveError::Broken(error)),
+        Err(_) => Err(ObserveError::Late { after: limit }),
+    }
+}
+
 fn adapt<R: Resource>(spec: &serde_json::Value) -> Result<Box<dyn Bound>, serde_json::Error> {
     let spec: R::Spec = serde::Deserialize::deserialize(spec)?;
-    Ok(Box::new(Adapter::<R>(spec)))
+    Ok(Box::new(Adapter::<R>(Arc::new(spec))))
 }
 
 type Row = (&'static str, fn(&serde_json::Value) -> Result<Box<dyn Bound>, serde_json::Error>);
@@ -162,6 +206,44 @@ pub fn bind(planned: &PlannedResource) -> Result<Box<dyn Bound>, String> {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
+    /// A call that never returns takes a thread of its own with it; the runtime's only one goes on.
+    #[tokio::test]
+    #[expect(clippy::disallowed_methods, reason = "the very thing that must not hold up the runtime")]
+    async fn a_file_system_that_does_not_answer_blocks_nothing_else() {
+        let (release, stuck) = std::sync::mpsc::channel::<()>();
+        let work = async move {
+            let _ = stuck.recv();
+            Ok(())
+        };
+        let mut look = Box::pin(off_thread(Duration::from_millis(300), work));
+        let mut ticks = 0;
+        let late = loop {
+            tokio::select! {
+                done = &mut look => break done,
+                () = tokio::time::sleep(Duration::from_millis(10)) => ticks += 1,
+            }
+        };
+        drop(release);
+        assert!(matches!(late, Err(ObserveError::Late { .. })), "{late:?}");
+        assert!(ticks >= 2, "the runtime stood still");
+        assert_eq!(off_thread(Duration::from_secs(20), async { Ok(7) }).await.unwrap(), 7);
+    }
+
+    #[tokio::test]
+    async fn a_look_that_nobody_waits_for_ends() {
+        let (alive, mut gone) = tokio::sync::mpsc::channel::<()>(1);
+        let work = async move {
+            let _alive = alive;
+            std::future::pending::<Result<(), ObserveError>>().await
+        };
+        let look = off_thread(Duration::from_secs(3600), work);
+        assert!(tokio::time::timeout(Duration::from_millis(50), look).await.is_err());
+        let end = tokio::time::timeout(Duration::from_secs(20), gone.recv()).await;
+        assert_eq!(end.unwrap(), None);
+    }
+
     #[test]
     fn every_kind_of_the_contract_has_its_row() {
         let mut ours: Vec<_> = super::KINDS.iter().map(|(name, _)| *name).collect();
