@@ -30,6 +30,8 @@ const GRACE: Duration = Duration::from_secs(120);
 const LOOK: Duration = Duration::from_secs(1);
 /// One that an earlier agent started cannot wake us: it is looked at more often.
 const LOOK_ADOPTED: Duration = Duration::from_millis(50);
+/// What a supervisor says when it cannot begin, bytes.
+const COMPLAINT: usize = 400;
 
 /// A supervisor that has no job yet. Dropping it is harmless: without a whole job it starts nothing.
 pub(super) struct Spare {
@@ -146,7 +148,7 @@ impl Place<'_> {
                     0 => wake = None,
                     got if part[0] == b'E' || !complaint.is_empty() => {
                         complaint.push_str(String::from_utf8_lossy(&part[..got]).trim());
-                        complaint.truncate(400);
+                        cut(&mut complaint, COMPLAINT);
                     }
                     _ => {}
                 },
@@ -162,6 +164,13 @@ async fn read_some(wake: &mut Option<ChildStdout>, part: &mut [u8]) -> usize {
     match wake {
         Some(wake) => wake.read(part).await.unwrap_or(0),
         None => std::future::pending().await,
+    }
+}
+
+/// At most `limit` bytes, and no half of a character.
+fn cut(text: &mut String, limit: usize) {
+    if text.len() > limit {
+        text.truncate((0..=limit).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0));
     }
 }
 
@@ -183,5 +192,22 @@ pub(super) fn failure(end: &StepEnd) -> Option<String> {
         StepEnd::Exit(code) => Some(format!("exit status {code}")),
         StepEnd::Signal(signal) => Some(format!("ended by signal {signal}")),
         StepEnd::Error(error) => Some(error.clone()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_complaint_is_not_cut_inside_a_character() {
+        for lead in 0..4 {
+            let mut text = "x".repeat(lead) + &"\u{20ac}".repeat(300);
+            cut(&mut text, COMPLAINT);
+            assert!((COMPLAINT - 2..=COMPLAINT).contains(&text.len()), "{lead}: {}", text.len());
+        }
+        let mut short = "short".to_owned();
+        cut(&mut short, COMPLAINT);
+        assert_eq!(short, "short");
     }
 }
