@@ -56,10 +56,59 @@ pub(super) fn past(book: &RunBook) -> Vec<Past> {
             EventKind::ResourceFinished { address, outcome, message, .. } => {
                 let Some(past) = place(address).and_then(|i| all.get_mut(i)) else { continue };
                 past.open = false;
-                past.outcome = Some((*outcome, message.clone()));
+                // It is tried again: one that is the last word stands in one frame with the end of its run,
+                // which is then not read for going on.
+                past.outcome = (*outcome != Outcome::Interrupted).then(|| (*outcome, message.clone()));
             }
             EventKind::Accepted { .. } | EventKind::Finished { .. } => {}
         }
     }
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use postern_proto::event::RunEvent;
+    use postern_proto::ids::{PlanHash, RunId};
+    use postern_proto::plan::{PLAN_SCHEMA, Plan, PlannedResource};
+
+    use super::super::book::{Book, Record};
+    use super::*;
+
+    /// Cut off a second time before the next attempt began: the resource is still to be done.
+    #[test]
+    fn an_interrupted_attempt_is_not_the_last_word() {
+        let (run, address): (_, Address) = (RunId::generate(), "t:command:c".parse().unwrap());
+        let planned = PlannedResource {
+            address: address.clone(),
+            kind: "command".to_owned(),
+            schema: 1,
+            spec: serde_json::json!({"shell": "true"}),
+        };
+        let (plan, _) = Plan { schema: PLAN_SCHEMA, resources: vec![planned] }.to_bytes().unwrap();
+        let mut book = Book::default();
+        let boot = "0192f0c4-0000-7000-8000-000000000001".parse().unwrap();
+        let (plan, hash) = (String::from_utf8(plan).unwrap(), PlanHash::of(b""));
+        book.apply(Record::Accepted { seq: 1, run, plan, hash, check: false, boot }).unwrap();
+        let mut seq = 0;
+        let mut after = |kind| {
+            seq += 1;
+            book.apply(Record::Event(RunEvent { run, seq, time_ns: 0, kind })).unwrap();
+            past(&book.runs[&run]).remove(0)
+        };
+        let finished = |attempt, outcome| EventKind::ResourceFinished {
+            address: address.clone(),
+            attempt,
+            outcome,
+            message: String::new(),
+            diff: String::new(),
+            duration_ns: 0,
+        };
+        after(EventKind::ResourceStarted { address: address.clone(), attempt: 1 });
+        let cut_off = after(finished(1, Outcome::Interrupted));
+        assert_eq!((cut_off.outcome, cut_off.open, cut_off.attempts), (None, false, 1));
+        after(EventKind::ResourceStarted { address: address.clone(), attempt: 2 });
+        let done = after(finished(2, Outcome::Changed));
+        assert_eq!(done.outcome.map(|(outcome, _)| outcome), Some(Outcome::Changed));
+    }
 }
