@@ -297,3 +297,74 @@ impl Drop for Mounted {
         let _ = std::process::Command::new("umount").args(["-l", &self.0]).status();
     }
 }
+
+/// A spool that was damaged, cut short or lost after its step had ended: what cannot be read is marked, the
+/// rest is told as it is, and the run is told to its end. A later session tells the same.
+#[tokio::test]
+async fn output_that_cannot_be_read_any_more_is_marked_and_the_run_ends() {
+    for damage in ["flip", "cut", "gone"] {
+        let mut host = Host::new();
+        let work = host.open();
+        let script = "for i in 1 2 3 4; do echo out$i; sleep 0.03; echo error$i >&2; sleep 0.03; done";
+        let dispatch = host.shell(script);
+        let run = dispatch.run;
+        let mut outbox = work.engine.attach(vec![], vec![]).await;
+        work.engine.dispatch(dispatch).await.unwrap();
+        let mut before = Told::default();
+        while !before.is_over() {
+            before.take(next(&mut outbox).await);
+        }
+        let frames = before.frames.len();
+        assert_eq!(frames, 8);
+        let entry = std::fs::read_dir(host.state().join("spool")).unwrap().next().unwrap();
+        let spool = entry.unwrap().path();
+        let mut bytes = std::fs::read(&spool).unwrap();
+        let place = |text: &[u8]| bytes.windows(text.len()).position(|part| part == text).unwrap();
+        match damage {
+            // Both the third frame (of stdout) and the fourth (of stderr).
+            "flip" => {
+                for at in [place(b"out2"), place(b"error2")] {
+                    bytes[at] ^= 1;
+                }
+                std::fs::write(&spool, bytes).unwrap();
+            }
+            "cut" => {
+                let at = place(b"error3");
+                std::fs::write(&spool, &bytes[..at]).unwrap();
+            }
+            _ => std::fs::remove_file(&spool).unwrap(),
+        }
+        for have in [0, 3, 5] {
+            // Nothing is there to say how much a lost spool held.
+            if damage == "gone" && have > 0 {
+                continue;
+            }
+            let mut told = Told::default();
+            let mut outbox = work.engine.attach(vec![], vec![]).await;
+            while told.frames.len() < have {
+                told.take(next(&mut outbox).await);
+            }
+            outbox = work.engine.attach(vec![told.offset(run)], vec![]).await;
+            while !told.is_over() {
+                told.take(next(&mut outbox).await);
+            }
+            assert_eq!(told.frames.len(), frames, "{damage}");
+            let marked: Vec<u64> = told
+                .frames
+                .iter()
+                .filter(|frame| matches!(frame.body, LogBody::Truncated { .. }))
+                .map(|frame| frame.frame_no)
+                .collect();
+            let want: &[u64] = match damage {
+                "flip" => &[2, 3],
+                "cut" => &[5, 6, 7],
+                _ => &[0, 1, 2, 3, 4, 5, 6, 7],
+            };
+            assert_eq!(marked, want, "{damage}");
+            for frame in told.frames.iter().filter(|frame| !want.contains(&frame.frame_no)) {
+                assert_eq!(*frame, before.frames[frame.frame_no as usize], "{damage}");
+            }
+        }
+        drop(outbox);
+    }
+}

@@ -4,6 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use postern_proto::event::{LogBody, LogFrame};
 use postern_proto::ids::RunId;
@@ -29,7 +30,14 @@ pub struct Outbox {
     /// Read and not yet handed out; all of one run.
     ready: VecDeque<LogFrame>,
     spools: HashMap<(RunId, u64), Cursor>,
+    /// How often in a row the spool of a finished step could not be read.
+    failures: HashMap<(RunId, u64), u32>,
 }
+
+/// A disk that fails is asked this often; then what cannot be read is marked as missing.
+const TRIES: u32 = 5;
+/// Between these.
+const RETRY: Duration = Duration::from_millis(200);
 
 /// A place in a spool.
 struct Cursor {
@@ -45,7 +53,15 @@ impl Outbox {
         generation: u64,
         spool_dir: PathBuf,
     ) -> Self {
-        Self { shared, waiting, generation, spool_dir, ready: VecDeque::new(), spools: HashMap::new() }
+        Self {
+            shared,
+            waiting,
+            generation,
+            spool_dir,
+            ready: VecDeque::new(),
+            spools: HashMap::new(),
+            failures: HashMap::new(),
+        }
     }
 
     /// The next thing to send, when there is one and the windows are open; `None` when a newer session has
@@ -80,9 +96,12 @@ impl Outbox {
         let cursor = self.spools.remove(&key);
         let path = self.spool_dir.join(slot(read.run, read.seq));
         let job = read.clone();
-        let done = tokio::task::spawn_blocking(move || read_frames(cursor, &path, &job)).await;
+        let patient = self.failures.get(&key).is_none_or(|failures| *failures < TRIES);
+        let done = tokio::task::spawn_blocking(move || read_frames(cursor, &path, &job, patient)).await;
+        let done = done.unwrap_or_else(|error| Err(io::Error::other(error)));
         let (frames, stuck) = match done {
-            Ok(Ok((frames, stuck, cursor))) => {
+            Ok((frames, stuck, cursor)) => {
+                self.failures.remove(&key);
                 let over = read.until.is_some_and(|until| cursor.reader.position() >= until);
                 if !over || cursor.held.is_some() {
                     if self.spools.len() >= OPEN_SPOOLS {
@@ -93,15 +112,15 @@ impl Outbox {
                 (frames, stuck)
             }
             // A process that was not started yet has no spool yet.
-            Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound && read.until.is_none() => {
-                (vec![], false)
-            }
-            Ok(Err(error)) => {
-                tracing::warn!(%error, run = %read.run, "output of a step cannot be read");
-                (Vec::new(), false)
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound && read.until.is_none() => (vec![], false),
             Err(error) => {
-                tracing::warn!(%error, "reading a spool failed");
+                tracing::warn!(%error, run = %read.run, "output of a step cannot be read");
+                if read.until.is_some() && patient {
+                    // Nothing was sent, so the same is picked again.
+                    *self.failures.entry(key).or_default() += 1;
+                    tokio::time::sleep(RETRY).await;
+                    return;
+                }
                 (Vec::new(), false)
             }
         };
@@ -136,13 +155,28 @@ fn read_frames(
     cursor: Option<Cursor>,
     path: &std::path::Path,
     read: &Read,
+    patient: bool,
 ) -> io::Result<(Vec<Frame>, bool, Cursor)> {
     let place = |cursor: &Cursor| cursor.held.as_ref().map_or(cursor.reader.position(), |held| held.frame_no);
     let mut cursor = match cursor {
         Some(cursor) if place(&cursor) == read.from => cursor,
         _ => {
-            let mut reader = Reader::open(path)?;
-            reader.skip_to(read.from)?;
+            let mut reader = match Reader::open(path) {
+                // It was there when the step ended.
+                Err(error)
+                    if read.until.is_some() && (!patient || error.kind() == io::ErrorKind::NotFound) =>
+                {
+                    tracing::warn!(%error, run = %read.run, "the output of a step is gone");
+                    Reader::lost(path)?
+                }
+                opened => opened?,
+            };
+            match read.until {
+                None => reader.skip_to(read.from)?,
+                Some(until) => {
+                    while reader.position() < read.from && reader.next_of(until, patient)?.is_some() {}
+                }
+            }
             Cursor { reader, held: None }
         }
     };
@@ -154,7 +188,10 @@ fn read_frames(
     while spent < budget || (read.must && frames.is_empty()) {
         let next = match cursor.held.take() {
             Some(frame) => Some(frame),
-            None => cursor.reader.next_frame()?,
+            None => match read.until {
+                None => cursor.reader.next_frame()?,
+                Some(until) => cursor.reader.next_of(until, patient)?,
+            },
         };
         let Some(frame) = next else { break };
         spent += cost(size(&frame));
@@ -166,7 +203,10 @@ fn read_frames(
         frames.push(frame);
     }
     if !frames.is_empty() {
-        cursor.reader.sync()?;
+        match cursor.reader.sync() {
+            Err(error) if patient => return Err(error),
+            _ => {}
+        }
     }
     Ok((frames, stuck, cursor))
 }

@@ -91,7 +91,10 @@ impl Recorder {
             let size = part.len() + OVERHEAD;
             let used = self.spool.len() + self.pending_bytes as u64;
             if self.dropping || used + size as u64 > self.head_limit {
-                self.dropping = true;
+                if !std::mem::replace(&mut self.dropping, true) {
+                    // What came before goes to the disk, or into the tail, before anything that follows.
+                    self.flush();
+                }
                 self.keep_in_tail(frame);
             } else {
                 self.next += 1;
@@ -183,5 +186,27 @@ impl Recorder {
             }
         }
         (self.spool, self.next, lost)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Started;
+    use super::*;
+
+    /// A disk that takes nothing: what waited when the head was full still comes first in what is lost.
+    #[test]
+    fn what_waits_when_the_head_is_full_keeps_its_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("spool");
+        Writer::create(&path, &Started { pid: 1, start_ticks: 1 }).unwrap();
+        let mut recorder = Recorder::new(Writer::read_only(&path).unwrap(), 4000, &[]);
+        let data: Vec<u8> = (0..3500u32).map(|i| i as u8).collect();
+        recorder.take(Stream::Stdout, &data[..2000], 1);
+        recorder.take(Stream::Stdout, &data[2000..], 2);
+        let (_, frames, lost) = recorder.finish(3);
+        assert_eq!((frames, lost.len()), (0, 1));
+        assert_eq!((lost[0].offset, lost[0].bytes), (0, 3500));
+        assert_eq!(lost[0].sha256, hex(&Sha256::digest(&data)));
     }
 }

@@ -135,12 +135,23 @@ impl Writer {
         Ok(())
     }
 
+    /// One whose every write fails.
+    #[cfg(test)]
+    pub(super) fn read_only(path: &Path) -> io::Result<Self> {
+        Ok(Self { file: File::open(path)?, end: PAGE })
+    }
+
     /// Bytes of frames so far.
     pub(super) fn len(&self) -> u64 {
         self.end - PAGE
     }
 
+    /// Writes the end, once the frames it speaks of are on the disk.
     pub(super) fn exit(&mut self, exit: &Exit) -> io::Result<()> {
+        if self.end > PAGE {
+            // The end is worth telling without them, too: what is missing is then marked.
+            let _ = self.file.sync_data();
+        }
         self.file.write_all_at(&to_half(exit)?, HALF as u64)
     }
 }
@@ -208,6 +219,28 @@ pub struct Reader {
     used: usize,
     exit: Option<Exit>,
     named: bool,
+    /// There is no such file.
+    gone: bool,
+    /// Bytes of each output before the next frame.
+    ends: [u64; 2],
+    /// When the last frame was written.
+    time_ns: i64,
+    missing: Option<Missing>,
+}
+
+/// Frames that cannot be read any more.
+struct Missing {
+    /// The number of the first one after them.
+    to: u64,
+    /// How much of each output they held, as far as what follows tells.
+    bytes: [u64; 2],
+}
+
+fn index(stream: Stream) -> usize {
+    match stream {
+        Stream::Stdout => 0,
+        Stream::Stderr => 1,
+    }
 }
 
 impl Reader {
@@ -215,17 +248,29 @@ impl Reader {
     pub fn open(path: &Path) -> io::Result<Self> {
         let mut options = OpenOptions::new();
         options.read(true).custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32);
-        let file = options.open(path)?;
-        Ok(Self {
+        Ok(Self::at(options.open(path)?, path, PAGE, 0))
+    }
+
+    /// Stands for a spool that cannot be opened any more: all its frames are missing.
+    pub fn lost(path: &Path) -> io::Result<Self> {
+        Ok(Self { gone: true, ..Self::at(File::open("/dev/null")?, path, PAGE, 0) })
+    }
+
+    fn at(file: File, path: &Path, at: u64, next: u64) -> Self {
+        Self {
             file,
             path: path.to_owned(),
-            at: PAGE,
-            next: 0,
+            at,
+            next,
             ahead: Vec::new(),
             used: 0,
             exit: None,
             named: false,
-        })
+            gone: false,
+            ends: [0; 2],
+            time_ns: 0,
+            missing: None,
+        }
     }
 
     /// How the job ended, once it has.
@@ -257,7 +302,7 @@ impl Reader {
                 }
                 self.used += len;
                 self.at += len as u64;
-                self.next += 1;
+                self.passed(&frame);
                 return Ok(Some(frame));
             }
             self.ahead.drain(..self.used);
@@ -286,6 +331,9 @@ impl Reader {
 
     /// Returns when all that was read is on the disk, its name too.
     pub fn sync(&mut self) -> io::Result<()> {
+        if self.gone {
+            return Ok(());
+        }
         self.file.sync_data()?;
         if !self.named {
             crate::journal::sync_dir(&self.path)?;
@@ -306,8 +354,110 @@ impl Reader {
             time_ns: exit.time_ns,
             body: LogBody::Truncated { bytes: lost.bytes, sha256: unhex(&lost.sha256)? },
         };
-        self.next += 1;
+        self.passed(&frame);
         Some(frame)
+    }
+
+    fn passed(&mut self, frame: &Frame) {
+        self.next = frame.frame_no + 1;
+        self.ends[index(frame.stream)] = frame.offset.saturating_add(frame.body.stream_bytes());
+        self.time_ns = frame.time_ns;
+    }
+
+    /// The next frame of a spool that had `until` of them: a mark stands for each that cannot be read any
+    /// more, and what follows the damage is told as it is. `patient` says that a disk error is given back
+    /// instead, since it may pass. `None` when that was the last.
+    pub fn next_of(&mut self, until: u64, patient: bool) -> io::Result<Option<Frame>> {
+        if self.next >= until {
+            return Ok(None);
+        }
+        if self.missing.is_none() {
+            match self.next_frame() {
+                Ok(Some(frame)) => return Ok(Some(frame)),
+                Err(error) if patient => return Err(error),
+                Ok(None) | Err(_) => {}
+            }
+            self.missing = Some(self.measure(until, patient)?);
+        }
+        let Some(missing) = &mut self.missing else { return Ok(None) };
+        let stream =
+            if missing.bytes[0] == 0 && missing.bytes[1] > 0 { Stream::Stderr } else { Stream::Stdout };
+        let frame = Frame {
+            frame_no: self.next,
+            stream,
+            offset: self.ends[index(stream)],
+            time_ns: self.time_ns,
+            // What was in it is not known, so no hash is that of it.
+            body: LogBody::Truncated {
+                bytes: std::mem::take(&mut missing.bytes[index(stream)]),
+                sha256: [0; 32],
+            },
+        };
+        if frame.frame_no + 1 >= missing.to {
+            self.missing = None;
+        }
+        self.passed(&frame);
+        Ok(Some(frame))
+    }
+
+    /// Finds out how far the damage goes, and moves behind it. The same file always gives the same answer:
+    /// what one session told, the next one goes on with.
+    fn measure(&mut self, until: u64, patient: bool) -> io::Result<Missing> {
+        (self.ahead, self.used) = (Vec::new(), 0);
+        let found = match self.find_whole(until) {
+            Err(error) if patient => return Err(error),
+            found => found.unwrap_or(None),
+        };
+        let (at, to) = found.unwrap_or_else(|| {
+            let written = self.exit().map_or(until, |exit| exit.frames);
+            (0, written.clamp(self.next + 1, until))
+        });
+        // Nothing whole follows: nothing more is read.
+        let at = if at == 0 { self.file.metadata()?.len().max(PAGE) } else { at };
+        // The first later frame of each output says how much of it is missing before that.
+        let mut bytes = [None; 2];
+        let mut later = Self::at(self.file.try_clone()?, &self.path, at, to);
+        while bytes.contains(&None)
+            && let Ok(Some(frame)) = later.next_frame()
+        {
+            let stream = index(frame.stream);
+            bytes[stream].get_or_insert(frame.offset.saturating_sub(self.ends[stream]));
+        }
+        self.at = at;
+        Ok(Missing { to, bytes: bytes.map(|bytes| bytes.unwrap_or(0)) })
+    }
+
+    /// Place and number of the first whole frame behind a damaged one.
+    fn find_whole(&self, until: u64) -> io::Result<Option<(u64, u64)>> {
+        const LONGEST: usize = MAX_FRAME_BYTES + HEAD;
+        let mut part = vec![0u8; 4 * LONGEST];
+        let mut at = self.at;
+        loop {
+            let mut have = 0;
+            while have < part.len() {
+                match self.file.read_at(&mut part[have..], at + have as u64)? {
+                    0 => break,
+                    got => have += got,
+                }
+            }
+            let last = have < part.len();
+            // Behind each place that is looked at there is room for a whole frame.
+            let places = if last { have } else { have - LONGEST };
+            for place in 0..places {
+                let bytes = &part[place..have];
+                if bytes.starts_with(&MARK.to_le_bytes())
+                    && let Some((frame, _)) = decode(bytes)
+                    && (self.next + 1..until).contains(&frame.frame_no)
+                    && frame.offset >= self.ends[index(frame.stream)]
+                {
+                    return Ok(Some((at + place as u64, frame.frame_no)));
+                }
+            }
+            if last {
+                return Ok(None);
+            }
+            at += places as u64;
+        }
     }
 }
 
