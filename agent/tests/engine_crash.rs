@@ -248,6 +248,80 @@ async fn trap_36_a_killed_supervisor_is_told() {
     assert_eq!(lines(&marks), 1);
 }
 
+/// At a reboot the host sends TERM to every process: nobody cancelled the run, and how far it got is not known.
+#[tokio::test]
+async fn trap_36_a_reboot_is_not_an_operators_cancel() {
+    let interrupted = vec![(1, Outcome::Interrupted)];
+    let again = vec![(1, Outcome::Interrupted), (2, Outcome::Changed)];
+    // Which process sees its TERM first: the supervisor (1) or what it runs (0).
+    for (first, idempotent, want) in
+        [(1, false, interrupted.clone()), (0, false, interrupted), (1, true, again.clone()), (0, true, again)]
+    {
+        let mut host = Host::new();
+        let (marks, pids) = (host.path("marks"), host.path("pids"));
+        let script = format!(
+            "echo x >>{marks}; test $(wc -l <{marks}) = 2 && exit 0; echo $$ $PPID >{pids}; exec sleep 30"
+        );
+        let work = host.open();
+        let dispatch = host.command(json!({"shell": script, "idempotent": idempotent}));
+        let run = dispatch.run;
+        work.engine.dispatch(dispatch).await.unwrap();
+        until("pids", || lines(&pids) == 1).await;
+        work.kill().await;
+        terminate(&pids, first).await;
+        host.boot = NEXT_BOOT.parse().unwrap();
+        let work = host.open();
+        let told = whole(&work, run).await;
+        assert_eq!(told.outcomes(), want, "{first}: {:?}", told.messages());
+        let state = if idempotent { RunState::Ok } else { RunState::Interrupted };
+        assert_eq!(told.end().0, state, "{:?}", told.end());
+        assert!(!told.end().1.contains("operator"), "{:?}", told.end());
+        assert_eq!(lines(&marks), want.len());
+    }
+}
+
+/// TERM by somebody else within a boot is an end by a signal; an operator's cancel stays one over a reboot.
+#[tokio::test]
+async fn only_what_the_engine_was_asked_for_is_a_cancel() {
+    for cancelled in [false, true] {
+        let mut host = Host::new();
+        let pids = host.path("pids");
+        let work = host.open();
+        let dispatch = host.shell(&format!("trap '' TERM; echo $$ $PPID >{pids}; sleep 30 & wait; sleep 30"));
+        let run = dispatch.run;
+        work.engine.dispatch(dispatch).await.unwrap();
+        until("pids", || lines(&pids) == 1).await;
+        if cancelled {
+            // It takes its time to end, and the agent and the host go down meanwhile.
+            work.engine.cancel(run).await;
+            work.kill().await;
+            terminate(&pids, 1).await;
+            host.boot = NEXT_BOOT.parse().unwrap();
+            let told = whole(&host.open(), run).await;
+            assert_eq!(told.end().0, RunState::Cancelled, "{:?}", told.end());
+        } else {
+            terminate(&pids, 1).await;
+            let told = whole(&work, run).await;
+            assert_eq!(told.outcomes(), [(1, Outcome::Failed)]);
+            assert_eq!(told.end().0, RunState::Failed, "{:?}", told.end());
+        }
+    }
+}
+
+/// Sends TERM to one of the two processes in `pids` and waits until both are gone; the agent that started the
+/// supervisor may still have to wait for it.
+async fn terminate(pids: &str, which: usize) {
+    let text = std::fs::read_to_string(pids).unwrap();
+    let pids: Vec<i32> = text.split_whitespace().map(|pid| pid.parse().unwrap()).collect();
+    let pid = rustix::process::Pid::from_raw(pids[which]).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let gone = |pid: &i32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_none_or(|(_, state)| state.starts_with('Z'))
+    };
+    until("their end", || pids.iter().all(gone)).await;
+}
+
 /// T35: FINISHED is on the disk and nobody has heard of it.
 #[tokio::test]
 async fn trap_35_killed_after_finished() {
@@ -361,11 +435,6 @@ async fn missing_corrupt_and_too_new_state() {
     assert!(matches!(open(), Some(OpenError::TooNew { found: 2, known: 1, .. })));
     std::fs::write(&path, &good).unwrap();
     assert!(open().is_none());
-    // Enrolled anew: everything is forgotten on purpose.
-    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    postern_agent::engine::reset(&host.state()).unwrap();
-    let work = host.open();
-    assert_eq!(work.engine.snapshot().await.dispatch_floor, 0);
 }
 
 #[tokio::test]

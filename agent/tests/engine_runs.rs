@@ -117,6 +117,25 @@ async fn what_is_replaced_is_kept_for_an_undo() {
     }
 }
 
+/// What is kept stays within its bound while the agent runs for months.
+#[tokio::test]
+async fn what_is_kept_is_bounded_after_each_run() {
+    let mut host = Host::tuned(|config| config.limits.backup_bytes = 3000);
+    let work = host.open();
+    let backup = host.state().join("backup");
+    for round in 0..5 {
+        let content = round.to_string().repeat(1500);
+        let told = complete(&work, host.dispatch(&[("f", "file", file("/etc/f", &content))])).await;
+        assert_eq!(told.end().0, RunState::Ok);
+    }
+    let size = || -> u64 {
+        let entries = std::fs::read_dir(&backup).unwrap().flatten();
+        entries.filter_map(|entry| entry.metadata().ok()).map(|meta| meta.len()).sum()
+    };
+    until("the removal of the oldest", || size() <= 3000).await;
+    assert!(size() > 0);
+}
+
 #[tokio::test]
 async fn content_that_its_validation_refuses_is_not_put_in_place() {
     let mut host = Host::new();

@@ -54,6 +54,14 @@ fn path_of(step: &Step) -> Option<&str> {
 pub(super) fn keep(sys: &Sys, dir: &Path, name: &str, step: &Step) -> Result<(), String> {
     let Some(path) = path_of(step) else { return Ok(()) };
     let said = |error: &dyn std::fmt::Display| format!("cannot keep what was at {path}: {error}");
+    let (data, file) = (dir.join(format!("{name}.data")), dir.join(format!("{name}.json")));
+    for stale in [&data, &file] {
+        // Written by an agent that ended before the step had begun: nothing was replaced then.
+        match fs::remove_file(stale) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(said(&error)),
+            _ => {}
+        }
+    }
     let meta = sys.meta(path).map_err(|error| said(&error))?;
     let was = match meta {
         Some(meta) if meta.kind == FileKind::File => {
@@ -62,7 +70,6 @@ pub(super) fn keep(sys: &Sys, dir: &Path, name: &str, step: &Step) -> Result<(),
                 Err(SysError::TooLarge { .. }) => None,
                 Err(error) => return Err(said(&error)),
             };
-            let data = dir.join(format!("{name}.data"));
             let sha256 = match &content {
                 Some(content) => {
                     write_private(&data, content).map_err(|error| said(&error))?;
@@ -76,7 +83,6 @@ pub(super) fn keep(sys: &Sys, dir: &Path, name: &str, step: &Step) -> Result<(),
     };
     let kept = Kept { version: Kept::VERSION, path: path.to_owned(), was };
     let text = serde_json::to_vec(&kept).map_err(|error| said(&error))?;
-    let file = dir.join(format!("{name}.json"));
     write_private(&file, &text).and_then(|()| sync_dir(&file)).map_err(|error| said(&error))
 }
 
@@ -147,4 +153,29 @@ async fn validate(sys: &Sys, argv: &[String], path: &str) -> Result<(), String> 
     }
     let how = said.code.map_or("a signal".to_owned(), |code| format!("exit status {code}"));
     Err(format!("{} does not accept the new content ({how}): {}", argv[0], said.last_line()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Killed between the copy and the record of the step, the agent does the same again after its restart.
+    #[test]
+    fn what_was_kept_by_a_cut_off_attempt_is_kept_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, backup) = (dir.path().join("root"), dir.path().join("backup"));
+        fs::create_dir_all(root.join("etc")).unwrap();
+        fs::create_dir(&backup).unwrap();
+        let sys = Sys::rooted(root.clone(), String::new());
+        let step = Step::Remove { path: "/etc/f".to_owned() };
+        for content in ["first", "second"] {
+            fs::write(root.join("etc/f"), content).unwrap();
+            keep(&sys, &backup, "r.2", &step).unwrap();
+            assert_eq!(fs::read_to_string(backup.join("r.2.data")).unwrap(), content);
+        }
+        fs::remove_file(root.join("etc/f")).unwrap();
+        keep(&sys, &backup, "r.2", &step).unwrap();
+        let kept: Kept = serde_json::from_slice(&fs::read(backup.join("r.2.json")).unwrap()).unwrap();
+        assert_eq!((kept.was, backup.join("r.2.data").exists()), (None, false));
+    }
 }

@@ -13,7 +13,7 @@ use tokio::sync::{oneshot, watch};
 use super::book::Record;
 use super::past::{Past, past};
 use super::writer::CommitError;
-use super::{Ctx, Refusal, RefusalReason};
+use super::{Ctx, Refusal, RefusalReason, act};
 use crate::resources::{Bound, Depth, Step, View, bind};
 use crate::sys::now_ns;
 
@@ -53,6 +53,8 @@ pub(super) struct RunTask {
     pub(super) cancel: watch::Receiver<bool>,
     diffs_left: usize,
     pub(super) past: Vec<Past>,
+    /// A copy of something replaced was put aside.
+    pub(super) kept: bool,
     bound: Arc<Vec<Box<dyn Bound>>>,
     stop: Option<RunState>,
     why: String,
@@ -116,6 +118,7 @@ impl RunTask {
             cancel,
             diffs_left: DIFFS,
             past,
+            kept: false,
             bound: Arc::new(Vec::new()),
             stop: None,
             why: String::new(),
@@ -144,7 +147,13 @@ impl RunTask {
         }
         let (state, message) = self.summary();
         self.emit(EventKind::Finished { state, message: clamp(&message) });
-        self.commit().await
+        self.commit().await?;
+        if self.kept {
+            let (dir, limit) = (self.ctx.backup_dir.clone(), self.ctx.config.limits.backup_bytes);
+            // What is left over goes after the next run or at the next start.
+            let _ = tokio::task::spawn_blocking(move || act::prune(&dir, limit)).await;
+        }
+        Ok(())
     }
 
     pub(super) fn bound(&self) -> Arc<Vec<Box<dyn Bound>>> {

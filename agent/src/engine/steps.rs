@@ -12,6 +12,7 @@ use super::exec::{self, Ended, Place};
 use super::past::PastStep;
 use super::run::{Failure, MAX_ATTEMPTS, RunTask, StepResult, Stop, clamp};
 use crate::resources::{Exec, Step};
+use crate::supervise::Exit;
 use crate::supervise::spool::{Claim, Reader, claim, last_words};
 
 /// How long a lock of somebody else's is waited for (T11).
@@ -37,6 +38,7 @@ impl RunTask {
         let (sys, dir, replaced) = (self.ctx.config.sys.clone(), self.ctx.backup_dir.clone(), step.clone());
         let kept = tokio::task::spawn_blocking(move || act::keep(&sys, &dir, &name, &replaced)).await;
         let kept = kept.unwrap_or_else(|error| Err(error.to_string()));
+        self.kept = true;
         self.emit(EventKind::StepStarted { step: id.clone(), summary: clamp(&step.summary()) });
         let done = match kept {
             Ok(()) => {
@@ -122,7 +124,11 @@ impl RunTask {
     /// Writes down how a process ended, once its output is on the disk.
     async fn ended(&mut self, id: StepId, spool: PathBuf, ended: Ended) -> Result<StepResult, Stop> {
         let (end, frames, cancelled, note) = match ended {
-            Ended::Exit(exit) => (exit.end.clone(), exit.total_frames(), exit.cancelled, exit.note),
+            Ended::Exit(exit) => {
+                // Anyone may end a supervisor; only what is in the journal is an operator's wish.
+                let cancelled = exit.cancelled && *self.cancel.borrow();
+                (exit.end.clone(), exit.total_frames(), cancelled, exit.note)
+            }
             Ended::Dead(why) => {
                 let end = StepEnd::Error(format!("{why}; whether the process is over is not known"));
                 (end, count(&spool).await, false, String::new())
@@ -195,6 +201,11 @@ impl RunTask {
                         };
                         Box::pin(place.adopt()).await
                     }
+                    Ok(Claim::Exited(exit))
+                        if boot != now && !*self.cancel.borrow() && ended_with_the_boot(&exit) =>
+                    {
+                        Ended::Dead(format!("cut off: {why}"))
+                    }
                     Ok(Claim::Exited(exit)) => Ended::Exit(exit),
                     Ok(Claim::Dead) => Ended::Dead(format!("cut off: {why}")),
                     Ok(Claim::Never) => Ended::Never(why.to_owned()),
@@ -237,6 +248,12 @@ impl RunTask {
             }
         }
     }
+}
+
+/// True when the shutdown may have ended it: the host then sends TERM to every process, and either the
+/// supervisor or its process may see it first. 143 is how a shell or a handler tells of that TERM.
+fn ended_with_the_boot(exit: &Exit) -> bool {
+    exit.cancelled || matches!(exit.end, StepEnd::Signal(_) | StepEnd::Exit(143))
 }
 
 /// Frames in the spool of a step whose supervisor can no longer say.
