@@ -22,7 +22,7 @@ pub use api::{
     Dispatch, EngineConfig, EngineError, Limits, OpenError, Outgoing, Refusal, RefusalReason, Snapshot,
     SupervisorCommand,
 };
-pub use open::{open, open_on, reset, unfinished};
+pub use open::{open, open_on, unfinished};
 pub use outbox::Outbox;
 
 use std::path::PathBuf;

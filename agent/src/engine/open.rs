@@ -98,32 +98,9 @@ fn said(error: JournalError, path: &Path) -> OpenError {
         JournalError::Missing => OpenError::Missing { path },
         JournalError::Corrupt { offset, what } => OpenError::Corrupt { path, offset, what },
         JournalError::TooNew(found) => OpenError::TooNew { path, found, known: FORMAT },
+        JournalError::Replaced(source) => OpenError::Io { doing: "sync the directory of", path, source },
         JournalError::Io { doing, source } => OpenError::Io { doing, path, source },
     }
-}
-
-/// Forgets everything: for a host that is enrolled anew, since its dispatches are numbered from 1 again.
-/// Backups of replaced files stay.
-pub fn reset(state_dir: &Path) -> Result<(), OpenError> {
-    if !state_dir.exists() {
-        return Ok(());
-    }
-    let _lock = lock(state_dir)?;
-    let spool = state_dir.join(SPOOL);
-    if spool.exists() {
-        fs::remove_dir_all(&spool).map_err(failed("remove", &spool))?;
-    }
-    // The journal first: what is left after a crash here says that a journal is missing, not that all is new.
-    for name in [JOURNAL, "journal.new", MARKER] {
-        let path = state_dir.join(name);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(failed("remove", &path)(error));
-            }
-            _ => {}
-        }
-    }
-    sync_dir(&state_dir.join(MARKER)).map_err(failed("sync", state_dir))
 }
 
 fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use super::book::{Record, slot};
 use super::shared::Shared;
-use crate::journal::Journal;
+use crate::journal::{Journal, JournalError};
 
 /// Records that nobody waits for are written this much later, if nothing else takes them along.
 const LAZY: Duration = Duration::from_millis(20);
@@ -94,11 +94,34 @@ pub(super) struct WriterState {
     pub(super) lock: std::fs::File,
 }
 
-/// A message's records as JSON, each with the run it belongs to.
-type Pieces = Vec<(Option<RunId>, String)>;
+/// A record as JSON.
+struct Piece {
+    run: Option<RunId>,
+    text: String,
+    /// What of it comes out of the room that was set aside for its run, bytes.
+    promised: u64,
+}
 
-fn pieces(records: &[Record]) -> Pieces {
-    records.iter().filter_map(|r| Some((r.run(), serde_json::to_string(r).ok()?))).collect()
+fn pieces(records: &[Record]) -> Vec<Piece> {
+    let piece = |record: &Record| {
+        let text = serde_json::to_string(record).ok()?;
+        let promised = (text.len() as u64 + 1).saturating_sub(beside(record));
+        Some(Piece { run: record.run(), text, promised })
+    };
+    records.iter().filter_map(piece).collect()
+}
+
+/// Bytes of a record that no room was set aside for: the plan, and the diffs, which a full disk may lose.
+fn beside(record: &Record) -> u64 {
+    let json = |text: &str| serde_json::to_string(text).map_or(0, |json| json.len() as u64);
+    match record {
+        Record::Accepted { .. } => u64::MAX,
+        Record::Event(event) => match &event.kind {
+            EventKind::ResourceFinished { diff, .. } => json(diff),
+            _ => 0,
+        },
+        _ => 0,
+    }
 }
 
 impl WriterState {
@@ -127,10 +150,12 @@ impl WriterState {
     }
 
     fn write(&mut self, mut messages: Vec<Message>) {
+        // Of those that are taken and not yet written.
+        let mut coming = 0;
         messages.retain_mut(|message| {
             let Some((run, bytes)) = message.reserve else { return true };
-            let new: usize = pieces(&message.records).iter().map(|(_, text)| text.len() + 64).sum();
-            let wanted = self.reserved.values().sum::<u64>() + bytes + new as u64;
+            let new: usize = pieces(&message.records).iter().map(|piece| piece.text.len() + 64).sum();
+            let wanted = self.reserved.values().sum::<u64>() + coming + bytes + new as u64;
             match self.shared.failed() {
                 None => {}
                 Some(why) => return refuse(message, CommitError::Failed(why)),
@@ -138,6 +163,7 @@ impl WriterState {
             match self.journal.ensure_room(wanted) {
                 Ok(()) => {
                     self.reserved.insert(run, bytes);
+                    coming += new as u64;
                     true
                 }
                 Err(error) => refuse(message, CommitError::NoRoom(error.to_string())),
@@ -166,13 +192,13 @@ impl WriterState {
             });
             return;
         }
-        let mut all: Vec<Pieces> = group.iter().map(|message| pieces(&message.records)).collect();
+        let mut all: Vec<Vec<Piece>> = group.iter().map(|message| pieces(&message.records)).collect();
         if !self.make_room(&all) {
             // A full disk loses text, never state.
             group.iter_mut().flat_map(|message| &mut message.records).for_each(drop_text);
             all = group.iter().map(|message| pieces(&message.records)).collect();
         }
-        let texts: Vec<&str> = all.iter().flatten().map(|(_, text)| text.as_str()).collect();
+        let texts: Vec<&str> = all.iter().flatten().map(|piece| piece.text.as_str()).collect();
         let payload = format!("[{}]", texts.join(","));
         if let Err(error) = self.journal.append(payload.as_bytes()) {
             let why = error.to_string();
@@ -182,11 +208,11 @@ impl WriterState {
             });
             return;
         }
-        for (run, text) in all.iter().flatten() {
-            let Some(run) = run else { continue };
-            *self.live.entry(*run).or_default() += text.len() as u64 + 1;
-            if let Some(left) = self.reserved.get_mut(run) {
-                *left = left.saturating_sub(text.len() as u64 + 1);
+        for piece in all.iter().flatten() {
+            let Some(run) = piece.run else { continue };
+            *self.live.entry(run).or_default() += piece.text.len() as u64 + 1;
+            if let Some(left) = self.reserved.get_mut(&run) {
+                *left = left.saturating_sub(piece.promised);
             }
         }
         let gone = self.take_in(&mut group);
@@ -238,15 +264,16 @@ impl WriterState {
     }
 
     /// False when the disk has no room beyond what is promised to others.
-    fn make_room(&mut self, all: &[Pieces]) -> bool {
-        let mut by_run: HashMap<Option<RunId>, u64> = HashMap::new();
-        for (run, text) in all.iter().flatten() {
-            *by_run.entry(*run).or_default() += text.len() as u64 + 1;
+    fn make_room(&mut self, all: &[Vec<Piece>]) -> bool {
+        let (mut by_run, mut beside): (HashMap<Option<RunId>, u64>, u64) = (HashMap::new(), 0);
+        for piece in all.iter().flatten() {
+            *by_run.entry(piece.run).or_default() += piece.promised;
+            beside += (piece.text.len() as u64 + 1).saturating_sub(piece.promised);
         }
         let promised: u64 = self.reserved.values().sum();
         let own = |run: &Option<RunId>| run.and_then(|run| self.reserved.get(&run)).copied().unwrap_or(0);
         let beyond: u64 = by_run.iter().map(|(run, bytes)| bytes.saturating_sub(own(run))).sum();
-        let wanted = promised + beyond + Journal::cost(2);
+        let wanted = promised + beyond + beside + Journal::cost(2);
         self.journal.ensure_room(wanted).is_ok()
     }
 
@@ -261,14 +288,14 @@ impl WriterState {
         self.live.clear();
         let mut payloads: Vec<Vec<u8>> = Vec::new();
         let mut text = String::from("[");
-        for (run, piece) in pieces(&records) {
-            if let Some(run) = run {
-                *self.live.entry(run).or_default() += piece.len() as u64 + 1;
+        for piece in pieces(&records) {
+            if let Some(run) = piece.run {
+                *self.live.entry(run).or_default() += piece.text.len() as u64 + 1;
             }
             if text.len() > 1 {
                 text.push(',');
             }
-            text.push_str(&piece);
+            text.push_str(&piece.text);
             if text.len() > FRAME_BYTES {
                 payloads.push((std::mem::replace(&mut text, "[".to_owned()) + "]").into_bytes());
             }
@@ -277,10 +304,19 @@ impl WriterState {
             payloads.push((text + "]").into_bytes());
         }
         let spare = self.reserved.values().sum::<u64>() + self.chunk / 4;
-        if let Err(error) = self.journal.rewrite(&payloads, spare) {
-            tracing::warn!(%error, "the journal could not be made shorter");
+        match self.journal.rewrite(&payloads, spare) {
+            Ok(()) => {}
+            Err(error @ JournalError::Replaced(_)) => self.shared.fail(&with_cause(&error)),
+            Err(error) => {
+                tracing::warn!(error = with_cause(&error), "the journal could not be made shorter");
+            }
         }
     }
+}
+
+fn with_cause(error: &JournalError) -> String {
+    let cause = std::error::Error::source(error).map_or(String::new(), |cause| format!(": {cause}"));
+    format!("{error}{cause}")
 }
 
 fn refuse(message: &mut Message, error: CommitError) -> bool {
@@ -307,5 +343,96 @@ fn drop_text(record: &mut Record) {
         && !diff.is_empty()
     {
         *diff = "the diff found no room on the disk\n".to_owned();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use postern_proto::event::{Outcome, RunEvent};
+    use postern_proto::ids::PlanHash;
+
+    use super::*;
+    use crate::journal::{Disk, FileDisk, file_disk};
+
+    fn state(dir: &std::path::Path, journal: Journal) -> WriterState {
+        WriterState {
+            journal,
+            shared: Arc::new(Shared::default()),
+            spool_dir: dir.to_owned(),
+            chunk: 4096,
+            reserved: HashMap::new(),
+            live: HashMap::new(),
+            lock: std::fs::File::create(dir.join("lock")).unwrap(),
+        }
+    }
+
+    fn message(record: Record) -> Message {
+        Message { records: vec![record], reserve: None, reply: None }
+    }
+
+    /// The plan and the diffs are not what the room was set aside for.
+    #[test]
+    fn room_for_state_is_not_spent_on_text() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::create(&dir.path().join("journal"), 4096, file_disk).unwrap();
+        let mut state = state(dir.path(), journal);
+        let run = RunId::generate();
+        state.reserved.insert(run, 5000);
+        let boot = "0192f0c4-0000-7000-8000-000000000001".parse().unwrap();
+        let (plan, hash) =
+            (format!("{{\"schema\":1,\"resources\":[]{}}}", " ".repeat(9000)), PlanHash::of(b""));
+        state.write(vec![message(Record::Accepted { seq: 1, run, plan, hash, check: false, boot })]);
+        assert_eq!(state.reserved[&run], 5000);
+        let kind = EventKind::ResourceFinished {
+            address: "t:file:f".parse().unwrap(),
+            attempt: 1,
+            outcome: Outcome::Changed,
+            message: String::new(),
+            diff: "\"\n".repeat(4000),
+            duration_ns: 1,
+        };
+        state.write(vec![message(Record::Event(RunEvent { run, seq: 1, time_ns: 0, kind }))]);
+        assert!((4500..5000).contains(&state.reserved[&run]), "{}", state.reserved[&run]);
+        assert!(state.journal.room() >= state.reserved[&run]);
+    }
+
+    struct Nameless(FileDisk);
+
+    impl Disk for Nameless {
+        fn write_at(&mut self, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
+            self.0.write_at(offset, bytes)
+        }
+
+        fn sync(&mut self) -> std::io::Result<()> {
+            self.0.sync()
+        }
+
+        fn grow(&mut self, from: u64, to: u64) -> std::io::Result<()> {
+            self.0.grow(from, to)
+        }
+
+        fn sync_name(&mut self, _: &std::path::Path) -> std::io::Result<()> {
+            Err(std::io::Error::from_raw_os_error(5))
+        }
+    }
+
+    /// The file that is still open has lost its name: nothing is appended to it any more.
+    #[test]
+    fn a_compaction_that_lost_the_old_file_stops_the_engine() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        drop(Journal::create(&path, 4096, file_disk).unwrap());
+        let (journal, _) = Journal::open(&path, 4096, |file| Box::new(Nameless(FileDisk(file)))).unwrap();
+        let mut state = state(dir.path(), journal);
+        for epoch in 1..600 {
+            state.write(vec![message(Record::Epoch(epoch))]);
+        }
+        assert!(state.shared.failed().is_none());
+        state.compact();
+        let why = state.shared.failed().unwrap();
+        assert!(why.contains("successor"), "{why}");
+        let before = state.journal.used();
+        state.write(vec![message(Record::Epoch(600))]);
+        assert_eq!(state.journal.used(), before);
     }
 }

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 
 /// A file whose space is really there before it is used.
 pub trait Disk: Send {
@@ -12,6 +13,10 @@ pub trait Disk: Send {
     fn sync(&mut self) -> io::Result<()>;
     /// Makes room from `from` to `to`, zeroed and allocated.
     fn grow(&mut self, from: u64, to: u64) -> io::Result<()>;
+    /// Returns when the file's name is on the disk.
+    fn sync_name(&mut self, path: &Path) -> io::Result<()> {
+        super::sync_dir(path)
+    }
 }
 
 /// A real file.

@@ -31,6 +31,9 @@ pub enum JournalError {
     /// A newer agent wrote it.
     #[error("has format {0}, this build knows {FORMAT}")]
     TooNew(u32),
+    /// A successor was put in its place, and it is not known whether that lasts: neither file may be used.
+    #[error("its successor is in place, but its directory cannot be synced")]
+    Replaced(#[source] io::Error),
     /// The disk.
     #[error("cannot {doing}")]
     Io {
@@ -163,7 +166,9 @@ impl Journal {
         Ok(())
     }
 
-    /// Replaces the file by one that holds only these payloads, with `spare` bytes of room.
+    /// Replaces the file by one that holds only these payloads, with `spare` bytes of room. After
+    /// [`JournalError::Replaced`] the journal must not be used any more: what would be appended here is in a
+    /// file without a name, or in one whose name a power cut may take back.
     pub fn rewrite(&mut self, payloads: &[Vec<u8>], spare: u64) -> Result<(), JournalError> {
         *self = Self::write_new(&self.path, self.chunk, spare, payloads, self.wrap)?;
         Ok(())
@@ -213,7 +218,7 @@ impl Journal {
         disk.write_at(0, &bytes).map_err(io_error("write it"))?;
         disk.sync().map_err(io_error("sync it"))?;
         std::fs::rename(fresh, path).map_err(io_error("put it in place"))?;
-        sync_dir(path).map_err(io_error("sync its directory"))?;
+        disk.sync_name(path).map_err(JournalError::Replaced)?;
         Ok(Self { disk, wrap, path: path.to_owned(), tail, capacity, chunk, seq: payloads.len() as u64 + 1 })
     }
 }

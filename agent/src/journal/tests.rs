@@ -262,3 +262,34 @@ fn rewriting_keeps_only_what_is_given_and_goes_on() {
     assert_eq!(read[..10], all[30..]);
     assert_eq!(read[10], b"[next]");
 }
+
+struct Nameless(FileDisk);
+
+impl Disk for Nameless {
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_at(offset, bytes)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.0.sync()
+    }
+
+    fn grow(&mut self, from: u64, to: u64) -> io::Result<()> {
+        self.0.grow(from, to)
+    }
+
+    fn sync_name(&mut self, _: &std::path::Path) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(5))
+    }
+}
+
+/// The old file has lost its name by then: that is no ordinary failure to make the journal shorter.
+#[test]
+fn a_successor_whose_name_may_not_last_is_told_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    written(&dir, &payloads(3));
+    let nameless = |file| -> Box<dyn Disk> { Box::new(Nameless(FileDisk(file))) };
+    let (mut journal, _) = Journal::open(&journal_in(&dir), CHUNK, nameless).unwrap();
+    let result = journal.rewrite(&[b"[1]".to_vec()], 0);
+    assert!(matches!(result, Err(JournalError::Replaced(_))), "{result:?}");
+}
