@@ -43,6 +43,9 @@ pub(crate) struct Credentials<'a> {
     pub(crate) password: Option<&'a Zeroizing<String>>,
 }
 
+/// A whole login, with a person who looks for a passphrase or a token to touch. Keepalives do not end it.
+const LOGIN: Duration = Duration::from_secs(600);
+
 /// One key that may be offered.
 enum Candidate {
     Agent(Box<AgentIdentity>),
@@ -82,10 +85,14 @@ pub(crate) async fn login(
         notes: Vec::new(),
         rsa_hash: None,
     };
-    match attempt.run(handle, hop, credentials, console).await {
-        Ok(Some(by)) => Ok(by),
-        Ok(None) => Err(attempt.failure(handle, said).await),
-        Err(error) => Err(error),
+    match tokio::time::timeout(LOGIN, attempt.run(handle, hop, credentials, console)).await {
+        Ok(Ok(Some(by))) => Ok(by),
+        Ok(Ok(None)) => Err(attempt.failure(handle, said).await),
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(BootstrapError::new(
+            Code::StepTimedOut,
+            format!("logging in to {} took longer than {} minutes", hop.address(), LOGIN.as_secs() / 60),
+        )),
     }
 }
 

@@ -103,9 +103,11 @@ pub(crate) async fn connect(
     let cut = Cut::default();
     let mut upstream: Vec<Handle> = Vec::new();
     let mut waiter = Waiter { until: Instant::now() + deadline, deadline, attempts: 0, silent: 0 };
+    // The password that was given is the target's: a jump host is not told it.
+    let on_the_way = Credentials { password: None, ..*credentials };
     for hop in &target.jumps {
         let mut made = dial(hop, true, policy, upstream.last(), &cut, &mut waiter, console, clock).await?;
-        auth::login(&mut made.handle, hop, credentials, &made.said, console)
+        auth::login(&mut made.handle, hop, &on_the_way, &made.said, console)
             .await
             .map_err(|error| error.at(Step::Connect))?;
         upstream.push(made.handle);

@@ -429,6 +429,11 @@ async fn jump_hosts() {
     remove(options("edge"), &Answers::new()).await.unwrap();
     // Two of them, the second reached through the first.
     remove(options(&format!("edge,root@127.0.0.1:{}", inner.port)), &Answers::new()).await.unwrap();
+    // A password that was given is the target's: the jump host, whose own it would even be, is not told it.
+    edge.write("/home/op/.ssh/authorized_keys", "");
+    let with_password = Options { password: Some(Zeroizing::new("op-pass".into())), ..options("edge") };
+    let error = remove(with_password, &Answers::new()).await.unwrap_err();
+    assert_eq!(error.code(), Code::AuthenticationFailed, "{error}");
     // The jump host's key counts as much.
     std::fs::write(&known, lines.lines().nth(1).unwrap()).unwrap();
     let console = Answers::new();
