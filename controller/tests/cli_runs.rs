@@ -103,6 +103,36 @@ async fn exec_on_several_hosts_says_whose_line_it_is() {
 }
 
 #[tokio::test]
+async fn a_selector_from_an_unset_variable_chooses_no_host() {
+    let fake = command(StepEnd::Exit(0), RunState::Ok);
+    let shell = shell(&fake).await;
+    for args in [
+        &["exec", "", "--", "reboot"][..],
+        &["exec", "web1", " ", "--", "reboot"],
+        &["apply", "hello", "-H", ""],
+        &["hosts", ""],
+    ] {
+        let ended = shell.run(args).await;
+        assert_eq!(ended.code, 2, "{args:?}: {ended:?}");
+        assert!(ended.stderr.starts_with("error[empty-selector]: "), "{args:?}: {ended:?}");
+    }
+    assert!(fake.asked().is_empty(), "{:?}", fake.asked());
+    assert_eq!(shell.run(&["-q", "exec", "all", "--", "x"]).await.code, 0);
+    assert_eq!(fake.asked().len(), 2);
+}
+
+#[tokio::test]
+async fn the_output_of_a_run_that_is_over_is_read_to_its_end() {
+    let mut fake = command(StepEnd::Exit(0), RunState::Ok);
+    fake.hosts.truncate(1);
+    fake.updates.truncate(4);
+    fake.slow = Some(std::time::Duration::from_millis(700));
+    let shell = shell(&fake).await;
+    let ended = shell.run(&["run", "logs", "beef", "--no-follow"]).await;
+    assert_eq!(ended.stdout, "out \u{1b}[31m\u{fffd}\nmore", "{ended:?}");
+}
+
+#[tokio::test]
 async fn exec_in_json_loses_no_byte() {
     let shell = shell(&command(StepEnd::Exit(3), RunState::Failed)).await;
     let ended = shell.run(&["--output", "json", "exec", "web1", "--", "x"]).await;

@@ -30,7 +30,8 @@ pub(crate) async fn apply(context: &Context, args: Apply) -> Result<Exit, CliErr
         return one(context, &mut client, host, &compiled, args.check, false, &mut interrupt).await;
     }
     let check = args.check;
-    on_each(context, hosts, move |context, host| {
+    let pressed = interrupt.clone_handle();
+    on_each(context, hosts, pressed, move |context, host| {
         let (mut client, compiled) = (client.clone(), compiled.clone());
         let mut interrupt = interrupt.clone_handle();
         async move { one(&context, &mut client, &host, &compiled, check, true, &mut interrupt).await }
@@ -38,8 +39,14 @@ pub(crate) async fn apply(context: &Context, args: Apply) -> Result<Exit, CliErr
     .await
 }
 
-/// Does something on every host, bounded; says each failure; the worst exit wins.
-pub(crate) async fn on_each<F, W>(context: &Context, hosts: Vec<HostInfo>, work: F) -> Result<Exit, CliError>
+/// Does something on every host, bounded; says each failure; the worst exit wins. Nothing is begun any more
+/// once Ctrl-C was pressed.
+pub(crate) async fn on_each<F, W>(
+    context: &Context,
+    hosts: Vec<HostInfo>,
+    interrupt: Interrupt,
+    work: F,
+) -> Result<Exit, CliError>
 where
     F: Fn(Context, HostInfo) -> W,
     W: Future<Output = Result<Exit, CliError>> + Send + 'static,
@@ -49,8 +56,12 @@ where
     for host in hosts {
         let (slots, name) = (slots.clone(), host.name.clone());
         let work = work(context.clone(), host);
+        let interrupt = interrupt.clone_handle();
         tasks.spawn(async move {
             let _slot = slots.acquire_owned().await;
+            if interrupt.is_pressed() {
+                return (name, Err(CliError::failed("interrupted", "not started")));
+            }
             (name, work.await)
         });
     }
@@ -182,4 +193,63 @@ pub(crate) fn summary(context: &Context, host: &HostInfo, run: &RunInfo, view: &
     };
     context.fail(&error.hint(hint));
     Exit::Failed
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::cli::out::Volume;
+    use crate::cli::{Env, Io};
+
+    fn context() -> Context {
+        let io = Io {
+            stdout: Box::new(std::io::sink()),
+            stderr: Box::new(std::io::sink()),
+            stdout_is_terminal: false,
+            stderr_is_terminal: false,
+        };
+        let here = std::path::Path::new("/");
+        Context {
+            env: Env::of(&[], here, here),
+            out: Out::new(io, false, Volume::Quiet, true, false),
+            state_dir: None,
+        }
+    }
+
+    fn host(name: &str) -> HostInfo {
+        HostInfo {
+            id: postern_proto::ids::HostId::generate(),
+            name: name.into(),
+            ssh_address: String::new(),
+            labels: Default::default(),
+            link: Link::Up,
+            agent_version: String::new(),
+            os_id: String::new(),
+            os_version: String::new(),
+            arch: String::new(),
+            hostname: String::new(),
+            last_seen_ms: 0,
+            peer: String::new(),
+            detail: String::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_is_begun_after_ctrl_c() {
+        let begun = Arc::new(AtomicUsize::new(0));
+        let count = begun.clone();
+        let hosts = (0..3).map(|n| host(&format!("h{n}"))).collect();
+        let context = context();
+        let exit = on_each(&context, hosts, Interrupt::pressed(), move |_, _| {
+            let begun = count.clone();
+            async move {
+                begun.fetch_add(1, Ordering::Relaxed);
+                Ok(Exit::Ok)
+            }
+        });
+        assert_eq!(exit.await.unwrap(), Exit::Failed);
+        assert_eq!(begun.load(Ordering::Relaxed), 0);
+    }
 }

@@ -105,7 +105,11 @@ impl From<ClientError> for CliError {
             ClientError::Refused { .. } => error.to_string(),
             other => chain(other),
         };
-        let cli = Self::usage(error.code(), message);
+        // What a host's state does not allow is the host's failure.
+        let cli = match error.code() {
+            code @ "failed-precondition" => Self::failed(code, message),
+            code => Self::usage(code, message),
+        };
         match error.code() {
             "not-found" => cli.hint("`postern hosts` and `postern runs` show what there is"),
             "daemon-foreign" => cli.hint("use a state directory of your own (--state-dir)"),
@@ -127,6 +131,22 @@ impl From<StartFailure> for CliError {
                     _ => cli.hint("`postern serve` in a terminal shows why; its log is daemon.log in the state directory"),
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hosts_state_is_a_failure_and_no_wrong_usage() {
+        for (status, exit) in [
+            (tonic::Status::failed_precondition("the host is quarantined"), Exit::Failed),
+            (tonic::Status::invalid_argument("no"), Exit::Usage),
+            (tonic::Status::internal("no"), Exit::Usage),
+        ] {
+            assert_eq!(CliError::from(ClientError::from(status)).exit, exit);
         }
     }
 }

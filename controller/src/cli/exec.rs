@@ -38,7 +38,8 @@ pub(crate) async fn exec(context: &Context, args: Exec) -> Result<Exit, CliError
         }
         _ => {
             let spec = Arc::new(spec);
-            apply::on_each(context, hosts, move |context, host| {
+            let pressed = interrupt.clone_handle();
+            apply::on_each(context, hosts, pressed, move |context, host| {
                 let (mut client, spec) = (client.clone(), spec.clone());
                 let mut interrupt = interrupt.clone_handle();
                 async move { one(&context, &mut client, &host, spec.to_vec(), true, &mut interrupt).await }
@@ -83,6 +84,11 @@ async fn one(
             if let Some(run) = run {
                 client.cancel(run.id).await?;
                 out.tell(&format!("{}: cancelled", clean::line(&host.name)));
+            } else {
+                out.tell(&format!(
+                    "{}: it is not known whether the command was started: see `postern runs`",
+                    clean::line(&host.name)
+                ));
             }
             Ok(Exit::Failed)
         }

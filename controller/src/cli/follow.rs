@@ -15,6 +15,10 @@ const AWAY: Duration = Duration::from_secs(60);
 /// How long the rest of a run that is over may take to arrive.
 const REST: Duration = Duration::from_secs(10);
 
+/// Said when it did not arrive.
+pub(crate) const CUT: &str = "warning: cut off here: the rest of this run's output has not arrived; \
+                              `postern run logs` shows it later";
+
 /// How following ended.
 #[derive(Debug)]
 pub(crate) enum Followed {
@@ -38,8 +42,13 @@ pub(crate) async fn follow(
     loop {
         let is_over = state.is_some_and(RunState::is_final);
         let next = tokio::select! {
-            next = next(&mut updates, is_over) => next,
-            () = interrupt.wait() => return Ok(Followed::Left(run)),
+            next = next(context, &mut updates, is_over) => next,
+            () = interrupt.wait() => {
+                if run.is_none() {
+                    run = first(&mut updates).await;
+                }
+                return Ok(Followed::Left(run));
+            }
         };
         match next {
             Ok(Some(update)) => {
@@ -74,11 +83,29 @@ pub(crate) async fn follow(
     }
 }
 
-async fn next(updates: &mut Updates, is_over: bool) -> Result<Option<Update>, ClientError> {
+/// The run itself, which comes first: who leaves must be able to cancel it, or to say its name.
+async fn first(updates: &mut Updates) -> Option<RunInfo> {
+    match tokio::time::timeout(REST, updates.next()).await {
+        Ok(Ok(Some(Update { kind: UpdateKind::Run(run), .. }))) => Some(run),
+        _ => None,
+    }
+}
+
+async fn next(
+    context: &Context,
+    updates: &mut Updates,
+    is_over: bool,
+) -> Result<Option<Update>, ClientError> {
     if !is_over {
         return updates.next().await;
     }
-    tokio::time::timeout(REST, updates.next()).await.unwrap_or(Ok(None))
+    match tokio::time::timeout(REST, updates.next()).await {
+        Ok(update) => update,
+        Err(_) => {
+            context.out.tell(CUT);
+            Ok(None)
+        }
+    }
 }
 
 /// Finds the daemon again, or starts one, and goes on behind the cursor.
@@ -131,10 +158,27 @@ impl Interrupt {
         Self { pressed: self.pressed.clone() }
     }
 
+    /// Whether it was pressed.
+    pub(crate) fn is_pressed(&self) -> bool {
+        *self.pressed.borrow()
+    }
+
     /// Returns when it was pressed.
     pub(crate) async fn wait(&mut self) {
         if self.pressed.wait_for(|pressed| *pressed).await.is_err() {
             std::future::pending::<()>().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    impl Interrupt {
+        /// One that was pressed already.
+        pub(crate) fn pressed() -> Self {
+            Self { pressed: tokio::sync::watch::channel(true).1 }
         }
     }
 }

@@ -7,7 +7,7 @@ use super::error::CliError;
 use super::out::{Tone, table};
 use super::selector::Selector;
 use super::terminal::Terminal;
-use super::up::{Access, bootstrap_failed, resolve};
+use super::up::{Access, bootstrap_failed, resolve_known};
 use super::{Context, Exit, clean, json as documents};
 use crate::bundle::Bundle;
 use crate::client::{Client, HostInfo, Link};
@@ -121,7 +121,7 @@ pub(crate) async fn forget(context: &Context, args: Forget) -> Result<Exit, CliE
     let name = clean::line(&host.name);
     let mut removed = Vec::new();
     if args.over_ssh {
-        let target = resolve(context, &host.ssh_address)?;
+        let target = resolve_known(context, &host.ssh_address)?;
         let access = Access { ssh: &args.ssh, agent_binary: None };
         let options = access.options_with(context, target, Bundle::empty())?;
         let console = Terminal::new(context.out.clone());

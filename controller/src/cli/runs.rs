@@ -1,5 +1,7 @@
 //! `postern runs` and `postern run`: what was done, and ending it.
 
+use std::time::{Duration, Instant};
+
 use postern_proto::event::{LogBody, RunState, Stream};
 use postern_proto::ids::RunId;
 use serde_json::json;
@@ -7,15 +9,21 @@ use serde_json::json;
 use super::args::Runs;
 use super::clean::Cleaner;
 use super::error::CliError;
-use super::follow::{Followed, Interrupt, follow};
+use super::follow::{CUT, Followed, Interrupt, follow};
 use super::hosts::ago;
 use super::out::{Volume, table};
 use super::view::{View, truncated};
 use super::{Context, Exit, apply, clean, json as documents};
-use crate::client::{Client, RunInfo, UpdateKind};
+use crate::client::{Client, RunInfo, Update, UpdateKind, Updates};
 
 /// Runs that are looked through for the end of an id.
 const LOOKED_THROUGH: u32 = 1000;
+/// Nothing came for so long: that is all there is of a run that goes on.
+const PAUSE: Duration = Duration::from_millis(500);
+/// A run that goes on and writes without a pause is looked at for so long.
+const LOOK: Duration = Duration::from_secs(30);
+/// How long the daemon may take to send what it has.
+const ANSWER: Duration = Duration::from_secs(10);
 
 pub(crate) async fn list(context: &Context, args: Runs) -> Result<Exit, CliError> {
     let mut client = context.connect().await?;
@@ -73,6 +81,37 @@ async fn find(client: &mut Client, text: &str) -> Result<RunId, CliError> {
     }
 }
 
+/// The next of what there is so far; `state` is the run's, once it came. A run that is over is read to the end of
+/// its stream. Of one that goes on, the daemon sends at once what it has; then nothing comes for a while.
+async fn so_far(
+    context: &Context,
+    updates: &mut Updates,
+    state: Option<RunState>,
+    until: Instant,
+) -> Result<Option<Update>, CliError> {
+    let wait = match state {
+        Some(state) if !state.is_final() && Instant::now() >= until => {
+            context.out.tell("warning: stopped here: the run goes on; `postern run logs` follows it");
+            return Ok(None);
+        }
+        Some(state) if !state.is_final() => PAUSE,
+        _ => ANSWER,
+    };
+    match tokio::time::timeout(wait, updates.next()).await {
+        Ok(update) => Ok(update?),
+        Err(_) => {
+            match state {
+                Some(state) if state.is_final() => context.out.tell(CUT),
+                Some(_) => {}
+                None => {
+                    return Err(CliError::usage("deadline-exceeded", "the daemon says nothing of the run"));
+                }
+            }
+            Ok(None)
+        }
+    }
+}
+
 pub(crate) async fn show(context: &Context, text: &str) -> Result<Exit, CliError> {
     let mut client = context.connect().await?;
     let id = find(&mut client, text).await?;
@@ -80,20 +119,8 @@ pub(crate) async fn show(context: &Context, text: &str) -> Result<Exit, CliError
     let out = &context.out;
     let mut view = View::new(None, out.volume, out.volume > Volume::Quiet);
     let mut run: Option<RunInfo> = None;
-    // What there is so far: a run that goes on is not waited for.
-    let end = tokio::time::Instant::now() + std::time::Duration::from_secs(30);
-    loop {
-        let goes_on = run.as_ref().is_none_or(|run| !run.state.is_final());
-        let wait = if goes_on && run.is_some() {
-            std::time::Duration::from_millis(500)
-        } else {
-            std::time::Duration::from_secs(10)
-        };
-        let update = match tokio::time::timeout(wait, updates.next()).await {
-            Ok(update) => update?,
-            Err(_) => None,
-        };
-        let Some(update) = update else { break };
+    let until = Instant::now() + LOOK;
+    while let Some(update) = so_far(context, &mut updates, run.as_ref().map(|run| run.state), until).await? {
         if let UpdateKind::Run(info) = &update.kind {
             if run.is_none() && !out.json {
                 let check = if info.check { " (check)" } else { "" };
@@ -112,7 +139,7 @@ pub(crate) async fn show(context: &Context, text: &str) -> Result<Exit, CliError
         } else {
             apply::say(out, view.update(&update));
         }
-        if out.is_broken() || tokio::time::Instant::now() > end {
+        if out.is_broken() {
             break;
         }
     }
@@ -148,7 +175,7 @@ pub(crate) async fn logs(context: &Context, text: &str, no_follow: bool) -> Resu
         }
     };
     let mut host = String::new();
-    let mut each = |update: &crate::client::Update| {
+    let mut each = |update: &Update| {
         if let UpdateKind::Run(info) = &update.kind {
             host.clone_from(&info.host_name);
         }
@@ -158,10 +185,11 @@ pub(crate) async fn logs(context: &Context, text: &str, no_follow: bool) -> Resu
         show(&update.kind);
     };
     if no_follow {
-        // The daemon sends at once what it has; then nothing comes for a while.
-        let pause = std::time::Duration::from_millis(500);
-        while let Ok(update) = tokio::time::timeout(pause, updates.next()).await {
-            let Some(update) = update? else { break };
+        let (mut state, until) = (None, Instant::now() + LOOK);
+        while let Some(update) = so_far(context, &mut updates, state, until).await? {
+            if let UpdateKind::Run(info) = &update.kind {
+                state = Some(info.state);
+            }
             each(&update);
             if out.is_broken() {
                 break;

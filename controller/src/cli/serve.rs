@@ -157,6 +157,7 @@ fn not_started(error: &StartError) -> CliError {
              --listen with another and take the hosts over again",
         ),
         StartError::Listen { .. } => ("listen", "name an address of this machine with --listen"),
+        StartError::SocketPath { .. } => ("state-directory", "name a shorter one with --state-dir"),
         StartError::Unsafe { .. } => ("state-unsafe", "make it yours alone: chmod 700"),
         StartError::State { .. } => ("state-directory", "name a directory of your own with --state-dir"),
         _ => ("state", "nothing was changed; restore a backup, or name another directory with --state-dir"),

@@ -108,24 +108,60 @@ pub(crate) async fn up(context: &Context, args: Up) -> Result<Exit, CliError> {
 }
 
 /// The target by the user's own ssh configuration.
-pub(crate) fn resolve(context: &Context, text: &str) -> Result<Target, CliError> {
+fn resolve(context: &Context, text: &str) -> Result<Target, CliError> {
+    resolve_by(context, text, None)
+}
+
+/// A host as the daemon knows it: by the very way that is on record.
+pub(crate) fn resolve_known(context: &Context, ssh_address: &str) -> Result<Target, CliError> {
+    let (text, jumps) = way(ssh_address);
+    let target = resolve_by(context, text, Some(jumps.unwrap_or("none").to_owned()))?;
+    if canonical(&target) != ssh_address {
+        // A record of another kind, or a configuration that sends a jump host elsewhere.
+        return Err(CliError::usage(
+            "target",
+            format!("the host is on record at {ssh_address:?}, and SSH would go to {:?}", canonical(&target)),
+        )
+        .hint("look at ProxyJump and HostName in your ssh configuration"));
+    }
+    Ok(target)
+}
+
+fn resolve_by(context: &Context, text: &str, jump: Option<String>) -> Result<Target, CliError> {
     let home = context.env.home().unwrap_or_else(|| PathBuf::from("/"));
     let files = [home.join(".ssh/config"), PathBuf::from("/etc/ssh/ssh_config")];
     let config =
         SshConfig::load(&files, &home).map_err(|error| CliError::usage("ssh-config", chain(&error)))?;
     let local_user = context.env.get("USER").or_else(|| context.env.get("LOGNAME"));
     let overrides =
-        Overrides { local_user: local_user.unwrap_or("root").to_owned(), home, ..Overrides::default() };
+        Overrides { local_user: local_user.unwrap_or("root").to_owned(), home, jump, ..Overrides::default() };
     Target::resolve(text, &config, &overrides).map_err(|error| {
         CliError::usage("target", chain(&error))
             .hint("write it as root@203.0.113.10, or as an alias of your ssh configuration")
     })
 }
 
-/// How the host is known to the daemon: what SSH really connects to, so that an alias and its address are one.
+/// Between a host and the jump hosts on the way to it.
+const VIA: &str = " via ";
+
+/// How the host is known to the daemon: what SSH really connects to, so that an alias and its address are one;
+/// and by which way, since a private address is another machine behind another jump host.
 fn canonical(target: &Target) -> String {
-    let host = if target.host.contains(':') { format!("[{}]", target.host) } else { target.host.clone() };
-    format!("{}@{host}:{}", target.user, target.port)
+    let one = |user: &str, host: &str, port: u16| match host.contains(':') {
+        true => format!("{user}@[{host}]:{port}"),
+        false => format!("{user}@{host}:{port}"),
+    };
+    let host = one(&target.user, &target.host, target.port);
+    let jumps: Vec<_> = target.jumps.iter().map(|hop| one(&hop.user, &hop.host, hop.port)).collect();
+    if jumps.is_empty() { host } else { format!("{host}{VIA}{}", jumps.join(",")) }
+}
+
+/// The host and the jump hosts of a known address.
+fn way(ssh_address: &str) -> (&str, Option<&str>) {
+    match ssh_address.split_once(VIA) {
+        Some((host, jumps)) => (host, Some(jumps)),
+        None => (ssh_address, None),
+    }
 }
 
 /// How to log in, and with which agents.
@@ -381,4 +417,51 @@ fn told(context: &Context, host: &HostInfo, report: &Report) {
         false => "SSH is closed",
     };
     context.out.note(&format!("{name}: {did} in {seconds:.2} s, its session is up; {ssh}"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::out::Out;
+    use crate::cli::{Env, Io};
+
+    fn context(home: &Path) -> Context {
+        let io = Io {
+            stdout: Box::new(std::io::sink()),
+            stderr: Box::new(std::io::sink()),
+            stdout_is_terminal: false,
+            stderr_is_terminal: false,
+        };
+        Context {
+            env: Env::of(&[("HOME", home.to_str().unwrap()), ("USER", "me")], home, home),
+            out: Out::new(io, false, Volume::Quiet, true, false),
+            state_dir: None,
+        }
+    }
+
+    /// The same private address behind two jump hosts is two hosts, and each is found again by its own way.
+    #[test]
+    fn a_host_is_known_with_its_way() {
+        let home = tempfile::tempdir().unwrap();
+        std::fs::create_dir(home.path().join(".ssh")).unwrap();
+        let config = "Host a\n HostName 192.168.1.10\n User root\n ProxyJump ops@site-a\n\
+                      Host b\n HostName 192.168.1.10\n User root\n ProxyJump ops@site-b:2222,fd00::7\n\
+                      Host site-a\n HostName a.example\n\
+                      Host 192.168.1.10\n ProxyJump ops@elsewhere\n";
+        std::fs::write(home.path().join(".ssh/config"), config).unwrap();
+        let context = context(home.path());
+        for (text, want) in [
+            ("a", "root@192.168.1.10:22 via ops@a.example:22"),
+            ("b", "root@192.168.1.10:22 via ops@site-b:2222,me@[fd00::7]:22"),
+            ("root@192.0.2.1", "root@192.0.2.1:22"),
+        ] {
+            let target = resolve(&context, text).unwrap();
+            assert_eq!(canonical(&target), want);
+            let again = resolve_known(&context, want).unwrap();
+            assert_eq!(canonical(&again), want);
+        }
+        // What is on record without a jump host is reached without one.
+        assert!(resolve_known(&context, "root@192.168.1.10:22").unwrap().jumps.is_empty());
+        assert_eq!(resolve_known(&context, "a").unwrap_err().code, "target");
+    }
 }

@@ -129,6 +129,19 @@ impl std::fmt::Debug for Clock {
     }
 }
 
+/// The longest path of a Unix socket, bytes: `sun_path` of unix(7) without its last NUL.
+const SOCKET_PATH_MAX: usize = 107;
+
+/// Nothing is made where no socket could be.
+pub(crate) fn check_socket_path(state_dir: &Path) -> Result<(), StartError> {
+    use std::os::unix::ffi::OsStrExt as _;
+    let path = socket_path(state_dir);
+    match path.as_os_str().as_bytes().len() {
+        length if length > SOCKET_PATH_MAX => Err(StartError::SocketPath { path, length }),
+        _ => Ok(()),
+    }
+}
+
 /// Where the daemon of this state listens for operators.
 #[must_use]
 pub fn socket_path(state_dir: &Path) -> PathBuf {
@@ -179,6 +192,17 @@ pub enum StartError {
         /// Why it failed.
         #[source]
         source: std::io::Error,
+    },
+    /// The kernel takes no socket with so long a path.
+    #[error(
+        "the path of the socket, {path}, has {length} bytes; the system takes {SOCKET_PATH_MAX}: name a state \
+         directory with a shorter path"
+    )]
+    SocketPath {
+        /// The path.
+        path: PathBuf,
+        /// Its length, bytes.
+        length: usize,
     },
     /// TLS would not take the certificates.
     #[error("setting up TLS: {0}")]

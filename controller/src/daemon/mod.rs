@@ -83,6 +83,7 @@ pub struct Daemon {
 
 /// Opens the state and starts both listeners; returns when they are bound.
 pub async fn start(config: DaemonConfig) -> Result<Daemon, StartError> {
+    config::check_socket_path(&config.state_dir)?;
     let now = config.clock.now();
     let dir = config.state_dir.clone();
     let opened = tokio::task::spawn_blocking(move || state::open(&dir, now)).await;

@@ -25,6 +25,10 @@ use crate::store::{CancelOutcome, HostRecord, HostState, NewRun, OpError, TokenH
 /// Runs listed when nobody says how many, and at most.
 const LIST_DEFAULT: u32 = 50;
 const LIST_MAX: u32 = 1000;
+/// Between a host's SSH address and the jump hosts on the way to it.
+const VIA: &str = " via ";
+/// Jump hosts of one address, bytes.
+const MAX_JUMPS: usize = 8 * 320;
 /// What selects every host, and so is no host's name.
 const EVERY_HOST: &str = "all";
 /// Labels on one host.
@@ -52,8 +56,21 @@ fn check_name(what: &str, name: &str) -> Result<(), Status> {
     Ok(())
 }
 
+/// `user@host:port`, and behind ` via ` the jump hosts on the way to it.
+fn check_address(address: &str) -> Result<(), Status> {
+    let (host, jumps) = address.split_once(VIA).map_or((address, None), |(host, jumps)| (host, Some(jumps)));
+    let is_plain = |text: &str| !text.chars().any(|c| c.is_control() || c.is_whitespace());
+    let jumps_fit =
+        jumps.is_none_or(|jumps| !jumps.is_empty() && jumps.len() <= MAX_JUMPS && is_plain(jumps));
+    if host.len() > 320 || !is_plain(host) || !jumps_fit {
+        return Err(Status::invalid_argument("the SSH address is too long or has a space in it"));
+    }
+    Ok(())
+}
+
 /// `user@host:port` gives `host`, with what a name cannot hold replaced.
 fn name_from(address: &str) -> String {
+    let address = address.split_once(VIA).map_or(address, |(host, _)| host);
     let host = address.rsplit_once('@').map_or(address, |(_, host)| host);
     let host = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((v6, _)) => v6,
@@ -183,9 +200,7 @@ impl Operator for OperatorService {
         let peer = authz::require(&request, rpc::PREPARE_HOST)?;
         let request = request.into_inner();
         let address = request.ssh_address;
-        if address.len() > 320 || address.chars().any(|c| c.is_control() || c.is_whitespace()) {
-            return Err(Status::invalid_argument("the SSH address is too long or has a space in it"));
-        }
+        check_address(&address)?;
         if address.is_empty() && request.name.is_empty() {
             return Err(Status::invalid_argument("want an SSH address or a name"));
         }
@@ -405,6 +420,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn addresses_by_table() {
+        for (address, good) in [
+            ("root@192.0.2.1:22", true),
+            ("root@192.168.1.10:22 via ops@bastion:22,ops@[fd00::7]:22", true),
+            ("root@192.0.2.1 :22", false),
+            ("root@192.168.1.10:22 via ", false),
+            ("root@192.168.1.10:22 via a via b", false),
+            ("root@192.168.1.10:22\nvia a", false),
+        ] {
+            assert_eq!(check_address(address).is_ok(), good, "{address:?}");
+        }
+    }
+
+    #[test]
     fn names_from_addresses() {
         for (address, name) in [
             ("root@203.0.113.10", "203.0.113.10"),
@@ -412,6 +441,8 @@ mod tests {
             ("web1", "web1"),
             ("root@[2001:db8::1]:22", "2001-db8--1"),
             ("root@2001:db8::1", "2001-db8--1"),
+            ("root@192.168.1.10:22 via ops@bastion:22", "192.168.1.10"),
+            ("root@all", "host"),
             ("a@b@-x y", "x-y"),
             ("@", "host"),
         ] {

@@ -38,7 +38,12 @@ pub(crate) fn open(dir: &Path, now: SystemTime) -> Result<State, StartError> {
     let unfinished = dir.join(UNFINISHED);
     let started_over = fs::symlink_metadata(&unfinished).is_ok();
     let (ca, store) = (Authority::exists(dir), Store::exists(dir));
-    if started_over || (!ca && !store) {
+    if started_over && ca && store && is_used(dir) {
+        // Restored over a first start that was cut off: what has hosts is not made anew.
+        tracing::warn!(dir = %dir.display(), "a first start was cut off, and a state with hosts is there: it is kept");
+        fs::remove_file(&unfinished).map_err(io("removing", &unfinished))?;
+        sync(dir)?;
+    } else if started_over || (!ca && !store) {
         if started_over {
             tracing::warn!(dir = %dir.display(), "a first start was cut off; it is made anew");
         }
@@ -50,8 +55,17 @@ pub(crate) fn open(dir: &Path, now: SystemTime) -> Result<State, StartError> {
     Ok(State { ca, store, lock })
 }
 
+/// True when authority and database open, belong together and know a host.
+fn is_used(dir: &Path) -> bool {
+    let Ok(ca) = Authority::open(dir) else { return false };
+    Store::has_hosts(dir, &ca.fingerprint()).unwrap_or(false)
+}
+
+fn sync(dir: &Path) -> Result<(), StartError> {
+    fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(io("syncing", dir))
+}
+
 fn first_start(dir: &Path, unfinished: &Path, now: SystemTime) -> Result<(), StartError> {
-    let sync = || fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(io("syncing", dir));
     fs::OpenOptions::new()
         .write(true)
         .create(true)
@@ -59,13 +73,13 @@ fn first_start(dir: &Path, unfinished: &Path, now: SystemTime) -> Result<(), Sta
         .mode(0o600)
         .open(unfinished)
         .map_err(io("creating", unfinished))?;
-    sync()?;
+    sync(dir)?;
     Store::discard(dir)?;
     Authority::discard(dir)?;
     let ca = Authority::create(dir, now)?;
     Store::create(dir, &ca.fingerprint())?;
     fs::remove_file(unfinished).map_err(io("removing", unfinished))?;
-    sync()
+    sync(dir)
 }
 
 /// 0700 and ours, made so where it is not there.

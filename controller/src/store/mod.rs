@@ -64,6 +64,11 @@ impl Store {
         std::fs::symlink_metadata(schema::database(state_dir)).is_ok()
     }
 
+    /// True when the database opens and knows a host, also a forgotten one.
+    pub fn has_hosts(state_dir: &Path, authority: &str) -> Result<bool, StoreError> {
+        schema::has_hosts(state_dir, authority)
+    }
+
     /// Removes what an unfinished first start left behind. Never called once anything was handed out.
     pub fn discard(state_dir: &Path) -> Result<(), StoreError> {
         schema::discard(state_dir)

@@ -97,6 +97,14 @@ fn connect(path: &Path) -> Result<Connection, StoreError> {
     Ok(db)
 }
 
+pub(super) fn has_hosts(state_dir: &Path, authority: &str) -> Result<bool, StoreError> {
+    let opened = open(state_dir, authority)?;
+    opened
+        .connection
+        .query_row("SELECT EXISTS (SELECT 1 FROM hosts)", [], |row| row.get(0))
+        .map_err(failed("reading", &database(state_dir)))
+}
+
 pub(super) fn open(state_dir: &Path, authority: &str) -> Result<Opened, StoreError> {
     let path = database(state_dir);
     let corrupt = |why: &str| StoreError::Corrupt { path: path.clone(), why: why.to_owned() };

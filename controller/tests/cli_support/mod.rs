@@ -102,6 +102,8 @@ pub(crate) struct FakeOperator {
     pub(crate) asked: Arc<Mutex<Vec<String>>>,
     /// Ends the first stream of a run in the middle, as a daemon that restarts does.
     pub(crate) breaks: Arc<Mutex<bool>>,
+    /// Waits so long before each update that follows a stream's first.
+    pub(crate) slow: Option<std::time::Duration>,
 }
 
 pub(crate) fn host(name: &str, link: v1::LinkState) -> v1::Host {
@@ -179,6 +181,18 @@ impl FakeOperator {
         kinds.push(v1::run_update::Kind::Run(self.run_of(host, end, origin, check)));
         let breaks = std::mem::take(&mut *self.breaks.lock().unwrap());
         let middle = kinds.len() / 2;
+        if let Some(slow) = self.slow {
+            // A run that is over and is read from a slow disk.
+            kinds[0] = v1::run_update::Kind::Run(self.run_of(host, end, origin, check));
+            tokio::spawn(async move {
+                for (cursor, kind) in kinds.into_iter().enumerate() {
+                    let update = v1::RunUpdate { cursor: cursor as u64, kind: Some(kind) };
+                    let _ = to.send(Ok(update)).await;
+                    tokio::time::sleep(slow).await;
+                }
+            });
+            return Response::new(ReceiverStream::new(stream));
+        }
         for (cursor, kind) in kinds.into_iter().enumerate() {
             if breaks && cursor == middle {
                 to.try_send(Err(Status::unavailable("the controller stops"))).unwrap();

@@ -123,3 +123,28 @@ async fn an_address_in_use_is_said() {
     other.config.listen = ([127, 0, 0, 1], 0).into();
     other.restart().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socket_path_that_is_too_long_is_said_before_anything_is_made() {
+    let mut rig = Rig::start().await;
+    rig.stop().await;
+    let mut config = rig.config.clone();
+    config.state_dir = rig.state_dir().join("d".repeat(100));
+    let error = daemon::start(config.clone()).await.err().unwrap();
+    assert!(matches!(error, StartError::SocketPath { .. }), "{error}");
+    assert!(!config.state_dir.exists());
+}
+
+/// A backup that was restored over a first start that was cut off: the marker does not make it rubbish.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_marker_beside_a_state_with_hosts_removes_nothing() {
+    let mut rig = Rig::start().await;
+    let (host, _) = rig.prepare("one").await;
+    let root = rig.root_pem().await;
+    rig.stop().await;
+    fs::write(rig.state_dir().join("first-start"), "").unwrap();
+    rig.restart().await;
+    assert_eq!(rig.host(&host).await.name, "one");
+    assert_eq!(rig.root_pem().await, root);
+    assert!(!rig.state_dir().join("first-start").exists());
+}
