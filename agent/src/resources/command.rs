@@ -5,7 +5,7 @@ use std::time::Duration;
 use postern_proto::spec::{CommandSpec, Run};
 
 use super::{Depth, Exec, ObserveError, Resource, Step};
-use crate::sys::Sys;
+use crate::sys::{As, Sys};
 
 /// The time that `unless` may take.
 const UNLESS_LIMIT: Duration = Duration::from_secs(60);
@@ -26,7 +26,7 @@ impl Resource for Command {
     async fn observe(spec: &CommandSpec, host: &Sys, depth: Depth) -> Result<Seen, ObserveError> {
         if let Some(path) = &spec.creates {
             // The path itself or what it leads to: a link that leads nowhere was created, too.
-            return Ok(if host.meta(path)?.is_some() { Seen::NotNeeded } else { Seen::Needed });
+            return Ok(if host.exists(path)? { Seen::NotNeeded } else { Seen::Needed });
         }
         if depth == Depth::Proof {
             // An action leaves nothing to look at; its exit status was the proof.
@@ -35,7 +35,8 @@ impl Resource for Command {
         if let Some(unless) = &spec.unless {
             let argv: Vec<&str> = unless.iter().map(String::as_str).collect();
             let env: Vec<(&str, &str)> = spec.env.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
-            let said = host.run(&argv, &env, UNLESS_LIMIT).await?;
+            let who = As { user: user(spec), cwd: spec.cwd.as_deref().unwrap_or("/") };
+            let said = host.run_as(who, &argv, &env, UNLESS_LIMIT).await?;
             return Ok(if said.ok() { Seen::NotNeeded } else { Seen::Needed });
         }
         Ok(Seen::Needed)
@@ -57,7 +58,7 @@ impl Resource for Command {
             argv,
             env: spec.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
             cwd: spec.cwd.clone().unwrap_or_else(|| "/".to_owned()),
-            user: spec.user.clone().filter(|user| user != "root"),
+            user: user(spec).map(str::to_owned),
             timeout: Duration::from_secs(spec.timeout_s.unwrap_or(CommandSpec::DEFAULT_TIMEOUT_S)),
             waits_for: Vec::new(),
         })]
@@ -66,6 +67,11 @@ impl Resource for Command {
     fn repeatable(spec: &CommandSpec) -> bool {
         spec.repeatable()
     }
+}
+
+/// Whom it runs as, where that is not root.
+fn user(spec: &CommandSpec) -> Option<&str> {
+    spec.user.as_deref().filter(|user| *user != "root")
 }
 
 #[cfg(test)]
@@ -88,6 +94,11 @@ mod tests {
             (serde_json::json!({"argv": ["x"], "creates": "/none"}), Seen::Needed, Seen::Needed),
             (serde_json::json!({"argv": ["x"], "unless": ["true"]}), Seen::NotNeeded, Seen::NotNeeded),
             (serde_json::json!({"argv": ["x"], "unless": ["false"]}), Seen::Needed, Seen::NotNeeded),
+            (
+                serde_json::json!({"argv": ["x"], "cwd": "/etc", "unless": ["test", "-e", "passwd"]}),
+                Seen::NotNeeded,
+                Seen::NotNeeded,
+            ),
         ];
         for (json, before, after) in cases {
             let spec = spec(json.clone());

@@ -1,11 +1,10 @@
 //! Files of the host: bounded reads, and writes that are whole or not there.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
-use std::path::Path;
+use std::os::unix::fs::MetadataExt as _;
 
-use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 
 use super::{Sys, SysError};
 
@@ -52,23 +51,20 @@ pub struct Meta {
     pub mtime_ns: i128,
 }
 
-fn meta_of(meta: &fs::Metadata) -> Meta {
-    let kind = if meta.is_file() {
-        FileKind::File
-    } else if meta.is_dir() {
-        FileKind::Directory
-    } else if meta.is_symlink() {
-        FileKind::Symlink
-    } else {
-        FileKind::Other
+fn meta_of(stat: &rustix::fs::Stat) -> Meta {
+    let kind = match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => FileKind::File,
+        FileType::Directory => FileKind::Directory,
+        FileType::Symlink => FileKind::Symlink,
+        _ => FileKind::Other,
     };
     Meta {
         kind,
-        mode: meta.mode() & 0o7777,
-        uid: meta.uid(),
-        gid: meta.gid(),
-        len: meta.len(),
-        mtime_ns: i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec()),
+        mode: stat.st_mode & 0o7777,
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+        len: u64::try_from(stat.st_size).unwrap_or(0),
+        mtime_ns: i128::from(stat.st_mtime) * 1_000_000_000 + i128::from(stat.st_mtime_nsec),
     }
 }
 
@@ -98,17 +94,24 @@ pub struct NewFile<'a> {
 }
 
 impl Sys {
-    /// What lies at a path itself; links are not followed.
+    /// What lies at a path itself; a link there is not followed, nor one on the way that others control.
     pub fn meta(&self, path: &str) -> Result<Option<Meta>, SysError> {
-        let found =
-            optional(fs::symlink_metadata(self.real(path))).map_err(SysError::file("look at", path))?;
-        Ok(found.as_ref().map(meta_of))
+        let found = self
+            .parent(path)
+            .and_then(|(dir, name)| Ok(meta_of(&rustix::fs::statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW)?)));
+        optional(found).map_err(SysError::file("look at", path))
+    }
+
+    /// Whether anything lies at a path, links on the way followed as any program would.
+    pub fn exists(&self, path: &str) -> Result<bool, SysError> {
+        let found = optional(fs::symlink_metadata(self.real(path)));
+        Ok(found.map_err(SysError::file("look at", path))?.is_some())
     }
 
     /// The modification time of what a path leads to, links followed; nanoseconds since the Unix epoch.
     pub fn mtime_ns(&self, path: &str) -> Result<Option<i128>, SysError> {
         let found = optional(fs::metadata(self.real(path))).map_err(SysError::file("look at", path))?;
-        Ok(found.map(|meta| meta_of(&meta).mtime_ns))
+        Ok(found.map(|meta| i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec())))
     }
 
     /// When the kernel last saw a path's inode change, links followed; nanoseconds since the Unix epoch. No
@@ -118,12 +121,9 @@ impl Sys {
         Ok(found.map(|meta| i128::from(meta.ctime()) * 1_000_000_000 + i128::from(meta.ctime_nsec())))
     }
 
-    /// A whole file; `None` when there is none.
+    /// A whole file; `None` when there is none, an error when it is a link.
     pub fn read(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>, SysError> {
-        // NONBLOCK, so that a pipe in a file's place does not hang us.
-        let mut options = OpenOptions::new();
-        options.read(true).custom_flags(OFlags::NONBLOCK.bits() as i32);
-        let opened = optional(options.open(self.real(path))).map_err(SysError::file("open", path))?;
+        let opened = optional(self.open(path)).map_err(SysError::file("open", path))?;
         let Some(file) = opened else { return Ok(None) };
         let mut bytes = Vec::new();
         file.take(limit + 1).read_to_end(&mut bytes).map_err(SysError::file("read", path))?;
@@ -131,6 +131,13 @@ impl Sys {
             return Err(SysError::TooLarge { path: path.to_owned(), bytes: bytes.len() as u64, limit });
         }
         Ok(Some(bytes))
+    }
+
+    fn open(&self, path: &str) -> io::Result<File> {
+        let (dir, name) = self.parent(path)?;
+        // NONBLOCK, so that a pipe in a file's place does not hang us.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        Ok(File::from(rustix::fs::openat(&dir, name, flags, Mode::empty())?))
     }
 
     /// Names in a directory; none when it is not there.
@@ -151,7 +158,7 @@ impl Sys {
     ) -> Result<Result<(), String>, SysError> {
         let (dir_path, name) = new.path.rsplit_once('/').unwrap_or(("", new.path));
         let dir_path = if dir_path.is_empty() { "/" } else { dir_path };
-        let dir = File::open(self.real(dir_path)).map_err(SysError::file("open the directory", dir_path))?;
+        let dir = self.directory(dir_path).map_err(SysError::file("open the directory", dir_path))?;
         // A name of its own kind, so that a rest of an earlier attempt is found and removed.
         let temporary = format!(".{name}.postern-new");
         let written =
@@ -175,23 +182,20 @@ impl Sys {
 
     /// Sets owner and mode of a regular file, never through a link.
     pub fn set_attributes(&self, path: &str, mode: u32, uid: u32, gid: u32) -> Result<(), SysError> {
-        let mut options = OpenOptions::new();
-        options.read(true).custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32);
-        let file = options.open(self.real(path)).map_err(SysError::file("open", path))?;
+        let file = self.open(path).map_err(SysError::file("open", path))?;
         own(&file, mode, uid, gid)
             .and_then(|()| file.sync_all())
             .map_err(SysError::file("set owner and mode of", path))
     }
 
-    /// Removes a file; what is not there is fine.
+    /// Removes a file or a link, not what it leads to; what is not there is fine.
     pub fn remove(&self, path: &str) -> Result<(), SysError> {
-        let real = self.real(path);
-        if optional(fs::remove_file(&real)).map_err(SysError::file("remove", path))?.is_some() {
-            let dir = real.parent().unwrap_or(Path::new("/"));
-            File::open(dir)
-                .and_then(|dir| dir.sync_all())
-                .map_err(SysError::file("sync the directory of", path))?;
-        }
+        let removed = self.parent(path).and_then(|(dir, name)| {
+            rustix::fs::unlinkat(&dir, name, AtFlags::empty())?;
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            File::from(rustix::fs::openat(&dir, ".", flags, Mode::empty())?).sync_all()
+        });
+        optional(removed).map_err(SysError::file("remove", path))?;
         Ok(())
     }
 }

@@ -4,10 +4,11 @@ mod accounts;
 mod files;
 mod locks;
 mod run;
+mod walk;
 
 pub use accounts::Account;
 pub use files::{FileKind, Meta, NewFile};
-pub use run::Output;
+pub use run::{As, Output};
 
 use std::io;
 use std::path::{Path, PathBuf};

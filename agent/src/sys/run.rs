@@ -1,5 +1,8 @@
 //! Short programs that look at the host: bounded in time and output, nothing of them is recorded.
 
+use std::io;
+use std::path::Path;
+use std::pin::pin;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -10,6 +13,18 @@ use super::{Sys, SysError};
 
 /// The most that is kept of each output, bytes; the rest is read and dropped.
 const OUTPUT_LIMIT: usize = 1 << 20;
+
+/// How long the outputs are read on once the program is over: what it left behind may hold them for ever.
+const LINGER: Duration = Duration::from_millis(200);
+
+/// Whom a program runs as, and where.
+#[derive(Clone, Copy, Debug)]
+pub struct As<'a> {
+    /// root when `None`.
+    pub user: Option<&'a str>,
+    /// Its working directory.
+    pub cwd: &'a str,
+}
 
 /// What a program said.
 #[derive(Clone, Debug)]
@@ -39,15 +54,21 @@ impl Output {
     }
 }
 
-async fn drain(from: Option<impl AsyncRead + Unpin>) -> Vec<u8> {
-    let mut kept = Vec::new();
-    let Some(mut from) = from else { return kept };
+async fn drain(from: Option<impl AsyncRead + Unpin>, kept: &mut Vec<u8>) {
+    let Some(mut from) = from else { return };
     let mut part = vec![0u8; 8192];
     while let Ok(got @ 1..) = from.read(&mut part).await {
         let room = OUTPUT_LIMIT - kept.len();
         kept.extend_from_slice(&part[..got.min(room)]);
     }
-    kept
+}
+
+/// Whether there is such a program, as `execvp` would look for it.
+fn is_there(program: &str, path: &str, cwd: &str) -> bool {
+    if program.contains('/') {
+        return Path::new(cwd).join(program).is_file();
+    }
+    path.split(':').any(|dir| Path::new(dir).join(program).is_file())
 }
 
 impl Sys {
@@ -59,18 +80,81 @@ impl Sys {
         env: &[(&str, &str)],
         limit: Duration,
     ) -> Result<Output, SysError> {
+        self.run_in("/", argv, env, limit).await
+    }
+
+    /// The same as a step would: as a user, in a directory, with the file mode mask 022.
+    pub async fn run_as(
+        &self,
+        who: As<'_>,
+        argv: &[&str],
+        env: &[(&str, &str)],
+        limit: Duration,
+    ) -> Result<Output, SysError> {
+        let program = argv.first().copied().unwrap_or_default();
+        let path = env.iter().find(|(name, _)| *name == "PATH").map_or(self.path_env(), |(_, path)| path);
+        // Asked beforehand: the programs in between would end with an exit status like any other.
+        if !is_there(program, path, who.cwd) {
+            let source = io::ErrorKind::NotFound.into();
+            return Err(SysError::Start { program: program.to_owned(), source });
+        }
+        let user = who.user.map(|name| self.user(name)).transpose()?;
+        let ids = user.as_ref().map(|user| (user.uid.to_string(), user.gid.to_string()));
+        let (mut words, mut vars) = (Vec::new(), Vec::new());
+        if let (Some(user), Some((uid, gid))) = (&user, &ids) {
+            words.extend([
+                "setpriv",
+                "--reuid",
+                uid,
+                "--regid",
+                gid,
+                "--init-groups",
+                "--inh-caps=-all",
+                "--",
+            ]);
+            vars.extend([("HOME", &*user.home), ("USER", &*user.name), ("LOGNAME", &*user.name)]);
+        }
+        // The mask is one of the whole process: only a program in between can have another than ours.
+        words.extend(["/bin/sh", "-c", "umask 022 && exec \"$@\"", "sh"]);
+        words.extend(argv);
+        vars.extend(env);
+        self.run_in(who.cwd, &words, &vars, limit).await
+    }
+
+    async fn run_in(
+        &self,
+        cwd: &str,
+        argv: &[&str],
+        env: &[(&str, &str)],
+        limit: Duration,
+    ) -> Result<Output, SysError> {
         let program = argv.first().copied().unwrap_or_default();
         let mut command = Command::new(program);
         command.args(argv.get(1..).unwrap_or_default());
         command.env_clear().envs(self.base_env()).envs(env.iter().copied());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command.current_dir("/").kill_on_drop(true);
+        command.current_dir(cwd).kill_on_drop(true);
         let mut child =
             command.spawn().map_err(|source| SysError::Start { program: program.to_owned(), source })?;
         let (out, err) = (child.stdout.take(), child.stderr.take());
         let all = async {
-            let (stdout, stderr) = tokio::join!(drain(out), drain(err));
-            let status = child.wait().await;
+            let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+            let status = {
+                let mut outputs =
+                    pin!(async { tokio::join!(drain(out, &mut stdout), drain(err, &mut stderr)) });
+                let over = tokio::select! {
+                    biased;
+                    _ = &mut outputs => None,
+                    status = child.wait() => Some(status),
+                };
+                match over {
+                    None => child.wait().await,
+                    Some(status) => {
+                        let _ = tokio::time::timeout(LINGER, outputs).await;
+                        status
+                    }
+                }
+            };
             (status, stdout, stderr)
         };
         match tokio::time::timeout(limit, all).await {
@@ -94,6 +178,10 @@ mod tests {
         assert_eq!(out.last_line(), "b");
         let out = sys.run(&["head", "-c", "3000000", "/dev/zero"], &[], second).await.unwrap();
         assert_eq!(out.stdout.len(), OUTPUT_LIMIT);
+        let began = std::time::Instant::now();
+        let out = sys.run(&["sh", "-c", "echo a; sleep 30 & exit 4"], &[], second).await.unwrap();
+        assert_eq!((out.code, &*out.stdout), (Some(4), &b"a\n"[..]));
+        assert!(began.elapsed() < Duration::from_secs(15), "waited for what it left behind");
         let late = sys.run(&["sleep", "60"], &[], Duration::from_millis(50)).await;
         assert!(matches!(late, Err(SysError::TimedOut { .. })));
         assert!(matches!(sys.run(&["/no/such"], &[], second).await, Err(SysError::Start { .. })));
@@ -101,5 +189,25 @@ mod tests {
         let mut names: Vec<_> = out.stdout.split(|b| *b == b'\n').filter(|l| !l.is_empty()).collect();
         names.sort();
         assert_eq!(names.len(), 4, "a clean environment");
+    }
+
+    #[tokio::test]
+    async fn a_question_is_asked_as_its_command_would_run() {
+        let sys = Sys::host();
+        let second = Duration::from_secs(20);
+        let who = As { user: None, cwd: "/tmp" };
+        let script = "umask; pwd; echo $A $0 $1";
+        let out = sys.run_as(who, &["sh", "-c", script, "x y", "$B"], &[("A", "1")], second).await.unwrap();
+        assert_eq!(String::from_utf8_lossy(&out.stdout), "0022\n/tmp\n1 x y $B\n");
+        let missing = sys.run_as(who, &["no-such-program"], &[], second).await;
+        assert!(matches!(missing, Err(SysError::Start { .. })));
+        let nobody = As { user: Some("ghost"), cwd: "/" };
+        assert!(matches!(sys.run_as(nobody, &["id"], &[], second).await, Err(SysError::NoAccount { .. })));
+        // Only root can become somebody else.
+        if rustix::process::geteuid().is_root() && sys.user("nobody").is_ok() {
+            let who = As { user: Some("nobody"), cwd: "/" };
+            let out = sys.run_as(who, &["sh", "-c", "id -un; echo $LOGNAME"], &[], second).await.unwrap();
+            assert_eq!(String::from_utf8_lossy(&out.stdout), "nobody\nnobody\n");
+        }
     }
 }
