@@ -24,6 +24,8 @@ pub(super) struct Service;
 /// What systemd says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Seen {
+    load: String,
+    load_error: String,
     active: String,
     sub: String,
     /// Empty for a unit without an `[Install]` section of its own.
@@ -33,9 +35,16 @@ pub(super) struct Seen {
     needs_reload: bool,
     /// The first of the declared files that is newer than its start.
     stale: Option<String>,
+    /// For a unit that systemd made out of a SysV script: whether that is started at boot.
+    sysv: Option<bool>,
 }
 
 impl Seen {
+    /// Started at boot for good: what is enabled until the next boot is not.
+    fn is_enabled(&self) -> bool {
+        self.sysv.unwrap_or(matches!(self.file_state.as_str(), "enabled" | "alias"))
+    }
+
     fn is_active(&self) -> bool {
         matches!(self.active.as_str(), "active" | "reloading")
     }
@@ -46,8 +55,7 @@ impl Seen {
 }
 
 const PROPERTIES: &str = "--property=LoadState,ActiveState,SubState,UnitFileState,Result,NeedDaemonReload,\
-                          ActiveEnterTimestamp,ExecMainStartTimestamp,ActiveEnterTimestampMonotonic,\
-                          ExecMainStartTimestampMonotonic,LoadError";
+                          ActiveEnterTimestampMonotonic,ExecMainStartTimestampMonotonic,LoadError,SourcePath";
 
 impl Resource for Service {
     type Spec = ServiceSpec;
@@ -55,6 +63,9 @@ impl Resource for Service {
 
     async fn observe(spec: &ServiceSpec, host: &Sys, depth: Depth) -> Result<Seen, ObserveError> {
         let mut seen = ask(spec, host).await?;
+        if let Some(why) = obstacle(spec, &seen, depth) {
+            return Err(ObserveError::Obstacle(why));
+        }
         if depth == Depth::Cheap || spec.state.is_none() {
             return Ok(seen);
         }
@@ -77,19 +88,18 @@ impl Resource for Service {
             let argv: Vec<&str> = std::iter::once("systemctl").chain(args.iter().copied()).collect();
             steps.push(Step::Exec(Exec::new(&argv, ACT_LIMIT)));
         };
-        let enabled = matches!(seen.file_state.as_str(), "enabled" | "enabled-runtime" | "alias");
-        // Units that others pull in, and links, have no state of their own to change.
-        let fixed = matches!(seen.file_state.as_str(), "static" | "generated" | "transient" | "indirect");
+        let enabled = seen.is_enabled();
         let restart = spec.state == Some(Running::Running)
             && seen.is_active()
             && (seen.stale.is_some() || seen.needs_reload && !spec.restart_on.is_empty());
         let start = spec.state == Some(Running::Running) && !seen.is_active();
-        if seen.needs_reload && (restart || start) {
+        let enable = spec.enabled == Some(true) && !enabled;
+        if seen.needs_reload && (restart || start || enable) {
             systemctl(&["daemon-reload"]);
         }
         match spec.enabled {
-            Some(true) if !enabled && !fixed => systemctl(&["enable", "--", &unit]),
-            Some(false) if enabled && !fixed => systemctl(&["disable", "--", &unit]),
+            Some(true) if enable => systemctl(&["enable", "--", &unit]),
+            Some(false) if enabled => systemctl(&["disable", "--", &unit]),
             _ => {}
         }
         if restart {
@@ -121,85 +131,105 @@ fn or<'a>(text: &'a str, other: &'a str) -> &'a str {
 
 async fn ask(spec: &ServiceSpec, host: &Sys) -> Result<Seen, ObserveError> {
     let unit = spec.unit();
-    let argv = ["systemctl", "show", "--no-pager", "--timestamp=us+utc", PROPERTIES, "--", &unit];
-    // Not every systemd heeds the format of times; then they come in the zone of the environment.
-    let said = host.run(&argv, &[("TZ", "UTC")], ASK_LIMIT).await?;
+    let argv = ["systemctl", "show", "--no-pager", PROPERTIES, "--", &unit];
+    let said = host.run(&argv, &[], ASK_LIMIT).await?;
     if !said.ok() {
         let why = said.last_line();
         return Err(ObserveError::Obstacle(format!("systemctl show {unit} failed: {why}")));
     }
     let text = String::from_utf8_lossy(&said.stdout);
-    let (mut seen, started) = parse(&unit, &text, crate::sys::boot_ns())?;
+    let (mut seen, started, source) = parse(&text, crate::sys::boot_ns());
     if let Some(started) = started {
         seen.stale = newest(spec, host, started)?;
+    }
+    if let (true, Some(script)) = (seen.file_state == "generated", source.strip_prefix("/etc/init.d/")) {
+        seen.sysv = Some(starts_at_boot(script, host)?);
     }
     Ok(seen)
 }
 
-/// What `systemctl show` says, and when the unit was started, nanoseconds since the Unix epoch; `boot_ns` is
-/// when the monotonic clock was zero.
-fn parse(unit: &str, text: &str, boot_ns: i128) -> Result<(Seen, Option<i128>), ObserveError> {
-    let rows: HashMap<&str, &str> = text.lines().filter_map(|line| line.split_once('=')).collect();
-    let get = |name: &str| rows.get(name).copied().unwrap_or_default();
-    match get("LoadState") {
-        "loaded" => {}
-        "not-found" => return Err(ObserveError::Obstacle(format!("there is no unit {unit} on this host"))),
-        "masked" => {
-            return Err(ObserveError::Obstacle(format!("the unit {unit} is masked; unmask it first")));
-        }
-        other => {
-            let why = get("LoadError");
-            return Err(ObserveError::Obstacle(format!("systemd cannot load {unit} ({other}): {why}")));
+/// Whether a SysV script is linked for a start in one of the multi-user runlevels.
+fn starts_at_boot(script: &str, host: &Sys) -> Result<bool, SysError> {
+    for level in 2..=5 {
+        // S01name: two digits of order.
+        let links = host.list(&format!("/etc/rc{level}.d"))?;
+        if links.iter().any(|link| link.starts_with('S') && link.get(3..) == Some(script)) {
+            return Ok(true);
         }
     }
+    Ok(false)
+}
+
+/// Why what is declared cannot be brought about by any step; `None` where it can, or is so already.
+fn obstacle(spec: &ServiceSpec, seen: &Seen, depth: Depth) -> Option<String> {
+    let unit = spec.unit();
+    let wants = spec.state == Some(Running::Running) || spec.enabled == Some(true);
+    match seen.load.as_str() {
+        "loaded" => {}
+        // What cannot be started is neither running nor started at boot.
+        "not-found" | "masked" if !wants => return None,
+        "not-found" => return Some(format!("there is no unit {unit} on this host")),
+        "masked" => return Some(format!("the unit {unit} is masked; unmask it first")),
+        other => return Some(format!("systemd cannot load {unit} ({other}): {}", seen.load_error)),
+    }
+    if spec.enabled != Some(true) || seen.is_enabled() || seen.sysv.is_some() {
+        return None;
+    }
+    let state = seen.file_state.as_str();
+    let never = match state {
+        // What it was when systemd read it; its file is newer.
+        "static" if seen.needs_reload => false,
+        "static" | "generated" | "transient" => true,
+        // The one that pulls it in may be enabled in its place; if that was to no avail, say so.
+        "indirect" => depth == Depth::Proof,
+        _ => false,
+    };
+    never.then(|| {
+        format!("{unit} cannot be enabled: systemd says it is {state}, so only what needs it starts it; leave `enabled` out")
+    })
+}
+
+/// What `systemctl show` says, when the unit was started in nanoseconds since the Unix epoch, and what it was
+/// made of; `boot_ns` is when the monotonic clock was zero.
+fn parse(text: &str, boot_ns: i128) -> (Seen, Option<i128>, String) {
+    let rows: HashMap<&str, &str> = text.lines().filter_map(|line| line.split_once('=')).collect();
+    let get = |name: &str| rows.get(name).copied().unwrap_or_default();
     let seen = Seen {
+        load: get("LoadState").to_owned(),
+        load_error: get("LoadError").to_owned(),
         active: get("ActiveState").to_owned(),
         sub: get("SubState").to_owned(),
         file_state: get("UnitFileState").to_owned(),
         result: get("Result").to_owned(),
         needs_reload: get("NeedDaemonReload") == "yes",
         stale: None,
+        sysv: None,
     };
-    // The later of the two: a reload moves neither, a restart of the main process moves the second. The
-    // monotonic ones are exact; the others may be cut to a second, and a file can be written in that second.
+    // The later of the two: a reload moves neither, a restart of the main process moves the second. Of all
+    // stamps these are the exact ones, which every systemd writes alike: the others may be cut to a second,
+    // and a file can be written in that second.
     let exact = |name: &str| match get(name).parse::<i128>() {
         Ok(micros) if micros > 0 => Some(micros * 1000 + boot_ns),
         _ => None,
     };
     let started = exact("ActiveEnterTimestampMonotonic").max(exact("ExecMainStartTimestampMonotonic"));
-    let started =
-        started.or_else(|| time_ns(get("ActiveEnterTimestamp")).max(time_ns(get("ExecMainStartTimestamp"))));
-    Ok((seen, started))
+    (seen, started, get("SourcePath").to_owned())
 }
 
 fn newest(spec: &ServiceSpec, host: &Sys, started: i128) -> Result<Option<String>, SysError> {
+    let now = i128::from(crate::sys::now_ns());
     for path in &spec.restart_on {
-        if host.mtime_ns(path)?.is_some_and(|changed| changed > started) {
+        let changed = match host.mtime_ns(path)? {
+            // Written under a wrong clock, or by a program that sets such times. A restart would not make the
+            // unit younger than it, now or ever; when the file came to be so is what the kernel knows.
+            Some(changed) if changed > now => host.ctime_ns(path)?.filter(|changed| *changed <= now),
+            changed => changed,
+        };
+        if changed.is_some_and(|changed| changed > started) {
             return Ok(Some(path.clone()));
         }
     }
     Ok(None)
-}
-
-/// `Sun 2026-11-22 08:57:59.123456 UTC`, in nanoseconds since the Unix epoch.
-fn time_ns(text: &str) -> Option<i128> {
-    let mut words = text.split_whitespace().skip(1);
-    let (date, time) = (words.next()?, words.next()?);
-    let mut date = date.splitn(3, '-').map(|part| part.parse::<i64>().ok());
-    let (year, month, day) = (date.next()??, date.next()??, date.next()??);
-    let (clock, fraction) = time.split_once('.').unwrap_or((time, "0"));
-    let mut clock = clock.splitn(3, ':').map(|part| part.parse::<i64>().ok());
-    let (hour, minute, second) = (clock.next()??, clock.next()??, clock.next()??);
-    let digits: String = fraction.chars().chain("000000000".chars()).take(9).collect();
-    // Days since the epoch of a date of the Gregorian calendar, with the year beginning in March.
-    let shifted = if month <= 2 { year - 1 } else { year };
-    let era = shifted.div_euclid(400);
-    let year_of_era = shifted.rem_euclid(400);
-    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
-    let days =
-        era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468;
-    let seconds = days * 86_400 + hour * 3600 + minute * 60 + second;
-    Some(i128::from(seconds) * 1_000_000_000 + i128::from(digits.parse::<i64>().ok()?))
 }
 
 #[cfg(test)]
@@ -214,6 +244,15 @@ mod tests {
         Seen { active: active.into(), file_state: file_state.into(), ..Seen::default() }
     }
 
+    fn verbs(spec: &ServiceSpec, seen: &Seen) -> Vec<String> {
+        let steps = Service::plan(spec, seen);
+        let verb = |step: &Step| match step {
+            Step::Exec(exec) => exec.argv[1].clone(),
+            other => panic!("{other:?}"),
+        };
+        steps.iter().map(verb).collect()
+    }
+
     #[test]
     fn plans_by_table() {
         let on = serde_json::json!({"name": "x", "state": "running", "enabled": true, "restart_on": ["/c"]});
@@ -224,7 +263,7 @@ mod tests {
             (&on, seen("active", "enabled"), vec![]),
             (&on, seen("inactive", "enabled"), vec!["start"]),
             (&on, seen("failed", "disabled"), vec!["enable", "start"]),
-            (&on, seen("activating", "static"), vec!["start"]),
+            (&on, seen("activating", "alias"), vec!["start"]),
             (&on, stale, vec!["restart"]),
             (&on, reload, vec!["daemon-reload", "enable", "start"]),
             (&off, seen("active", "enabled"), vec!["disable", "stop"]),
@@ -232,37 +271,94 @@ mod tests {
             (&off, seen("failed", "disabled"), vec![]),
         ];
         for (json, seen, want) in cases {
-            let steps = Service::plan(&spec(json.clone()), &seen);
-            let verbs: Vec<_> = steps
-                .iter()
-                .map(|step| match step {
-                    Step::Exec(exec) => exec.argv[1].as_str(),
-                    other => panic!("{other:?}"),
-                })
-                .collect();
-            assert_eq!(verbs, want, "{json} {seen:?}");
+            assert_eq!(verbs(&spec(json.clone()), &seen), want, "{json} {seen:?}");
         }
     }
 
     #[test]
     fn what_systemd_says_is_understood() {
-        let text = "LoadState=loaded\nActiveState=active\nSubState=running\nUnitFileState=enabled\nResult=success\n\
-                    NeedDaemonReload=no\nActiveEnterTimestamp=Sun 2026-11-22 08:57:59.123456 UTC\n\
-                    ExecMainStartTimestamp=Sun 2026-11-22 08:57:58 UTC\nLoadError=\n";
-        let (seen, started) = parse("x.service", text, 0).unwrap();
-        assert!(seen.is_active());
-        assert_eq!(started, Some(1_795_337_879_123_456_000));
-        let text = "LoadState=loaded\nActiveEnterTimestamp=Sun 2026-11-22 08:57:59 UTC\n\
-                    ActiveEnterTimestampMonotonic=7\nExecMainStartTimestampMonotonic=0\n";
-        assert_eq!(parse("x", text, 1_000_000).unwrap().1, Some(1_007_000));
-        assert_eq!(time_ns("Thu 1970-01-01 00:00:00 UTC"), Some(0));
-        assert_eq!(time_ns("Thu 2024-02-29 12:00:00 UTC"), Some(1_709_208_000_000_000_000));
-        assert_eq!(time_ns("n/a"), None);
-        assert_eq!(time_ns(""), None);
-        let gone = parse("x.service", "LoadState=not-found\n", 0).unwrap_err();
-        assert_eq!(gone.to_string(), "there is no unit x.service on this host");
-        assert!(parse("x", "LoadState=masked\n", 0).unwrap_err().to_string().contains("masked"));
-        assert!(parse("x", "", 0).is_err());
+        let text = "LoadState=loaded\nActiveState=active\nSubState=running\nUnitFileState=generated\n\
+                    Result=success\nNeedDaemonReload=no\nActiveEnterTimestampMonotonic=7\n\
+                    ExecMainStartTimestampMonotonic=9\nLoadError=\nSourcePath=/etc/init.d/x\n";
+        let (seen, started, source) = parse(text, 1_000_000);
+        assert!(seen.is_active() && !seen.needs_reload);
+        assert_eq!((started, &*source), (Some(1_009_000), "/etc/init.d/x"));
+        assert_eq!(parse("ActiveEnterTimestampMonotonic=0\n", 5).1, None);
+        assert_eq!(parse("", 5).1, None);
+    }
+
+    #[test]
+    fn what_cannot_be_is_said_and_what_is_not_there_is_off() {
+        let on = serde_json::json!({"name": "x", "enabled": true});
+        let run = serde_json::json!({"name": "x", "state": "running"});
+        let off = serde_json::json!({"name": "x", "state": "stopped", "enabled": false});
+        let unit = |load: &str, file_state: &str| Seen { load: load.into(), ..seen("inactive", file_state) };
+        let reload = Seen { needs_reload: true, ..unit("loaded", "static") };
+        let sysv = |at_boot| Seen { sysv: Some(at_boot), ..unit("loaded", "generated") };
+        let (cheap, proof) = (Depth::Cheap, Depth::Proof);
+        // The start of the obstacle, or the verbs of the plan.
+        let cases = [
+            (&on, unit("not-found", ""), cheap, Err("there is no unit x.service")),
+            (&run, unit("not-found", ""), cheap, Err("there is no unit x.service")),
+            (&off, unit("not-found", ""), cheap, Ok(vec![])),
+            (&run, unit("masked", "masked"), cheap, Err("the unit x.service is masked")),
+            (&off, unit("masked", "masked"), cheap, Ok(vec![])),
+            (&off, Seen { active: "active".into(), ..unit("masked", "masked") }, cheap, Ok(vec!["stop"])),
+            (&off, unit("bad-setting", ""), cheap, Err("systemd cannot load x.service (bad-setting)")),
+            (&on, unit("", ""), cheap, Err("systemd cannot load")),
+            (&on, unit("loaded", "disabled"), cheap, Ok(vec!["enable"])),
+            (&on, unit("loaded", "enabled-runtime"), cheap, Ok(vec!["enable"])),
+            (&off, unit("loaded", "enabled-runtime"), cheap, Ok(vec![])),
+            (
+                &on,
+                unit("loaded", "static"),
+                cheap,
+                Err("x.service cannot be enabled: systemd says it is static"),
+            ),
+            (&on, reload, cheap, Ok(vec!["daemon-reload", "enable"])),
+            (&off, unit("loaded", "static"), cheap, Ok(vec![])),
+            (&on, unit("loaded", "generated"), cheap, Err("x.service cannot be enabled")),
+            (&on, sysv(false), cheap, Ok(vec!["enable"])),
+            (&on, sysv(true), cheap, Ok(vec![])),
+            (&off, sysv(true), cheap, Ok(vec!["disable"])),
+            (&on, unit("loaded", "indirect"), cheap, Ok(vec!["enable"])),
+            (&on, unit("loaded", "indirect"), proof, Err("x.service cannot be enabled")),
+            (&on, unit("loaded", "alias"), cheap, Ok(vec![])),
+        ];
+        for (json, seen, depth, want) in cases {
+            let spec = spec(json.clone());
+            match (obstacle(&spec, &seen, depth), want) {
+                (Some(why), Err(want)) => assert!(why.starts_with(want), "{why}"),
+                (None, Ok(want)) => assert_eq!(verbs(&spec, &seen), want, "{json} {seen:?}"),
+                (got, want) => panic!("{json} {seen:?}: {got:?}, wanted {want:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn sysv_scripts_by_their_links() {
+        let dir = tempfile::tempdir().unwrap();
+        let sys = Sys::rooted(dir.path().to_owned(), String::new());
+        assert!(!starts_at_boot("x", &sys).unwrap());
+        std::fs::create_dir_all(dir.path().join("etc/rc3.d")).unwrap();
+        for (link, want) in [("K01x", false), ("S01xy", false), ("S1x", false), ("S01x", true)] {
+            std::fs::write(dir.path().join("etc/rc3.d").join(link), "").unwrap();
+            assert_eq!(starts_at_boot("x", &sys).unwrap(), want, "{link}");
+        }
+    }
+
+    /// T07: a time that is still to come is no reason for a restart at every run.
+    #[test]
+    fn trap_07_a_file_from_the_future_restarts_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let sys = Sys::rooted(dir.path().to_owned(), String::new());
+        let file = std::fs::File::create(dir.path().join("conf")).unwrap();
+        file.set_modified(std::time::SystemTime::now() + Duration::from_secs(9999)).unwrap();
+        let spec = spec(serde_json::json!({"name": "x", "state": "running", "restart_on": ["/conf"]}));
+        let now = i128::from(crate::sys::now_ns());
+        let second = 1_000_000_000;
+        assert_eq!(newest(&spec, &sys, now - 60 * second).unwrap().as_deref(), Some("/conf"));
+        assert_eq!(newest(&spec, &sys, now + second).unwrap(), None);
     }
 
     /// T07: the restart is needed for as long as the file is newer, whatever run wrote it.
@@ -271,10 +367,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("bin")).unwrap();
         let show = dir.path().join("bin/systemctl");
-        let script = |started: &str| {
+        let script = |started: i128| {
             format!(
                 "#!/bin/sh\necho LoadState=loaded; echo ActiveState=active; echo UnitFileState=enabled\n\
-                 echo ActiveEnterTimestamp={started}\n"
+                 echo ActiveEnterTimestampMonotonic={started}\n"
             )
         };
         let write = |started| {
@@ -288,13 +384,14 @@ mod tests {
         let sys = Sys::rooted(dir.path().to_owned(), path);
         let spec =
             spec(serde_json::json!({"name": "x", "state": "running", "restart_on": ["/conf", "/none"]}));
-        write("Sun 2001-01-01 00:00:00 UTC");
+        // Microseconds since boot: just after it, and in a hundred years.
+        write(1);
         for _ in 0..2 {
             let seen = Service::observe(&spec, &sys, Depth::Cheap).await.unwrap();
             assert_eq!(seen.stale.as_deref(), Some("/conf"));
             assert_eq!(Service::plan(&spec, &seen).len(), 1);
         }
-        write("Sun 2101-01-01 00:00:00 UTC");
+        write(3_155_760_000_000_000);
         let seen = Service::observe(&spec, &sys, Depth::Cheap).await.unwrap();
         assert_eq!(Service::plan(&spec, &seen), []);
     }
