@@ -197,3 +197,20 @@ fn a_reader_that_goes_away_ends_a_command_without_a_panic() {
     let output = child.wait_with_output().unwrap();
     assert!(!text(&output.stderr).contains("panicked"), "{}", text(&output.stderr));
 }
+
+/// A daemon that is ending has closed its socket and holds the state a little longer.
+#[test]
+fn a_command_waits_for_a_daemon_that_is_ending() {
+    use std::os::unix::fs::DirBuilderExt as _;
+    let state = State::new();
+    std::fs::DirBuilder::new().mode(0o700).create(state.dir()).unwrap();
+    let lock = std::fs::File::create(state.dir().join("lock")).unwrap();
+    lock.lock().unwrap();
+    let ending = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(1500));
+        drop(lock);
+    });
+    let output = state.run(&["hosts"]);
+    ending.join().unwrap();
+    assert!(output.status.success(), "{output:?}");
+}

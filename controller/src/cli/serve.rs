@@ -90,14 +90,22 @@ async fn start(context: &Context, config: DaemonConfig, private: bool) -> Result
     };
     match daemon::start(config.clone()).await {
         Ok(daemon) => return Ok(daemon),
-        Err(StartError::InUse { .. }) if !private => {}
+        Err(StartError::InUse { .. }) => {}
         Err(error) => return Err(not_started(&error)),
     }
-    ask_to_end(context, &config.state_dir).await?;
+    if !private {
+        ask_to_end(context, &config.state_dir).await?;
+    }
     let end = Instant::now() + TAKE_OVER;
     loop {
         match daemon::start(config.clone()).await {
             Ok(daemon) => return Ok(daemon),
+            // A private one that is ending gives the state back soon; one that answers does not.
+            Err(error @ StartError::InUse { .. })
+                if private && reach(&socket_path(&config.state_dir)).await?.is_some() =>
+            {
+                return Err(not_started(&error));
+            }
             Err(StartError::InUse { .. }) if Instant::now() < end => {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }

@@ -59,7 +59,11 @@ pub struct Limits {
     pub connections: usize,
     /// Handshakes at once.
     pub handshakes: usize,
-    /// Connections without a certificate at once from one address.
+    /// Handshakes at once from one address, or one /64 of IPv6: a part of all, so that one peer cannot have them.
+    pub handshakes_per_address: usize,
+    /// Connections without a certificate at once, in all.
+    pub anonymous: usize,
+    /// Connections without a certificate at once from one address, or one /64 of IPv6.
     pub anonymous_per_address: usize,
     /// Runs of one host that wait or go on at once.
     pub runs_per_host: u32,
@@ -82,6 +86,8 @@ impl Default for Limits {
             anonymous_life: Duration::from_secs(60),
             connections: 20_000,
             handshakes: 256,
+            handshakes_per_address: 128,
+            anonymous: 2048,
             anonymous_per_address: 64,
             runs_per_host: 256,
             probe: Duration::from_secs(5),

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -46,7 +46,7 @@ pub(crate) struct Conn<S> {
 struct Held {
     _permit: Option<OwnedSemaphorePermit>,
     _count: Option<Counted>,
-    _anonymous: Option<AnonymousSlot>,
+    _anonymous: Option<Slot>,
 }
 
 impl<S> Connected for Conn<S> {
@@ -124,10 +124,10 @@ impl AgentPort {
 
     async fn accept(self, ready: mpsc::Sender<Result<Conn<TlsStream<TcpStream>>, io::Error>>) {
         let all = Arc::new(Semaphore::new(self.limits.connections));
-        let handshakes = Arc::new(Semaphore::new(self.limits.handshakes));
+        let handshakes = Arc::new(Counts::default());
         let acceptor = TlsAcceptor::from(Arc::clone(&self.tls));
         let complaints = Arc::new(Complaints::default());
-        let anonymous = Arc::new(AnonymousCounts::default());
+        let anonymous = Arc::new(Counts::default());
         loop {
             let accepted = tokio::select! {
                 () = self.stop_accepting.cancelled() => return,
@@ -146,7 +146,8 @@ impl AgentPort {
                 complaints.note(address, "there are too many connections");
                 continue;
             };
-            let Ok(handshake) = Arc::clone(&handshakes).try_acquire_owned() else {
+            let (limit, most) = (self.limits.handshakes_per_address, self.limits.handshakes);
+            let Some(handshake) = handshakes.take(address.ip(), limit, most) else {
                 complaints.note(address, "there are too many handshakes at once");
                 continue;
             };
@@ -177,7 +178,7 @@ async fn welcome(
     address: SocketAddr,
     acceptor: &TlsAcceptor,
     limits: &Limits,
-    anonymous: &Arc<AnonymousCounts>,
+    anonymous: &Arc<Counts>,
     stop: &CancellationToken,
 ) -> Result<Conn<TlsStream<TcpStream>>, String> {
     tune(&socket).map_err(|error| format!("setting socket options failed: {error}"))?;
@@ -201,8 +202,8 @@ async fn welcome(
         }
         None => {
             let slot = anonymous
-                .take(address.ip(), limits.anonymous_per_address)
-                .ok_or("there are too many connections without a certificate from there")?;
+                .take(address.ip(), limits.anonymous_per_address, limits.anonymous)
+                .ok_or("there are too many connections without a certificate")?;
             let (stop, life) = (stop.clone(), limits.anonymous_life);
             let end = async move {
                 let _ = tokio::time::timeout(life, stop.cancelled_owned()).await;
@@ -224,33 +225,53 @@ fn tune(socket: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// How many connections without a certificate there are from each address.
+/// How many there are of something, in all and from each peer.
 #[derive(Default)]
-struct AnonymousCounts(Mutex<HashMap<IpAddr, usize>>);
+struct Counts(Mutex<Tally>);
 
-struct AnonymousSlot(Arc<AnonymousCounts>, IpAddr);
+#[derive(Default)]
+struct Tally {
+    all: usize,
+    by_peer: HashMap<IpAddr, usize>,
+}
 
-impl AnonymousCounts {
-    fn take(self: &Arc<Self>, address: IpAddr, limit: usize) -> Option<AnonymousSlot> {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(address).or_default();
-        if *count >= limit {
+struct Slot(Arc<Counts>, IpAddr);
+
+impl Counts {
+    fn take(self: &Arc<Self>, from: IpAddr, limit: usize, all: usize) -> Option<Slot> {
+        let peer = peer_of(from);
+        let mut tally = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if tally.all >= all || tally.by_peer.get(&peer).is_some_and(|count| *count >= limit) {
             return None;
         }
-        *count += 1;
-        Some(AnonymousSlot(Arc::clone(self), address))
+        tally.all += 1;
+        *tally.by_peer.entry(peer).or_default() += 1;
+        Some(Slot(Arc::clone(self), peer))
     }
 }
 
-impl Drop for AnonymousSlot {
+impl Drop for Slot {
     fn drop(&mut self) {
-        let mut counts = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&self.1) {
+        let mut tally = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        tally.all -= 1;
+        if let Some(count) = tally.by_peer.get_mut(&self.1) {
             *count -= 1;
             if *count == 0 {
-                counts.remove(&self.1);
+                tally.by_peer.remove(&self.1);
             }
         }
+    }
+}
+
+/// Whom an address belongs to: one of IPv4 to itself, also when a socket of both families shows it as one of
+/// IPv6; of IPv6 the /64, of which one machine has all addresses.
+fn peer_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => {
+            let [a, b, c, d, ..] = v6.segments();
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+        }
+        v4 => v4,
     }
 }
 
@@ -387,13 +408,19 @@ mod tests {
     }
 
     #[test]
-    fn anonymous_slots_come_back() {
-        let counts = Arc::new(AnonymousCounts::default());
-        let from: IpAddr = [192, 0, 2, 1].into();
-        let first = counts.take(from, 2).unwrap();
-        let _second = counts.take(from, 2).unwrap();
-        assert!(counts.take(from, 2).is_none());
+    fn slots_are_bounded_by_peer_and_in_all_and_come_back() {
+        let counts = Arc::new(Counts::default());
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let first = counts.take(ip("192.0.2.1"), 2, 4).unwrap();
+        let _second = counts.take(ip("::ffff:192.0.2.1"), 2, 4).unwrap();
+        assert!(counts.take(ip("192.0.2.1"), 2, 4).is_none());
+        // One machine has a whole /64.
+        let _third = counts.take(ip("2001:db8::1"), 2, 4).unwrap();
+        let _fourth = counts.take(ip("2001:db8::2"), 2, 4).unwrap();
+        assert!(counts.take(ip("2001:db8::3"), 2, 9).is_none());
+        assert!(counts.take(ip("2001:db8:0:1::1"), 2, 4).is_none(), "four in all");
         drop(first);
-        assert!(counts.take(from, 2).is_some());
+        assert!(counts.take(ip("::ffff:192.0.2.2"), 2, 4).is_some());
+        assert!(counts.take(ip("192.0.2.1"), 2, 4).is_some());
     }
 }

@@ -14,6 +14,8 @@ use super::tls::Current;
 const EXPIRY_GRACE: Duration = Duration::from_secs(60);
 /// A clock that jumps is noticed after this at the latest.
 const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
+/// How long a certificate may be in use that a corrected clock has made invalid.
+const LOOK_AT_CLOCK: Duration = Duration::from_secs(60);
 /// After a failure.
 const RETRY: Duration = Duration::from_secs(10);
 
@@ -54,26 +56,30 @@ pub(crate) async fn expire(shared: Arc<Shared>, stop: CancellationToken) {
 
 /// Gives the port a new certificate before the one in use is too old.
 pub(crate) async fn renew(shared: Arc<Shared>, current: Arc<Current>, stop: CancellationToken) {
-    let mut renew_at = shared.clock.now() + crate::ca::SERVER_LIFE / 2;
+    let mut issued = shared.clock.now();
+    let mut renew_at = issued + crate::ca::SERVER_LIFE / 2;
     loop {
         let left = renew_at.duration_since(shared.clock.now()).unwrap_or(Duration::ZERO);
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(left.min(LONGEST_SLEEP)) => {}
+            () = tokio::time::sleep(left.min(LOOK_AT_CLOCK)) => {}
         }
-        if shared.clock.now() < renew_at {
+        let now = shared.clock.now();
+        // A clock that was put back: the certificate is not valid yet.
+        let too_early = now + crate::ca::BACKDATE < issued;
+        if now < renew_at && !too_early {
             continue;
         }
         let renewed = shared.ca.issue_server(shared.clock.now()).map_err(|error| error.to_string());
         let renewed = renewed.and_then(|certificate| {
-            renew_at = certificate.renew_at;
+            (issued, renew_at) = (now, certificate.renew_at);
             current.set(certificate).map_err(|error| error.to_string())
         });
         match renewed {
             Ok(()) => tracing::info!("the controller's certificate was renewed"),
             Err(error) => {
                 tracing::error!(%error, "the controller's certificate could not be renewed");
-                renew_at = shared.clock.now() + LONGEST_SLEEP;
+                (issued, renew_at) = (now, now + LONGEST_SLEEP);
             }
         }
     }

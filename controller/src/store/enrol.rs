@@ -6,8 +6,11 @@ use postern_proto::ids::{HostId, RunId};
 use rusqlite::{Connection, params};
 
 use super::sql::{execute, malformed, one, optional, parsed};
-use super::{OpError, Store, hosts};
+use super::{HostState, OpError, Store, hosts};
 use crate::ca::KeyHash;
+
+/// Certificates of one key that are remembered.
+const CERTIFICATES: u32 = 4;
 
 /// SHA-256 of an enrolment token. The token itself is stored nowhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +71,8 @@ pub enum TokenFault {
     OtherHost,
     /// The key was revoked or is another host's.
     KeyNotFree,
+    /// The host is quarantined, and a clone has the key too.
+    Quarantined,
 }
 
 impl fmt::Display for TokenFault {
@@ -77,6 +82,11 @@ impl fmt::Display for TokenFault {
             Self::Used => "the enrolment token was used already",
             Self::Expired => "the enrolment token has expired",
             Self::OtherHost => "the enrolment token is for another host",
+            Self::Quarantined => {
+                "the host is quarantined, and whoever shares its identity has this key too: remove the agent \
+                 (`postern host forget --ssh`, or uninstall it there) and take the host over anew, so that it makes \
+                 a new key"
+            }
             Self::KeyNotFree => "the key was revoked or belongs to another host: make a new one",
         })
     }
@@ -175,6 +185,11 @@ fn enrol(db: &Connection, it: &Enrolment) -> Result<EnrolOutcome, OpError> {
     if !matches!(status, KeyStatus::Unknown) && status != KeyStatus::Good(host) {
         return refuse(TokenFault::KeyNotFree);
     }
+    if status == KeyStatus::Good(host)
+        && hosts::by_id(db, host)?.is_some_and(|host| host.state == HostState::Quarantined)
+    {
+        return refuse(TokenFault::Quarantined);
+    }
     if again {
         certificate(db, it.key, &it.serial, it.now_ms, it.not_after_ms)?;
         return Ok(EnrolOutcome::Again);
@@ -211,9 +226,10 @@ fn certificate(
     issued_ms: i64,
     not_after_ms: i64,
 ) -> Result<(), OpError> {
-    // The last ones are enough to answer which certificates a key has; renewal adds two a day.
-    let sql = "DELETE FROM certificates WHERE key = $1 AND not_after_ms < $2";
-    execute(db, sql, params![key.as_bytes(), issued_ms])?;
+    // The last ones are enough to answer which certificates a key has. Its owner can ask for as many as it likes.
+    let sql = "DELETE FROM certificates WHERE key = $1 AND (not_after_ms < $2 OR serial NOT IN \
+               (SELECT serial FROM certificates WHERE key = $1 ORDER BY issued_ms DESC, serial LIMIT $3))";
+    execute(db, sql, params![key.as_bytes(), issued_ms, CERTIFICATES - 1])?;
     let sql = "INSERT INTO certificates (serial, key, issued_ms, not_after_ms) VALUES ($1, $2, $3, $4) \
                RETURNING serial";
     one(db, sql, params![serial, key.as_bytes(), issued_ms, not_after_ms], |row| row.get::<_, String>(0))

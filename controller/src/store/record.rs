@@ -6,7 +6,7 @@ use rusqlite::{Connection, params};
 
 use super::chunk::{self, CHUNK_BYTES};
 use super::sql::{all, execute, malformed, one, optional, parsed};
-use super::{OpError, Progress, StepProgress, Store};
+use super::{OpError, Progress, StepProgress, Store, runs};
 
 /// What one session reports in one commit.
 #[derive(Debug)]
@@ -194,21 +194,33 @@ impl Store {
 
 fn append(db: &Connection, host: HostId, batch: &RunBatch, now_ms: i64) -> Result<(), OpError> {
     let run = batch.run;
-    let sql = "SELECT no, host, last_event, last_cursor FROM runs WHERE id = $1";
+    let sql = "SELECT no, host, last_event, last_cursor, state FROM runs WHERE id = $1";
     let row = optional(db, sql, params![run.to_string()], |row| {
         Ok((
             row.get::<_, i64>("no")?,
             parsed::<HostId>(row, "host")?,
             row.get::<_, u64>("last_event")?,
             row.get::<_, u64>("last_cursor")?,
+            runs::state(row)?,
         ))
     })?;
-    let (no, owner, last_event, mut cursor) = row.ok_or(OpError::NoSuchRun(run))?;
+    let (no, owner, last_event, mut cursor, was) = row.ok_or(OpError::NoSuchRun(run))?;
     if owner != host {
         return Err(OpError::OtherHost(run));
     }
     if batch.events > 0 && last_event != batch.events_from {
         return Err(OpError::Gap { run, what: "an event" });
+    }
+    if was.is_final() && has_finished(db, no)? {
+        // What it said last stands; only output that it announced before may still be on its way.
+        if batch.events > 0 {
+            return Err(OpError::Gap { run, what: "an event after the last" });
+        }
+        for moved in &batch.steps {
+            if !is_announced(db, no, moved)? {
+                return Err(OpError::Gap { run, what: "output after the end" });
+            }
+        }
     }
     for row in &batch.rows {
         cursor += row.items;
@@ -237,6 +249,23 @@ fn append(db: &Connection, host: HostId, batch: &RunBatch, now_ms: i64) -> Resul
         execute(db, sql, params![state.as_str(), message, now_ms, no])?;
     }
     Ok(())
+}
+
+/// True when the agent itself has said that the run is over. One that the controller ended may go on: the truth
+/// is what the agent says.
+fn has_finished(db: &Connection, no: i64) -> Result<bool, OpError> {
+    let sql = "SELECT body FROM updates WHERE run = $1 AND kind = 'event' ORDER BY last_cursor DESC LIMIT 1";
+    let last = optional(db, sql, params![no], |row| event(row.get_ref("body")?.as_blob()?))?;
+    Ok(last.is_some_and(|last| matches!(last.kind, EventKind::Finished { .. })))
+}
+
+/// True when the step has ended and said that it has so many frames.
+fn is_announced(db: &Connection, no: i64, moved: &StepMove) -> Result<bool, OpError> {
+    let step = &moved.step;
+    let sql = "SELECT frames FROM steps WHERE run = $1 AND address = $2 AND attempt = $3 AND step = $4";
+    let key = params![no, step.address.as_str(), step.attempt, step.step];
+    let frames: Option<Option<u64>> = optional(db, sql, key, |row| row.get(0))?;
+    Ok(frames.flatten().is_some_and(|frames| moved.to.next_frame <= frames))
 }
 
 fn advance(db: &Connection, run: RunId, no: i64, moved: &StepMove) -> Result<(), OpError> {

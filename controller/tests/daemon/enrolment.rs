@@ -128,3 +128,17 @@ async fn trap_44_enrolled_anew_drops_what_was_queued_and_the_old_key() {
     let (next, _updates) = rig.exec("one").await;
     assert_eq!(line.dispatch().await.run_id, next.id, "nothing of before is sent");
 }
+
+/// An agent may renew as often as it likes; what is remembered of it is bounded.
+#[tokio::test(flavor = "multi_thread")]
+async fn only_the_newest_certificates_of_a_key_are_kept() {
+    let rig = Rig::start().await;
+    let mut agent = rig.agent("one").await;
+    for _ in 0..8 {
+        agent.renew(&rig).await.unwrap();
+    }
+    agent.session(&rig).await;
+    let db = rusqlite::Connection::open(rig.state_dir().join("postern.db")).unwrap();
+    let count: i64 = db.query_row("SELECT count(*) FROM certificates", [], |row| row.get(0)).unwrap();
+    assert_eq!(count, 4);
+}

@@ -406,3 +406,38 @@ async fn dispatch_is_quick() {
     // Far above what is measured, so that a busy machine does not fail it, and far below any polling.
     assert!(took[25] < Duration::from_millis(250), "{took:?}");
 }
+
+/// T33: what an agent said last stands. It may not go on with a run that it has finished, also not on a new
+/// session.
+#[tokio::test(flavor = "multi_thread")]
+async fn trap_33_nothing_is_added_to_a_run_that_was_finished() {
+    let rig = Rig::start().await;
+    let mut agent = rig.agent("one").await;
+    let (mut line, _) = agent.session(&rig).await;
+    let (run, updates) = rig.exec("one").await;
+    line.dispatch().await;
+    let mut script = Script::new(&run.id);
+    line.event(script.accepted()).await;
+    line.log(script.log(Stream::Stdout, b"a")).await;
+    for event in script.ending() {
+        line.event(event).await;
+    }
+    line.acked(&run.id, 4).await;
+    let before = collect(updates).await;
+    agent.floor = 1;
+    agent.runs = vec![run.id.clone()];
+
+    let (mut line, _) = agent.session(&rig).await;
+    line.log(script.log(Stream::Stdout, b"more")).await;
+    assert_eq!(line.goodbye().await.reason(), v1::GoodbyeReason::Protocol);
+    let (mut line, _) = agent.session(&rig).await;
+    let failed = postern_proto::event::EventKind::Finished {
+        state: postern_proto::event::RunState::Failed,
+        message: String::new(),
+    };
+    line.event(script.event(failed)).await;
+    assert_eq!(line.goodbye().await.reason(), v1::GoodbyeReason::Protocol);
+    let after = collect(rig.follow(&run.id, 0).await).await;
+    assert_eq!(output(&after, v1::Stream::Stdout), b"a");
+    assert_eq!((events(&after), ending(&after)), (events(&before), ending(&before)));
+}

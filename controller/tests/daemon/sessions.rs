@@ -36,6 +36,10 @@ async fn trap_43_half_open_is_replaced_and_a_clone_quarantines_both() {
         v1::ExecRequest { host: "one".into(), command_spec: br#"{"argv":["true"]}"#.to_vec().into() };
     assert_eq!(rig.operator().await.exec(request).await.unwrap_err().code(), Code::FailedPrecondition);
     let (_, token) = rig.prepare("one").await;
+    // The clone has this key too: another token does not make it good again.
+    let refused = agent.enrol(&rig, &token).await.unwrap_err();
+    assert!(refused.message().contains("quarantined"), "{refused}");
+    assert_eq!(rig.host(&agent.host).await.link(), v1::LinkState::Quarantined);
     let mut fresh = Agent::new(&rig, &agent.host).await;
     fresh.enrol(&rig, &token).await.unwrap();
     fresh.session(&rig).await;

@@ -46,6 +46,7 @@ struct Track {
     committed: u64,
     steps: HashMap<StepId, StepTrack>,
     finished: bool,
+    refused: bool,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -176,10 +177,15 @@ impl Session {
             AgentFrame::Hello(_) => {}
             AgentFrame::Event(event) => self.event(*event, effects),
             AgentFrame::Log(frame) => self.log(*frame, effects),
-            AgentFrame::Refused { run, message } => match self.runs.get(&run) {
-                None => self.protocol(format!("a refusal of run {run}, which it was not given"), effects),
-                Some(_) => effects.push(Effect::Refuse { run, epoch: self.epoch, message }),
-            },
+            // Each costs a commit and a line in the log: one a run.
+            AgentFrame::Refused { run, message } => {
+                let before = self.runs.get_mut(&run).map(|track| std::mem::replace(&mut track.refused, true));
+                match before {
+                    None => self.protocol(format!("a refusal of run {run}, which it was not given"), effects),
+                    Some(true) => self.protocol(format!("a second refusal of run {run}"), effects),
+                    Some(false) => effects.push(Effect::Refuse { run, epoch: self.epoch, message }),
+                }
+            }
             AgentFrame::Pong(nonce) => {
                 if self.ping.as_ref().is_some_and(|ping| ping.nonce == nonce) {
                     self.ping = None;
@@ -510,6 +516,7 @@ impl From<Progress> for Track {
             steps: steps.map(|(step, at)| (step, StepTrack { at, committed: at.next_frame })).collect(),
             // The store takes what follows the last event as little as this does.
             finished: false,
+            refused: false,
         }
     }
 }

@@ -178,6 +178,15 @@ fn what_does_not_fit_ends_the_session() {
 }
 
 #[test]
+fn a_run_is_refused_once() {
+    let mut rig = live();
+    let refused = |run| Input::Frame(AgentFrame::Refused { run, message: String::new() });
+    let effects = rig.session.handle(refused(rig.run), at(1));
+    assert!(matches!(effects[..], [Effect::Refuse { .. }]), "{effects:?}");
+    assert_eq!(goodbye(&rig.session.handle(refused(rig.run), at(1))), Reason::Protocol);
+}
+
+#[test]
 fn nothing_is_read_while_too_much_waits() {
     let mut rig = live();
     let piece = vec![0; 32 * 1024];
