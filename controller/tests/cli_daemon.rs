@@ -177,7 +177,8 @@ fn a_daemon_that_cannot_start_says_why() {
 #[test]
 fn trap_23_nothing_secret_is_in_a_daemons_arguments_or_environment() {
     let state = State::new();
-    assert_eq!(state.run(&["hosts"]).status.code(), Some(0));
+    let output = state.run(&["hosts"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
     let (_, args) = state.daemons().remove(0);
     let program = env!("CARGO_BIN_EXE_postern");
     let dir = state.dir().display().to_string();

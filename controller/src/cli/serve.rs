@@ -36,6 +36,8 @@ pub(crate) async fn serve(context: &Context, args: Serve, verbose: u8) -> Result
     let state_dir = context.state_dir()?.clone();
     let explicit = args.listen.as_deref().map(addresses::to_listen).transpose();
     let explicit = explicit.map_err(|why| CliError::usage("usage", why))?;
+    // Nobody has said which, and no host knows one: another will do.
+    let any_port = explicit.is_none() && args.advertise.is_empty() && remembered_port(&state_dir)?.is_none();
     let listen = listen_address(&state_dir, explicit)?;
     let mut config = DaemonConfig::new(&state_dir, listen);
     config.advertise = args
@@ -51,7 +53,14 @@ pub(crate) async fn serve(context: &Context, args: Serve, verbose: u8) -> Result
     let mut terminate = signal(SignalKind::terminate()).map_err(fail)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(fail)?;
 
-    let mut daemon = start(context, config, args.private).await?;
+    let mut daemon = match start(context, config.clone(), args.private).await {
+        // It was free a moment ago: another daemon's first start took it.
+        Err(error) if any_port && error.code == "port-taken" => {
+            config.listen.set_port(0);
+            start(context, config, args.private).await?
+        }
+        started => started?,
+    };
     let local = daemon.local_addr();
     remember_port(&state_dir, local.port())?;
     if !args.private {
