@@ -34,7 +34,7 @@ impl Sys {
     }
 
     fn walk(&self, path: &str) -> io::Result<OwnedFd> {
-        let mut here = vec![rustix::fs::open(&self.real("/"), HERE & !OFlags::NOFOLLOW, Mode::empty())?];
+        let mut here = vec![rustix::fs::open(self.real("/"), HERE & !OFlags::NOFOLLOW, Mode::empty())?];
         let mut todo: Vec<String> = path.rsplit('/').map(str::to_owned).collect();
         let mut links = 0;
         while let Some(name) = todo.pop() {
