@@ -207,11 +207,14 @@ fn a_command_waits_for_a_daemon_that_is_ending() {
     std::fs::DirBuilder::new().mode(0o700).create(state.dir()).unwrap();
     let lock = std::fs::File::create(state.dir().join("lock")).unwrap();
     lock.lock().unwrap();
+    let (over, is_over) = std::sync::mpsc::channel::<()>();
     let ending = std::thread::spawn(move || {
-        std::thread::sleep(Duration::from_millis(1500));
+        // Long enough for the new daemon to find the state in use; sooner if the command has given up.
+        let _ = is_over.recv_timeout(Duration::from_millis(1500));
         drop(lock);
     });
     let output = state.run(&["hosts"]);
+    let _ = over.send(());
     ending.join().unwrap();
     assert!(output.status.success(), "{output:?}");
 }

@@ -262,7 +262,8 @@ mod tests {
             tokio::spawn(async move {
                 let hold = move |_: &Connection| {
                     let _ = began.send(());
-                    Ok(held.recv().unwrap_or_default())
+                    let _: Result<(), _> = held.recv();
+                    Ok(())
                 };
                 queue.run("holding the thread", hold).await
             })
