@@ -113,6 +113,8 @@ fn mode(path: &Path) -> u32 {
 fn a_killed_daemon_is_replaced_at_the_same_port() {
     let state = State::new();
     assert_eq!(state.run(&["hosts"]).status.code(), Some(0));
+    // It answers a moment before it has written its port down.
+    wait_for("its port is on disk", || state.dir().join("port").exists());
     let port = std::fs::read_to_string(state.dir().join("port")).unwrap();
     let (first, _) = state.daemons().remove(0);
     signal(first, rustix::process::Signal::KILL);
