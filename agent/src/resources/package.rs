@@ -450,7 +450,7 @@ mod tests {
     #[test]
     fn what_apt_cache_says_is_understood() {
         let policy = "x:\n  Installed: 1.2.3\n  Candidate: 1.2.4-1\n  Version table:\n     1.2.4-1 500\n        \
-                      500 http://deb.debian.org/debian 1.2 amd64 Packages\n *** 1.2.3 100\n        \
+                      500 http://mirror.example/debian 1.2 amd64 Packages\n *** 1.2.3 100\n        \
                       100 /var/lib/dpkg/status\n";
         let versions = [("1.2.4-1", true), ("1.2.3", true), ("1.2", false), ("1.2.4", false), ("500", false)];
         for (version, want) in versions {
