@@ -10,16 +10,19 @@ use crate::support::{Rig, soon};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_private_daemon_ends_when_idle_and_not_before() {
-    let mut rig = Rig::with(|config| config.private = Some(Duration::from_millis(300))).await;
+    // Longer than a busy machine takes from one line of this to the next, or it ends before it is watched.
+    const IDLE: Duration = Duration::from_secs(2);
+    const LONGER: Duration = Duration::from_secs(3);
+    let mut rig = Rig::with(|config| config.private = Some(IDLE)).await;
     let mut agent = rig.agent("one").await;
     let operator = rig.operator().await;
     let (mut line, _) = agent.session(&rig).await;
     let (run, updates) = rig.exec("one").await;
     let mut daemon = rig.daemon.take().unwrap();
-    let early = tokio::time::timeout(Duration::from_millis(700), daemon.finished()).await;
+    let early = tokio::time::timeout(LONGER, daemon.finished()).await;
     assert!(early.is_err(), "an operator is connected");
     drop((operator, updates));
-    let early = tokio::time::timeout(Duration::from_millis(700), daemon.finished()).await;
+    let early = tokio::time::timeout(LONGER, daemon.finished()).await;
     assert!(early.is_err(), "a run is not over");
     line.dispatch().await;
     let refused = v1::DispatchRefused { seq: 1, run_id: run.id, ..Default::default() };
