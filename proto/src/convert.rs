@@ -3,7 +3,7 @@
 use crate::event::{
     EventKind, LogBody, LogFrame, Outcome, RunEvent, RunOffset, RunState, StepEnd, StepId, Stream,
 };
-use crate::ids::{Address, IdError, PlanHash, RunId};
+use crate::ids::{IdError, PlanHash, RunId};
 use crate::{MAX_FRAME_BYTES, v1};
 
 /// The longest line for people in an event, bytes.
@@ -317,11 +317,6 @@ impl TryFrom<v1::RunOffset> for RunOffset {
                 .collect::<Result<_, WireError>>()?,
         })
     }
-}
-
-/// An address from a peer.
-pub fn address(text: &str) -> Result<Address, WireError> {
-    Ok(text.parse()?)
 }
 
 #[cfg(test)]

@@ -1,18 +1,17 @@
 //! Bootstraps of hosts that are not bare: an older agent, a healthy one, another controller's, one that is to go.
 #![allow(clippy::print_stdout, reason = "figures for whoever runs it with --nocapture")]
 
-use std::path::PathBuf;
-use std::sync::Arc;
+mod below_cli;
+
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use async_trait::async_trait;
-use bytes::Bytes;
+use below_cli::{Nobody, options};
 use postern::client::Client;
 use postern::daemon::socket_path;
 use postern_installer::{
-    AgentBinary, BootstrapError, BoxError, Code, Console, Controller, Fault, FaultMoment, HostKeyPolicy,
-    HostKeyQuestion, Options, Overrides, Progress, SessionUp, SshConfig, Step, Target, Ticket, bootstrap,
+    BootstrapError, BoxError, Code, Controller, Fault, FaultMoment, SessionUp, Step, Ticket, bootstrap,
 };
 use postern_proto::host::{AGENT_BINARY, AgentConfig, CONFIG_VERSION, EnrolReport, exit};
 use postern_tests::lab::{Host, HostSpec, Image, Sudo, UserSpec};
@@ -260,22 +259,6 @@ fn a_used_token_and_a_foreign_certificate() -> Result<()> {
     Ok(())
 }
 
-/// Nobody at the terminal.
-struct Nobody;
-
-#[async_trait]
-impl Console for Nobody {
-    async fn confirm_host_key(&self, _: &HostKeyQuestion) -> bool {
-        false
-    }
-
-    async fn secret(&self, _: &str) -> Option<Zeroizing<String>> {
-        None
-    }
-
-    fn progress(&self, _: &Progress) {}
-}
-
 /// A controller whose token may be wrong and whose host is not waited for: what it comes to is seen from outside.
 struct Hasty {
     ticket: AgentConfig,
@@ -294,31 +277,9 @@ impl Controller for Hasty {
     }
 }
 
-fn agent(path: PathBuf) -> Result<AgentBinary> {
-    use sha2::Digest as _;
-    use std::io::Write as _;
-    let program = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    gzip.write_all(&program)?;
-    let sha256 = sha2::Sha256::digest(&program).into();
-    Ok(AgentBinary { gzip: Bytes::from(gzip.finish()?), sha256, version: "0.0.1".into() })
-}
-
 /// A bootstrap below the command line, which ends in an error.
 fn hasty(rig: &Rig, user: &str, host: &Host, hasty: Hasty, fault: Option<Fault>) -> Result<BootstrapError> {
-    let config = SshConfig::parse("", std::path::Path::new("/nonexistent"))?;
-    let overrides =
-        Overrides { local_user: "root".into(), home: "/nonexistent".into(), ..Overrides::default() };
-    let target = Target::resolve(&format!("{user}@{}", host.v4), &config, &overrides)?;
-    let binary = agent(rig.agent().to_owned())?;
-    let mut options = Options::new(target, Arc::new(move |_| Some(binary.clone())));
-    options.identity_files = vec![host.private_key.clone()];
-    let fingerprint = host.fingerprint("ssh-ed25519").context("a fingerprint")?;
-    options.host_key = HostKeyPolicy {
-        known_hosts_files: vec![rig.state_dir().join("known_hosts")],
-        fingerprint: Some(fingerprint.into()),
-    };
-    options.fault = fault;
+    let options = options(rig, user, host, fault)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(bootstrap(options, &Nobody, &hasty)).err().context("it went through")
 }

@@ -1,39 +1,19 @@
 //! The SSH connection is cut before and after each step of a bootstrap on a real host; repeated, it converges.
 #![allow(clippy::print_stdout, reason = "figures for whoever runs it with --nocapture")]
 
-use std::path::PathBuf;
-use std::sync::Arc;
+mod below_cli;
+
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
-use bytes::Bytes;
+use below_cli::{Nobody, options};
 use postern::client::Client;
 use postern::daemon::socket_path;
-use postern_installer::{
-    AgentBinary, BoxError, Console, Controller, Fault, FaultMoment, HostKeyPolicy, HostKeyQuestion, Options,
-    Overrides, Progress, SessionUp, SshConfig, Step, Target, Ticket, bootstrap,
-};
+use postern_installer::{BoxError, Controller, Fault, FaultMoment, SessionUp, Step, Ticket, bootstrap};
 use postern_tests::lab::{Host, Image};
 use postern_tests::rig::{Rig, ssh_closed, wait_for};
 use tokio::sync::Mutex;
-use zeroize::Zeroizing;
-
-/// Nobody at the terminal.
-struct Nobody;
-
-#[async_trait]
-impl Console for Nobody {
-    async fn confirm_host_key(&self, _: &HostKeyQuestion) -> bool {
-        false
-    }
-
-    async fn secret(&self, _: &str) -> Option<Zeroizing<String>> {
-        None
-    }
-
-    fn progress(&self, _: &Progress) {}
-}
 
 /// The real daemon, as `postern up` uses it.
 struct Daemon {
@@ -69,42 +49,6 @@ impl Controller for Daemon {
     }
 }
 
-fn agent(path: PathBuf) -> Result<AgentBinary> {
-    use sha2::Digest as _;
-    use std::io::Write as _;
-    let program = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    gzip.write_all(&program)?;
-    let version = std::process::Command::new(&path).arg("--version").output()?;
-    let version = String::from_utf8(version.stdout)?;
-    let version = version.split_whitespace().last().context("the agent's version")?.to_owned();
-    Ok(AgentBinary {
-        gzip: Bytes::from(gzip.finish()?),
-        sha256: sha2::Sha256::digest(&program).into(),
-        version,
-    })
-}
-
-fn options(rig: &Rig, host: &Host, agent: &AgentBinary, fault: Option<Fault>) -> Result<Options> {
-    let config = SshConfig::parse("", std::path::Path::new("/nonexistent"))?;
-    let overrides =
-        Overrides { local_user: "root".into(), home: "/nonexistent".into(), ..Overrides::default() };
-    let target = Target::resolve(&format!("root@{}", host.v4), &config, &overrides)?;
-    let agent = agent.clone();
-    let mut options = Options::new(target, Arc::new(move |_| Some(agent.clone())));
-    options.identity_files = vec![host.private_key.clone()];
-    options.password_login = false;
-    // A record of its own: addresses of the lab come back with other keys.
-    let fingerprint = host.fingerprint("ssh-ed25519").context("a fingerprint")?;
-    options.host_key = HostKeyPolicy {
-        known_hosts_files: vec![rig.state_dir().join("known_hosts")],
-        fingerprint: Some(fingerprint.into()),
-    };
-    options.connect_deadline = Duration::from_secs(30);
-    options.fault = fault;
-    Ok(options)
-}
-
 /// What is on the host after a bootstrap that went through: one agent, no leftovers, nothing others can read.
 fn in_order(host: &Host) -> Result<()> {
     let strays = host.sh(
@@ -122,7 +66,6 @@ fn cut_at_each(image: Image, moment: FaultMoment) -> Result<()> {
     let Some(mut rig) = Rig::open() else { return Ok(()) };
     rig.serve()?;
     let host = rig.host("cut", image)?;
-    let agent = agent(rig.agent().to_owned())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let mut seen = Vec::new();
     for step in Step::ALL {
@@ -131,7 +74,7 @@ fn cut_at_each(image: Image, moment: FaultMoment) -> Result<()> {
             ssh_address: format!("root@{}:22", host.v4),
             agents_dial: format!("{}:{}", rig.lab.gateway_v4(), rig.port()),
         };
-        let cut = options(&rig, &host, &agent, Some(Fault { step, moment }))?;
+        let cut = options(&rig, "root", &host, Some(Fault { step, moment }))?;
         match runtime.block_on(bootstrap(cut, &Nobody, &daemon)) {
             // Once the session is up, a lost SSH connection is no loss.
             Ok(_) if step >= Step::Session => seen.push(format!("{step}: ok")),
@@ -140,7 +83,7 @@ fn cut_at_each(image: Image, moment: FaultMoment) -> Result<()> {
         }
         ssh_closed(&host)?;
         let report = runtime
-            .block_on(bootstrap(options(&rig, &host, &agent, None)?, &Nobody, &daemon))
+            .block_on(bootstrap(options(&rig, "root", &host, None)?, &Nobody, &daemon))
             .with_context(|| format!("repeated after a cut {moment:?} step {step}"))?;
         assert!(!report.temporary_route && report.guard.is_none());
         ssh_closed(&host)?;

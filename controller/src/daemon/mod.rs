@@ -167,22 +167,26 @@ fn bind_socket(path: &Path) -> std::io::Result<UnixListener> {
     Ok(listener)
 }
 
-async fn serve_agents(shared: Arc<Shared>, port: AgentPort, stop: CancellationToken) {
-    let enrolment = EnrolmentServer::new(enrolment::EnrolmentService(Arc::clone(&shared)))
-        .max_decoding_message_size(MAX_ENROLMENT_MESSAGE);
-    let link = LinkServer::new(link::LinkService(shared)).max_decoding_message_size(MAX_LINK_MESSAGE);
-    let served = Server::builder()
+/// What both listeners have in common.
+fn http2(streams: u32) -> Server {
+    Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .http2_max_header_list_size(MAX_HEADERS)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_concurrent_streams(STREAMS)
-        .serve_with_incoming_shutdown(
-            route::Either(enrolment, link),
-            ReceiverStream::new(port.serve()),
-            stop.cancelled_owned(),
-        );
+        .max_concurrent_streams(streams)
+}
+
+async fn serve_agents(shared: Arc<Shared>, port: AgentPort, stop: CancellationToken) {
+    let enrolment = EnrolmentServer::new(enrolment::EnrolmentService(Arc::clone(&shared)))
+        .max_decoding_message_size(MAX_ENROLMENT_MESSAGE);
+    let link = LinkServer::new(link::LinkService(shared)).max_decoding_message_size(MAX_LINK_MESSAGE);
+    let served = http2(STREAMS).serve_with_incoming_shutdown(
+        route::Either(enrolment, link),
+        ReceiverStream::new(port.serve()),
+        stop.cancelled_owned(),
+    );
     if let Err(error) = served.await {
         tracing::error!(%error, "serving agents failed");
     }
@@ -191,18 +195,11 @@ async fn serve_agents(shared: Arc<Shared>, port: AgentPort, stop: CancellationTo
 async fn serve_operators(shared: Arc<Shared>, socket: OperatorSocket, stop: CancellationToken) {
     let operator = OperatorServer::new(operator::OperatorService(shared))
         .max_decoding_message_size(MAX_OPERATOR_MESSAGE);
-    let served = Server::builder()
-        .http2_keepalive_interval(Some(KEEPALIVE))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .http2_max_header_list_size(MAX_HEADERS)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_concurrent_streams(OPERATOR_STREAMS)
-        .serve_with_incoming_shutdown(
-            route::Only(operator),
-            ReceiverStream::new(socket.serve()),
-            stop.cancelled_owned(),
-        );
+    let served = http2(OPERATOR_STREAMS).serve_with_incoming_shutdown(
+        route::Only(operator),
+        ReceiverStream::new(socket.serve()),
+        stop.cancelled_owned(),
+    );
     if let Err(error) = served.await {
         tracing::error!(%error, "serving operators failed");
     }
