@@ -142,9 +142,14 @@ fn first_boot_as_shipped(image: Image) {
             ["apt-get", "-o", "DPkg::Lock::Timeout=0", "install", "-y", "--reinstall", "no-such-package"];
         host.exec(&argv).unwrap().error_text()
     };
-    until("apt's lock is held at first boot", BOOT, || {
-        attempt().lines().any(|l| l.contains("/var/lib/dpkg/lock-frontend") && l.contains("(apt-get)"))
+    // Its package's script runs with the lock held. To ask apt earlier would take the lock for a moment, and
+    // the provider's own apt would be the one to fail.
+    until("the provider's package is being installed", BOOT, || {
+        host.exec(&["test", "-s", "/var/lib/provider-guest-agent.started"]).unwrap().success()
     });
+    let busy = attempt();
+    let held = |line: &str| line.contains("/var/lib/dpkg/lock-frontend") && line.contains("(apt-get)");
+    assert!(busy.lines().any(held), "apt's lock is not held: {busy}");
     assert!(host.sh("cloud-init status || true").unwrap().contains("running"));
     let (fine, text) = password_login(&host, "ada", "correct horse");
     assert!(fine && text.ends_with("ada"), "password login as shipped: {text}");
