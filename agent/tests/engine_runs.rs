@@ -36,6 +36,8 @@ async fn a_command_is_told_in_order_and_forgotten_when_acked() {
             EventKind::StepFinished { end: StepEnd::Exit(0), .. } => "step finished",
             EventKind::StepFinished { .. } => "step failed",
             EventKind::ResourceFinished { .. } => "resource finished",
+            EventKind::Parked { .. } => "parked",
+            EventKind::Unparked => "unparked",
             EventKind::Finished { .. } => "finished",
         })
         .collect();
@@ -74,7 +76,7 @@ async fn a_second_run_changes_nothing_and_a_check_only_tells() {
     let work = host.open();
     let resources = [("a", "file", file("/etc/a", "one\n")), ("b", "file", file("/etc/b", "two\n"))];
     let mut check = host.dispatch(&resources);
-    check.check = true;
+    check.terms.check = true;
     let told = complete(&work, check).await;
     assert_eq!(told.outcomes(), [(1, Outcome::WouldChange), (1, Outcome::WouldChange)]);
     assert_eq!(told.steps_started(), 0);

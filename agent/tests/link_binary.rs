@@ -148,6 +148,7 @@ async fn it_says_when_it_is_ready_works_and_ends_at_once_when_told() {
             kind: "command".into(),
             schema: 1,
             spec: serde_json::json!({"argv": ["sleep", "30"]}),
+            needs: None,
         }],
     };
     let ((bytes, hash), run_id) = (plan.to_bytes().unwrap(), RunId::generate().to_string());

@@ -114,7 +114,7 @@ fn dispatch(seq: u64, epoch: u64) -> Dispatch {
         plan,
         hash: PlanHash::of(b"{}"),
         epoch,
-        check: false,
+        terms: Default::default(),
         expired: false,
     }
 }

@@ -244,7 +244,14 @@ impl Client {
         check: bool,
         origin: String,
     ) -> Result<Updates, ClientError> {
-        let message = v1::ApplyRequest { host: host.to_string(), plan: plan.into(), check, origin };
+        let message = v1::ApplyRequest {
+            host: host.to_string(),
+            plan: plan.into(),
+            check,
+            origin,
+            approved: Vec::new(),
+            assign: Vec::new(),
+        };
         Ok(Updates(self.operator.apply(message).await?.into_inner()))
     }
 

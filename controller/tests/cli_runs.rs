@@ -25,6 +25,7 @@ fn command(end: StepEnd, state: RunState) -> FakeOperator {
                 message: "ran\u{1b}]0;x\u{7}".into(),
                 diff: String::new(),
                 duration_ns: 1_500_000_000,
+                seen: String::new(),
             }),
             event(EventKind::Finished { state, message: String::new() }),
         ],

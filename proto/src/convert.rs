@@ -3,8 +3,9 @@
 use crate::event::{
     EventKind, LogBody, LogFrame, Outcome, RunEvent, RunOffset, RunState, StepEnd, StepId, Stream,
 };
-use crate::ids::{IdError, PlanHash, RunId};
-use crate::{MAX_FRAME_BYTES, v1};
+use crate::ids::{IdError, PlanHash, RunId, SecretRef};
+use crate::plan::{Approval, Terms};
+use crate::{MAX_FRAME_BYTES, text, v1};
 
 /// The longest line for people in an event, bytes.
 const MAX_TEXT: usize = 16 * 1024;
@@ -48,6 +49,67 @@ fn attempt(attempt: u32) -> Result<u32, WireError> {
 
 fn step_id(address: &str, number: u32, step: u32) -> Result<StepId, WireError> {
     Ok(StepId { address: address.parse()?, attempt: attempt(number)?, step })
+}
+
+/// SHA-256 in hex, or nothing.
+fn digest(text: String) -> Result<String, WireError> {
+    let valid = text.is_empty() || text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit());
+    if valid { Ok(text) } else { invalid("digest", "want 64 hex digits") }
+}
+
+impl From<SecretRef> for v1::SecretRef {
+    fn from(secret: SecretRef) -> Self {
+        Self { id: secret.id, version: secret.version }
+    }
+}
+
+impl TryFrom<v1::SecretRef> for SecretRef {
+    type Error = WireError;
+
+    fn try_from(secret: v1::SecretRef) -> Result<Self, WireError> {
+        if !text::is_secret_name(&secret.id) || secret.version == 0 {
+            return invalid("secret", "want a name and a version from 1");
+        }
+        Ok(Self { id: secret.id, version: secret.version })
+    }
+}
+
+impl From<Terms> for v1::RunTerms {
+    fn from(terms: Terms) -> Self {
+        Self {
+            check: terms.check,
+            undo_of: terms.undo_of.map(|run| run.to_string()).unwrap_or_default(),
+            done: terms.done.into_iter().map(String::from).collect(),
+            approved: terms.approved.into_iter().map(v1::Approval::from).collect(),
+        }
+    }
+}
+
+impl TryFrom<v1::RunTerms> for Terms {
+    type Error = WireError;
+
+    fn try_from(terms: v1::RunTerms) -> Result<Self, WireError> {
+        Ok(Self {
+            check: terms.check,
+            undo_of: if terms.undo_of.is_empty() { None } else { Some(terms.undo_of.parse()?) },
+            done: terms.done.iter().map(|address| address.parse()).collect::<Result<_, _>>()?,
+            approved: terms.approved.into_iter().map(Approval::try_from).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+impl From<Approval> for v1::Approval {
+    fn from(approval: Approval) -> Self {
+        Self { address: approval.address.into(), seen: approval.seen }
+    }
+}
+
+impl TryFrom<v1::Approval> for Approval {
+    type Error = WireError;
+
+    fn try_from(approval: v1::Approval) -> Result<Self, WireError> {
+        Ok(Self { address: approval.address.parse()?, seen: digest(approval.seen)? })
+    }
 }
 
 impl From<Outcome> for v1::Outcome {
@@ -147,7 +209,9 @@ impl From<RunEvent> for v1::RunEvent {
                     frames,
                 })
             }
-            EventKind::ResourceFinished { address, attempt, outcome, message, diff, duration_ns } => {
+            EventKind::Parked { why } => Kind::Parked(v1::RunParked { why }),
+            EventKind::Unparked => Kind::Unparked(v1::RunUnparked {}),
+            EventKind::ResourceFinished { address, attempt, outcome, message, diff, duration_ns, seen } => {
                 Kind::ResourceFinished(v1::ResourceFinished {
                     address: address.into(),
                     attempt,
@@ -155,6 +219,7 @@ impl From<RunEvent> for v1::RunEvent {
                     message,
                     diff,
                     duration_ns,
+                    seen,
                 })
             }
             EventKind::Finished { state, message } => {
@@ -203,7 +268,10 @@ impl TryFrom<v1::RunEvent> for RunEvent {
                 message: bounded("message", it.message, MAX_TEXT)?,
                 diff: bounded("diff", it.diff, MAX_DIFF)?,
                 duration_ns: it.duration_ns,
+                seen: digest(it.seen)?,
             },
+            Kind::Parked(it) => EventKind::Parked { why: bounded("why", it.why, MAX_TEXT)? },
+            Kind::Unparked(_) => EventKind::Unparked,
             Kind::Finished(it) => EventKind::Finished {
                 state: match it.state().try_into()? {
                     state if RunState::is_final(state) => state,
@@ -365,12 +433,33 @@ mod tests {
                     outcome,
                     message,
                     diff,
-                    duration_ns
+                    duration_ns,
+                    seen: String::new()
                 }
             ),
+            ".{0,20}".prop_map(|why| EventKind::Parked { why }),
+            Just(EventKind::Unparked),
             (proptest::sample::select(last), ".{0,20}")
                 .prop_map(|(state, message)| EventKind::Finished { state, message }),
         ]
+    }
+
+    #[test]
+    fn terms_round_trip() {
+        let address: crate::ids::Address = "a:command:b".parse().unwrap();
+        let terms = Terms {
+            check: true,
+            undo_of: Some(RunId::generate()),
+            done: vec![address.clone()],
+            approved: vec![Approval { address, seen: PlanHash::of(b"x").to_string() }],
+        };
+        for terms in [terms, Terms::default()] {
+            assert_eq!(Terms::try_from(v1::RunTerms::from(terms.clone())).unwrap(), terms);
+            let json = serde_json::to_string(&terms).unwrap();
+            assert_eq!(serde_json::from_str::<Terms>(&json).unwrap(), terms);
+        }
+        let approved = vec![v1::Approval { address: "a:b:c".into(), seen: "zz".into() }];
+        assert!(Terms::try_from(v1::RunTerms { approved, ..Default::default() }).is_err());
     }
 
     proptest! {

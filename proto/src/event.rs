@@ -65,7 +65,18 @@ pub enum EventKind {
         diff: String,
         /// Nanoseconds.
         duration_ns: u64,
+        /// In a check: digest of what was observed and would be done. Empty where nothing can be observed
+        /// before something else is applied.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        seen: String,
     },
+    /// It waits for the controller or a secret; what does not need it has gone on.
+    Parked {
+        /// One line for people.
+        why: String,
+    },
+    /// It goes on.
+    Unparked,
     /// The last event of a run.
     Finished {
         /// A final state.

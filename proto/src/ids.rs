@@ -243,7 +243,7 @@ impl<'de> Deserialize<'de> for PlanHash {
 }
 
 /// A reference to a secret in a spec. The value is never in a plan.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SecretRef {
     /// The name the operator gave it.

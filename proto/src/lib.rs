@@ -9,6 +9,7 @@ pub mod host;
 pub mod ids;
 pub mod plan;
 pub mod spec;
+pub mod text;
 
 /// Generated from `proto/postern/v1`.
 #[allow(missing_docs, unreachable_pub, clippy::all)]

@@ -1,12 +1,13 @@
 //! A plan: the resource specs for one host, variables filled in. It says what should be.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use serde::{Deserialize, Serialize};
 
 use crate::MAX_PLAN_BYTES;
-use crate::ids::{Address, PlanHash};
+use crate::ids::{Address, PlanHash, RunId, SecretRef};
 use crate::spec::{self, SpecError};
+use crate::text;
 
 /// The version of the plan's own JSON.
 pub const PLAN_SCHEMA: u32 = 1;
@@ -31,8 +32,48 @@ pub struct PlannedResource {
     pub kind: String,
     /// The schema version of `spec`.
     pub schema: u32,
-    /// The spec as JSON.
+    /// The spec as JSON; a text in it may have holes (see [`crate::text`]).
     pub spec: serde_json::Value,
+    /// It waits for these alone, and is reached also when others before it failed. `None`: it waits for
+    /// everything before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub needs: Option<Vec<Address>>,
+}
+
+/// How a plan is to be executed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Terms {
+    /// Observe and plan without acting.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub check: bool,
+    /// Take back what this run of the same plan did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undo_of: Option<RunId>,
+    /// Actions that the run which this one resumes has done: they are not done again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub done: Vec<Address>,
+    /// Nothing is done unless every resource is seen as it was when a person approved. Empty: not asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub approved: Vec<Approval>,
+}
+
+impl Terms {
+    /// Observe and plan without acting.
+    #[must_use]
+    pub fn check() -> Self {
+        Self { check: true, ..Self::default() }
+    }
+}
+
+/// What a person saw of one resource and approved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Approval {
+    /// The resource.
+    pub address: Address,
+    /// As in [`crate::event::EventKind::ResourceFinished`]; empty for "known after apply".
+    pub seen: String,
 }
 
 /// Why bytes are not a plan this build can execute. All that is wrong is in it, not only the first.
@@ -56,6 +97,22 @@ pub enum PlanError {
     /// Specs that do not hold together, each with its address.
     #[error("invalid resources: {}", join(.0))]
     Invalid(Vec<(Address, SpecError)>),
+    /// A resource needs one that does not stand before it.
+    #[error("{address} needs {needs}, which does not stand before it")]
+    Needs {
+        /// Who needs.
+        address: Address,
+        /// What.
+        needs: Address,
+    },
+    /// A late value that no resource before yields.
+    #[error("{address} uses late.{name}, which no command before it yields with `late: {name}`")]
+    Late {
+        /// Who uses it.
+        address: Address,
+        /// Its name.
+        name: String,
+    },
     /// The same address twice.
     #[error("the plan names {0} twice")]
     DuplicateAddress(Address),
@@ -87,13 +144,19 @@ impl Plan {
         Ok(plan)
     }
 
+    /// Every secret that some spec refers to.
+    #[must_use]
+    pub fn secrets(&self) -> BTreeSet<SecretRef> {
+        self.resources.iter().flat_map(|resource| text::secrets(&resource.spec)).collect()
+    }
+
     /// What [`Plan::from_bytes`] checks beyond the JSON itself.
     pub fn validate(&self) -> Result<(), PlanError> {
         if self.schema != PLAN_SCHEMA {
             return Err(PlanError::Schema(self.schema));
         }
         let (mut kinds, mut schemas, mut invalid) = (Vec::new(), Vec::new(), Vec::new());
-        let mut seen = HashSet::new();
+        let (mut seen, mut yielded) = (HashSet::new(), HashSet::new());
         for resource in &self.resources {
             if !seen.insert(&resource.address) {
                 return Err(PlanError::DuplicateAddress(resource.address.clone()));
@@ -109,6 +172,20 @@ impl Plan {
                 ));
                 continue;
             }
+            if let Some(needs) = resource
+                .needs
+                .iter()
+                .flatten()
+                .find(|needs| *needs == &resource.address || !seen.contains(needs))
+            {
+                let (address, needs) = (resource.address.clone(), needs.clone());
+                return Err(PlanError::Needs { address, needs });
+            }
+            let used = text::late(&resource.spec);
+            if let Some(name) = used.into_iter().find(|name| !yielded.contains(name)) {
+                return Err(PlanError::Late { address: resource.address.clone(), name });
+            }
+            yielded.extend((kind.yields)(&resource.spec));
             let errors = (kind.check)(&resource.spec);
             invalid.extend(errors.into_iter().map(|error| (resource.address.clone(), error)));
         }
@@ -131,7 +208,7 @@ mod tests {
     use serde_json::json;
 
     fn resource(address: &str, kind: &str, spec: serde_json::Value) -> PlannedResource {
-        PlannedResource { address: address.parse().unwrap(), kind: kind.into(), schema: 1, spec }
+        PlannedResource { address: address.parse().unwrap(), kind: kind.into(), schema: 1, spec, needs: None }
     }
 
     fn plan(resources: Vec<PlannedResource>) -> Plan {
@@ -155,6 +232,21 @@ mod tests {
         let PlanError::Invalid(errors) = bad.validate().unwrap_err() else { panic!() };
         let named: Vec<_> = errors.iter().map(|(a, e)| format!("{a}:{}", e.field)).collect();
         assert_eq!(named, ["a:package:x:name", "a:file:y:path", "a:file:y:mode"]);
+    }
+
+    #[test]
+    fn needs_and_late_values_stand_before_those_who_use_them() {
+        let command = |address: &str, spec| resource(address, "command", spec);
+        let yields = command("a:command:x", json!({"argv": ["hostname"], "late": "name"}));
+        let uses = command("a:command:y", json!({"argv": ["echo", {"$text": [{"late": "name"}]}]}));
+        assert_eq!(plan(vec![yields.clone(), uses.clone()]).validate(), Ok(()));
+        assert!(matches!(plan(vec![uses.clone(), yields.clone()]).validate(), Err(PlanError::Late { .. })));
+        let mut needs = command("a:command:z", json!({"argv": ["true"]}));
+        needs.needs = Some(vec![yields.address.clone()]);
+        assert_eq!(plan(vec![yields.clone(), needs.clone()]).validate(), Ok(()));
+        assert!(matches!(plan(vec![needs.clone(), yields]).validate(), Err(PlanError::Needs { .. })));
+        needs.needs = Some(vec![needs.address.clone()]);
+        assert!(matches!(plan(vec![needs]).validate(), Err(PlanError::Needs { .. })));
     }
 
     #[test]

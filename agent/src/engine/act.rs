@@ -44,7 +44,11 @@ impl Kept {
 
 fn path_of(step: &Step) -> Option<&str> {
     match step {
-        Step::Exec(_) => None,
+        Step::Exec(_) | Step::Reboot { .. } => None,
+        Step::MakeDirectory { path, .. }
+        | Step::RemoveDirectory { path }
+        | Step::Symlink { path, .. }
+        | Step::WriteKernel { path, .. } => Some(path),
         Step::WriteFile(file) => Some(&file.path),
         Step::SetAttributes { path, .. } | Step::Remove { path } => Some(path),
     }
@@ -139,6 +143,13 @@ pub(super) async fn act(sys: Sys, step: Step) -> Result<(), String> {
             sys.set_attributes(path, *mode, *uid, *gid).map_err(|error| error.to_string())
         }
         Step::Remove { path } => sys.remove(path).map_err(|error| error.to_string()),
+        Step::MakeDirectory { path, mode, uid, gid } => {
+            sys.make_directory(path, *mode, *uid, *gid).map_err(|error| error.to_string())
+        }
+        Step::RemoveDirectory { path } => sys.remove_directory(path).map_err(|error| error.to_string()),
+        Step::Symlink { path, target } => sys.symlink(path, target).map_err(|error| error.to_string()),
+        Step::WriteKernel { path, value } => sys.write_kernel(path, value).map_err(|error| error.to_string()),
+        Step::Reboot { .. } => Err("a restart is the engine's to do".to_owned()),
     });
     done.await.unwrap_or_else(|error| Err(format!("the step broke off: {error}")))
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use postern_proto::event::{LogFrame, RunEvent, RunOffset};
 use postern_proto::ids::{BootId, PlanHash, RunId};
+use postern_proto::plan::Terms;
 
 use crate::sys::Sys;
 
@@ -155,8 +156,8 @@ pub struct Dispatch {
     pub hash: PlanHash,
     /// The owner epoch of the session.
     pub epoch: u64,
-    /// Observe and plan without acting.
-    pub check: bool,
+    /// How it is to be executed.
+    pub terms: Terms,
     /// Its time to live is over.
     pub expired: bool,
 }

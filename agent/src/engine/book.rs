@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use postern_proto::event::{EventKind, RunEvent, RunState, StepId};
 use postern_proto::ids::{BootId, PlanHash, RunId};
-use postern_proto::plan::Plan;
+use postern_proto::plan::{Plan, Terms};
 use serde::{Deserialize, Serialize};
 
 /// Numbers above the floor that are kept one by one. A gap older than this many later dispatches is a number
@@ -23,7 +23,8 @@ pub(super) enum Record {
         /// The exact text; empty once the run is over.
         plan: String,
         hash: PlanHash,
-        check: bool,
+        #[serde(default)]
+        terms: Terms,
         boot: BootId,
     },
     /// Something happened in a run.
@@ -103,7 +104,7 @@ pub(super) struct RunBook {
     pub(super) plan: Arc<Plan>,
     plan_text: String,
     pub(super) hash: PlanHash,
-    pub(super) check: bool,
+    pub(super) terms: Terms,
     pub(super) boot: BootId,
     pub(super) cancelled: bool,
     /// All of them, from 1.
@@ -130,7 +131,7 @@ impl Book {
                 self.numbers.floor = self.numbers.floor.max(floor);
                 above.into_iter().for_each(|seq| self.numbers.insert(seq));
             }
-            Record::Accepted { seq, run, plan: plan_text, hash, check, boot } => {
+            Record::Accepted { seq, run, plan: plan_text, hash, terms, boot } => {
                 let plan = if plan_text.is_empty() {
                     Plan { schema: postern_proto::plan::PLAN_SCHEMA, resources: Vec::new() }
                 } else {
@@ -146,7 +147,7 @@ impl Book {
                     plan: Arc::new(plan),
                     plan_text,
                     hash,
-                    check,
+                    terms,
                     boot,
                     cancelled: false,
                     events: Vec::new(),
@@ -188,7 +189,7 @@ impl Book {
                 run,
                 plan,
                 hash,
-                check: book.check,
+                terms: book.terms.clone(),
                 boot: book.boot,
             });
             for event in &book.events {
@@ -293,7 +294,7 @@ mod tests {
             run,
             plan: String::new(),
             hash: PlanHash::of(b""),
-            check: false,
+            terms: Terms::default(),
             boot,
         };
         book.apply(accepted.clone()).unwrap();

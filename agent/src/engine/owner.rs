@@ -158,7 +158,7 @@ impl Owner {
             run,
             plan: text,
             hash: dispatch.hash,
-            check: dispatch.check,
+            terms: dispatch.terms.clone(),
             boot: self.ctx.config.boot_id,
         };
         let waits = self.queue.iter().any(|(_, queued)| *queued == lane);
@@ -179,7 +179,7 @@ impl Owner {
         let (reply, answer) = oneshot::channel();
         let ticket = Ticket { reserve, reply };
         let ctx = Arc::clone(&self.ctx);
-        let task = RunTask::new(ctx, run, Arc::new(plan), dispatch.check, heard, accepted, ticket);
+        let task = RunTask::new(ctx, run, Arc::new(plan), dispatch.terms, heard, accepted, ticket);
         self.start(run, lane, cancel, task);
         answer.await.unwrap_or_else(|_| Err(refused(RefusalReason::Busy, "the engine is ending")))
     }
@@ -193,7 +193,7 @@ impl Owner {
         }
         let inner = self.ctx.shared.lock();
         if let Some(known) = inner.book.runs.get(run) {
-            if (known.hash, known.check) == (dispatch.hash, dispatch.check) {
+            if (known.hash, &known.terms) == (dispatch.hash, &dispatch.terms) {
                 return Ok(None);
             }
             let message = format!("{run:?} is known here with another plan");
@@ -223,6 +223,8 @@ impl Owner {
                 PlanError::TooLarge(_)
                 | PlanError::Malformed(_)
                 | PlanError::Invalid(_)
+                | PlanError::Needs { .. }
+                | PlanError::Late { .. }
                 | PlanError::DuplicateAddress(_) => RefusalReason::Malformed,
             };
             refused(reason, error.to_string())

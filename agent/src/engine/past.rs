@@ -60,7 +60,10 @@ pub(super) fn past(book: &RunBook) -> Vec<Past> {
                 // which is then not read for going on.
                 past.outcome = (*outcome != Outcome::Interrupted).then(|| (*outcome, message.clone()));
             }
-            EventKind::Accepted { .. } | EventKind::Finished { .. } => {}
+            EventKind::Accepted { .. }
+            | EventKind::Parked { .. }
+            | EventKind::Unparked
+            | EventKind::Finished { .. } => {}
         }
     }
     all
@@ -84,12 +87,13 @@ mod tests {
             kind: "command".to_owned(),
             schema: 1,
             spec: serde_json::json!({"shell": "true"}),
+            needs: None,
         };
         let (plan, _) = Plan { schema: PLAN_SCHEMA, resources: vec![planned] }.to_bytes().unwrap();
         let mut book = Book::default();
         let boot = "0192f0c4-0000-7000-8000-000000000001".parse().unwrap();
         let (plan, hash) = (String::from_utf8(plan).unwrap(), PlanHash::of(b""));
-        book.apply(Record::Accepted { seq: 1, run, plan, hash, check: false, boot }).unwrap();
+        book.apply(Record::Accepted { seq: 1, run, plan, hash, terms: Default::default(), boot }).unwrap();
         let mut seq = 0;
         let mut after = |kind| {
             seq += 1;
@@ -103,6 +107,7 @@ mod tests {
             message: String::new(),
             diff: String::new(),
             duration_ns: 0,
+            seen: String::new(),
         };
         after(EventKind::ResourceStarted { address: address.clone(), attempt: 1 });
         let cut_off = after(finished(1, Outcome::Interrupted));

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use postern_proto::event::{EventKind, Outcome, RunEvent, RunState, StepEnd, StepId};
 use postern_proto::ids::RunId;
-use postern_proto::plan::Plan;
+use postern_proto::plan::{Plan, Terms};
 use tokio::sync::{oneshot, watch};
 
 use super::book::Record;
@@ -46,7 +46,7 @@ pub(super) struct RunTask {
     pub(super) ctx: Arc<Ctx>,
     pub(super) run: RunId,
     plan: Arc<Plan>,
-    check: bool,
+    terms: Terms,
     seq: u64,
     pub(super) pending: Vec<Record>,
     ticket: Option<Ticket>,
@@ -75,13 +75,13 @@ impl RunTask {
         ctx: Arc<Ctx>,
         run: RunId,
         plan: Arc<Plan>,
-        check: bool,
+        terms: Terms,
         cancel: watch::Receiver<bool>,
         accepted: Record,
         ticket: Ticket,
     ) -> Self {
         let past = vec![Past::default(); plan.resources.len()];
-        let mut task = Self::bare(ctx, run, plan, check, cancel, past);
+        let mut task = Self::bare(ctx, run, plan, terms, cancel, past);
         let kind = accepted_event(&accepted, &task.plan);
         task.pending.push(accepted);
         task.emit(kind);
@@ -94,7 +94,7 @@ impl RunTask {
         let shared = Arc::clone(&ctx.shared);
         let inner = shared.lock();
         let book = inner.book.runs.get(&run)?;
-        let mut task = Self::bare(ctx, run, Arc::clone(&book.plan), book.check, cancel, past(book));
+        let mut task = Self::bare(ctx, run, Arc::clone(&book.plan), book.terms.clone(), cancel, past(book));
         task.seq = book.last();
         Some(task)
     }
@@ -103,7 +103,7 @@ impl RunTask {
         ctx: Arc<Ctx>,
         run: RunId,
         plan: Arc<Plan>,
-        check: bool,
+        terms: Terms,
         cancel: watch::Receiver<bool>,
         past: Vec<Past>,
     ) -> Self {
@@ -111,7 +111,7 @@ impl RunTask {
             ctx,
             run,
             plan,
-            check,
+            terms,
             seq: 0,
             pending: Vec::new(),
             ticket: None,
@@ -136,7 +136,7 @@ impl RunTask {
                 self.halt(RunState::Failed, error);
             }
         }
-        let quick = !self.check && self.bound.first().is_some_and(|first| first.foreseen().is_some());
+        let quick = !self.terms.check && self.bound.first().is_some_and(|first| first.foreseen().is_some());
         if self.ticket.is_some() && !quick {
             self.commit().await?;
         }
@@ -172,7 +172,7 @@ impl RunTask {
         // A check acts on nothing, so a failure in it holds nothing up.
         let stopped = match self.stop {
             Some(RunState::Cancelled) => true,
-            Some(_) => !self.check,
+            Some(_) => !self.terms.check,
             None => false,
         };
         if stopped {
@@ -186,7 +186,7 @@ impl RunTask {
     }
 
     fn group_end(&self, index: usize) -> usize {
-        let key = if self.check { None } else { self.bound[index].merge_key() };
+        let key = if self.terms.check { None } else { self.bound[index].merge_key() };
         let same =
             |i: &usize| self.past[*i].outcome.is_none() && key.is_some() && self.bound[*i].merge_key() == key;
         index + 1 + (index + 1..self.bound.len()).take_while(same).count()
@@ -222,7 +222,7 @@ impl RunTask {
         for (index, view) in members.zip(views) {
             if view.steps.is_empty() {
                 self.unchanged(index, began.elapsed());
-            } else if self.check {
+            } else if self.terms.check {
                 let message = summary_of(&view.steps);
                 self.finish(index, Outcome::WouldChange, message, view.diff, began.elapsed());
             } else {
@@ -251,7 +251,7 @@ impl RunTask {
             match views.get(index - first) {
                 Some(view) if view.steps.is_empty() => self.unchanged(index, took),
                 None if index == at => {
-                    let needs_earlier = self.check && self.would_change_before(index);
+                    let needs_earlier = self.terms.check && self.would_change_before(index);
                     if needs_earlier {
                         let message = format!("known after apply: {why}");
                         self.finish(index, Outcome::WouldChange, message, String::new(), took);
@@ -375,7 +375,15 @@ impl RunTask {
             None => "the diffs of this run are too long to be kept\n".to_owned(),
         };
         let duration_ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        self.emit(EventKind::ResourceFinished { address, attempt, outcome, message, diff, duration_ns });
+        self.emit(EventKind::ResourceFinished {
+            address,
+            attempt,
+            outcome,
+            message,
+            diff,
+            duration_ns,
+            seen: String::new(),
+        });
     }
 
     /// What an outcome means for the run.

@@ -26,9 +26,7 @@ impl RunTask {
     pub(super) async fn step(&mut self, id: StepId, step: &Step, last: bool) -> Result<StepResult, Stop> {
         match step {
             Step::Exec(exec) => Box::pin(self.exec(id, exec, step.summary(), last)).await,
-            Step::WriteFile(_) | Step::SetAttributes { .. } | Step::Remove { .. } => {
-                self.change(id, step).await
-            }
+            _ => self.change(id, step).await,
         }
     }
 

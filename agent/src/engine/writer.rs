@@ -381,7 +381,14 @@ mod tests {
         let boot = "0192f0c4-0000-7000-8000-000000000001".parse().unwrap();
         let (plan, hash) =
             (format!("{{\"schema\":1,\"resources\":[]{}}}", " ".repeat(9000)), PlanHash::of(b""));
-        state.write(vec![message(Record::Accepted { seq: 1, run, plan, hash, check: false, boot })]);
+        state.write(vec![message(Record::Accepted {
+            seq: 1,
+            run,
+            plan,
+            hash,
+            terms: Default::default(),
+            boot,
+        })]);
         assert_eq!(state.reserved[&run], 5000);
         let kind = EventKind::ResourceFinished {
             address: "t:file:f".parse().unwrap(),
@@ -390,6 +397,7 @@ mod tests {
             message: String::new(),
             diff: "\"\n".repeat(4000),
             duration_ns: 1,
+            seen: String::new(),
         };
         state.write(vec![message(Record::Event(RunEvent { run, seq: 1, time_ns: 0, kind }))]);
         assert!((4500..5000).contains(&state.reserved[&run]), "{}", state.reserved[&run]);

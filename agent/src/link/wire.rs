@@ -5,6 +5,7 @@ use std::time::Duration;
 use postern_proto::convert::WireError;
 use postern_proto::event::RunOffset;
 use postern_proto::ids::{ClusterId, PlanHash, RunId, SessionId};
+use postern_proto::plan::Terms;
 use postern_proto::{MAX_PLAN_BYTES, WIRE_MAX, WIRE_MIN, spec, v1};
 
 use super::HelloFacts;
@@ -137,6 +138,8 @@ impl TryFrom<v1::ControllerFrame> for FromController {
             Some(Kind::Cancel(it)) => Self::Cancel(it.run_id.parse()?),
             Some(Kind::Ping(it)) => Self::Ping(it.nonce),
             Some(Kind::Goodbye(it)) => Self::Goodbye(it.into()),
+            // Nothing of this build asks for them yet.
+            Some(Kind::Secrets(_)) => Self::Unknown,
             Some(Kind::Leave(_)) => Self::Leave,
         })
     }
@@ -192,20 +195,16 @@ fn dispatch(it: v1::Dispatch) -> FromController {
         Ok(run) => run,
         Err(error) => return refuse(RefusalReason::Malformed, error.to_string()),
     };
+    let terms = match Terms::try_from(it.terms.unwrap_or_default()) {
+        Ok(terms) => terms,
+        Err(error) => return refuse(RefusalReason::Malformed, error.to_string()),
+    };
     let hash = match PlanHash::try_from(it.plan_sha256.as_ref()) {
         Ok(hash) => hash,
         Err(error) => return refuse(RefusalReason::BadHash, error.to_string()),
     };
     FromController::Dispatch {
-        dispatch: Dispatch {
-            seq: it.seq,
-            run,
-            plan: it.plan,
-            hash,
-            epoch: it.epoch,
-            check: it.check,
-            expired: false,
-        },
+        dispatch: Dispatch { seq: it.seq, run, plan: it.plan, hash, epoch: it.epoch, terms, expired: false },
         not_after_ms: Some(it.not_after_unix_ms).filter(|at| *at != 0),
     }
 }

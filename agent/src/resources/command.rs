@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use postern_proto::spec::{CommandSpec, Run};
+use serde::{Deserialize, Serialize};
 
-use super::{Depth, Exec, ObserveError, Resource, Step};
+use super::{Depth, Exec, ObserveError, Resource, Step, Undo};
 use crate::sys::{As, Sys};
 
 /// The time that `unless` may take.
@@ -13,10 +14,13 @@ const UNLESS_LIMIT: Duration = Duration::from_secs(60);
 pub(super) struct Command;
 
 /// Whether it is needed.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(super) enum Seen {
     Needed,
     NotNeeded,
+    /// It changes nothing, and said this.
+    Said(String),
 }
 
 impl Resource for Command {
@@ -43,12 +47,12 @@ impl Resource for Command {
     }
 
     fn foreseen(spec: &CommandSpec) -> Option<Seen> {
-        (spec.creates.is_none() && spec.unless.is_none()).then_some(Seen::Needed)
+        (spec.creates.is_none() && spec.unless.is_none() && spec.late.is_none()).then_some(Seen::Needed)
     }
 
     fn plan(spec: &CommandSpec, seen: &Seen) -> Vec<Step> {
         let argv = match (seen, spec.run()) {
-            (Seen::NotNeeded, _) | (_, None) => return Vec::new(),
+            (Seen::NotNeeded | Seen::Said(_), _) | (_, None) => return Vec::new(),
             (Seen::Needed, Some(Run::Argv(argv))) => argv.to_vec(),
             (Seen::Needed, Some(Run::Shell(script))) => {
                 vec!["/bin/sh".to_owned(), "-c".to_owned(), script.to_owned()]
@@ -59,9 +63,21 @@ impl Resource for Command {
             env: spec.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
             cwd: spec.cwd.clone().unwrap_or_else(|| "/".to_owned()),
             user: user(spec).map(str::to_owned),
+            stdin: spec.stdin.clone(),
             timeout: Duration::from_secs(spec.timeout_s.unwrap_or(CommandSpec::DEFAULT_TIMEOUT_S)),
             waits_for: Vec::new(),
         })]
+    }
+
+    fn undo(_: &CommandSpec, _: &Seen, _: &serde_json::Value, _: &Seen) -> Undo {
+        Undo::Cannot("what a command did is not known".to_owned())
+    }
+
+    fn late(_: &CommandSpec, seen: &Seen) -> Option<String> {
+        match seen {
+            Seen::Said(text) => Some(text.clone()),
+            Seen::Needed | Seen::NotNeeded => None,
+        }
     }
 
     fn repeatable(spec: &CommandSpec) -> bool {

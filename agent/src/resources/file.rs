@@ -1,9 +1,11 @@
 //! `file`: a regular file's content, owner and mode.
 
 use postern_proto::spec::{FileSpec, Presence};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use super::diff::{hidden, unified};
-use super::{Depth, ObserveError, Resource, Step, WriteFile};
+use super::{Depth, ObserveError, Resource, Step, Undo, WriteFile, base64_bytes};
 use crate::sys::{FileKind, Meta, Sys};
 
 /// The most that is read of a file that is there, bytes: far more than a plan can hold.
@@ -12,10 +14,31 @@ const READ_LIMIT: u64 = 16 << 20;
 pub(super) struct File;
 
 /// What is at the path, and whom the declared owner is here.
+#[derive(Serialize, Deserialize)]
 pub(super) struct Seen {
-    there: Option<(Meta, Vec<u8>)>,
+    there: Option<(Meta, Content)>,
     uid: u32,
     gid: u32,
+}
+
+/// What a file or a link holds.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Content {
+    #[serde(with = "base64_bytes")]
+    Bytes(Vec<u8>),
+    /// More than [`READ_LIMIT`].
+    TooLong,
+    Link(String),
+}
+
+impl Content {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            Self::TooLong | Self::Link(_) => &[],
+        }
+    }
 }
 
 impl Resource for File {
@@ -29,14 +52,14 @@ impl Resource for File {
             Some(meta) if meta.kind == FileKind::File => {
                 // What is longer than anything a plan declares is different; its end is not needed to know.
                 let content = match host.read(path, READ_LIMIT) {
-                    Err(crate::sys::SysError::TooLarge { .. }) => Vec::new(),
-                    other => other?.unwrap_or_default(),
+                    Err(crate::sys::SysError::TooLarge { .. }) => Content::TooLong,
+                    other => Content::Bytes(other?.unwrap_or_default()),
                 };
                 Some((meta, content))
             }
             // To remove a link follows nothing.
             Some(meta) if meta.kind == FileKind::Symlink && spec.state == Presence::Absent => {
-                Some((meta, Vec::new()))
+                Some((meta, Content::Link(host.link_target(path)?)))
             }
             Some(meta) => {
                 let what = meta.kind.as_str();
@@ -65,7 +88,7 @@ impl Resource for File {
         match (&spec.content, &seen.there, spec.state) {
             (_, None, Presence::Absent) | (None, _, Presence::Present) => Vec::new(),
             (_, Some(_), Presence::Absent) => vec![Step::Remove { path }],
-            (Some(content), Some((meta, bytes)), Presence::Present)
+            (Some(content), Some((meta, Content::Bytes(bytes))), Presence::Present)
                 if content.as_bytes() == bytes && content.len() as u64 == meta.len =>
             {
                 if (meta.mode, meta.uid, meta.gid) == (mode, uid, gid) {
@@ -88,11 +111,52 @@ impl Resource for File {
         }
     }
 
+    fn essence(_spec: &FileSpec, seen: &Seen) -> serde_json::Value {
+        match &seen.there {
+            None => serde_json::Value::Null,
+            Some((meta, content)) => {
+                let (mode, uid, gid, len) = (meta.mode, meta.uid, meta.gid, meta.len);
+                match content {
+                    Content::Link(target) => json!({"link": target}),
+                    Content::TooLong => {
+                        json!({"len": len, "time": meta.mtime_ns.to_string(), "mode": mode, "uid": uid, "gid": gid})
+                    }
+                    Content::Bytes(bytes) => {
+                        let hash = postern_proto::ids::PlanHash::of(bytes);
+                        json!({"sha256": hash, "mode": mode, "uid": uid, "gid": gid})
+                    }
+                }
+            }
+        }
+    }
+
+    fn undo(spec: &FileSpec, before: &Seen, _trace: &serde_json::Value, now: &Seen) -> Undo {
+        let path = spec.path.clone();
+        let Some((meta, content)) = &before.there else {
+            return Undo::Steps(vec![Step::Remove { path }]);
+        };
+        let (mode, uid, gid) = (meta.mode, meta.uid, meta.gid);
+        Undo::Steps(vec![match content {
+            Content::Link(target) => Step::Symlink { path, target: target.clone() },
+            _ if now.there.as_ref().is_some_and(|(_, there)| there == content)
+                && *content != Content::TooLong =>
+            {
+                Step::SetAttributes { path, mode, uid, gid }
+            }
+            Content::TooLong => {
+                let limit = READ_LIMIT >> 20;
+                return Undo::Cannot(format!("{path} had more than {limit} MiB and was not kept"));
+            }
+            Content::Bytes(bytes) => {
+                Step::WriteFile(WriteFile { path, content: bytes.clone(), mode, uid, gid, validate: None })
+            }
+        }])
+    }
+
     fn diff(spec: &FileSpec, seen: &Seen) -> String {
-        let old = seen.there.as_ref().map(|(_, bytes)| bytes.as_slice());
+        let old = seen.there.as_ref().map(|(_, content)| content.bytes());
         let new = spec.content.as_deref().map(str::as_bytes);
-        let is_link = |there: &(Meta, Vec<u8>)| there.0.kind == FileKind::Symlink;
-        if seen.there.as_ref().is_some_and(is_link) {
+        if seen.there.as_ref().is_some_and(|(_, content)| matches!(content, Content::Link(_))) {
             return format!("{}: a symbolic link is removed\n", spec.path);
         }
         // The mode says whom the content is for; journal and database are read by others (I7, I11).

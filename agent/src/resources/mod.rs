@@ -1,5 +1,6 @@
 //! The kinds of resources: one file each, one row each in [`bind`].
 
+mod base64_bytes;
 mod command;
 mod diff;
 mod file;
@@ -16,6 +17,8 @@ use std::time::Duration;
 
 use postern_proto::plan::PlannedResource;
 use postern_proto::spec::ResourceSpec;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize as _, Serialize};
 
 use crate::sys::{Sys, SysError};
 
@@ -56,8 +59,8 @@ pub enum ObserveError {
 pub trait Resource: Send + Sync + 'static {
     /// What is declared.
     type Spec: ResourceSpec + Send + Sync + 'static;
-    /// What is there.
-    type Seen: Send + Sync + 'static;
+    /// What is there. It is kept while a change can be undone, so it holds what the way back needs.
+    type Seen: Serialize + DeserializeOwned + Send + Sync + 'static;
 
     /// Looks at the host.
     fn observe(
@@ -79,6 +82,26 @@ pub trait Resource: Send + Sync + 'static {
         String::new()
     }
 
+    /// What identifies the state that was seen: two looks with the same essence found the same. Leave out
+    /// what changes by itself (process ids, times). A preview and an undo are refused where it differs.
+    fn essence(_spec: &Self::Spec, seen: &Self::Seen) -> serde_json::Value {
+        serde_json::to_value(seen).unwrap_or_default()
+    }
+
+    /// What the way back has to know of the change beyond the state before it.
+    fn trace(_spec: &Self::Spec, _before: &Self::Seen, _after: &Self::Seen) -> serde_json::Value {
+        serde_json::Value::Null
+    }
+
+    /// The way back from `now` to `before`. Asked only where the essence of `now` is that of the state the
+    /// change led to, and not that of `before`.
+    fn undo(spec: &Self::Spec, before: &Self::Seen, trace: &serde_json::Value, now: &Self::Seen) -> Undo;
+
+    /// The value it yields for others (see [`ResourceSpec::yields`]), once it was observed.
+    fn late(_spec: &Self::Spec, _seen: &Self::Seen) -> Option<String> {
+        None
+    }
+
     /// True when it may be tried again after it was cut off: what is observed says what is still to be done.
     fn repeatable(_spec: &Self::Spec) -> bool {
         true
@@ -95,13 +118,28 @@ pub trait Resource: Send + Sync + 'static {
     }
 }
 
+/// The way back from a change.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Undo {
+    /// These steps.
+    Steps(Vec<Step>),
+    /// There is none; why, for people.
+    Cannot(String),
+}
+
 /// What one look at a resource says.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct View {
     /// What is to be done; nothing when it is in its declared state.
     pub steps: Vec<Step>,
     /// See [`Resource::diff`].
     pub diff: String,
+    /// What was seen.
+    pub seen: serde_json::Value,
+    /// See [`Resource::essence`].
+    pub essence: serde_json::Value,
+    /// See [`Resource::late`].
+    pub late: Option<String>,
 }
 
 /// A future on the heap.
@@ -119,6 +157,21 @@ pub trait Bound: Send + Sync {
     fn merge_key(&self) -> Option<String>;
     /// See [`Resource::merge`].
     fn merge(&self, plans: Vec<Vec<Step>>) -> Vec<Step>;
+    /// See [`Resource::trace`]; what was seen before and after as [`View::seen`] has it.
+    fn trace(
+        &self,
+        before: &serde_json::Value,
+        after: &serde_json::Value,
+    ) -> Result<serde_json::Value, String>;
+    /// See [`Resource::essence`].
+    fn essence(&self, seen: &serde_json::Value) -> Result<serde_json::Value, String>;
+    /// See [`Resource::undo`].
+    fn undo(
+        &self,
+        before: &serde_json::Value,
+        trace: &serde_json::Value,
+        now: &serde_json::Value,
+    ) -> Result<Undo, String>;
 }
 
 struct Adapter<R: Resource>(Arc<R::Spec>);
@@ -127,7 +180,16 @@ impl<R: Resource> Adapter<R> {
     fn look(spec: &R::Spec, seen: &R::Seen) -> View {
         let steps = R::plan(spec, seen);
         let diff = if steps.is_empty() { String::new() } else { R::diff(spec, seen) };
-        View { steps, diff }
+        let essence = R::essence(spec, seen);
+        let late = R::late(spec, seen);
+        View { steps, diff, seen: serde_json::to_value(seen).unwrap_or_default(), essence, late }
+    }
+
+    /// What was kept as it was seen; the error is for people.
+    fn again(seen: &serde_json::Value) -> Result<R::Seen, String> {
+        let kind = R::Spec::KIND;
+        R::Seen::deserialize(seen)
+            .map_err(|error| format!("what was kept of a {kind} cannot be read: {error}"))
     }
 }
 
@@ -154,6 +216,27 @@ impl<R: Resource> Bound for Adapter<R> {
 
     fn merge(&self, plans: Vec<Vec<Step>>) -> Vec<Step> {
         R::merge(plans)
+    }
+
+    fn trace(
+        &self,
+        before: &serde_json::Value,
+        after: &serde_json::Value,
+    ) -> Result<serde_json::Value, String> {
+        Ok(R::trace(&self.0, &Self::again(before)?, &Self::again(after)?))
+    }
+
+    fn essence(&self, seen: &serde_json::Value) -> Result<serde_json::Value, String> {
+        Ok(R::essence(&self.0, &Self::again(seen)?))
+    }
+
+    fn undo(
+        &self,
+        before: &serde_json::Value,
+        trace: &serde_json::Value,
+        now: &serde_json::Value,
+    ) -> Result<Undo, String> {
+        Ok(R::undo(&self.0, &Self::again(before)?, trace, &Self::again(now)?))
     }
 }
 

@@ -6,8 +6,9 @@
 use std::time::Duration;
 
 use postern_proto::spec::{PackageSpec, Presence};
+use serde::{Deserialize, Serialize};
 
-use super::{Depth, Exec, ObserveError, Resource, Step};
+use super::{Depth, Exec, ObserveError, Resource, Step, Undo};
 use crate::sys::Sys;
 
 /// The most that is read of dpkg's status, bytes; a desktop's has 5 MB.
@@ -48,7 +49,7 @@ const OPTIONS: [&str; 9] = [
 pub(super) struct Package;
 
 /// What dpkg and apt know of the package.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Seen {
     /// The installed version.
     installed: Option<String>,
@@ -124,6 +125,14 @@ impl Resource for Package {
             Presence::Absent => transaction(&["remove", &name]),
         });
         steps
+    }
+
+    fn essence(_: &PackageSpec, seen: &Seen) -> serde_json::Value {
+        serde_json::json!({ "installed": seen.installed })
+    }
+
+    fn undo(_: &PackageSpec, _: &Seen, _: &serde_json::Value, _: &Seen) -> Undo {
+        Undo::Cannot("not yet".to_owned())
     }
 
     fn diff(spec: &PackageSpec, seen: &Seen) -> String {

@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use postern_proto::spec::{Running, ServiceSpec};
+use serde::{Deserialize, Serialize};
 
-use super::{Depth, Exec, ObserveError, Resource, Step};
+use super::{Depth, Exec, ObserveError, Resource, Step, Undo};
 use crate::sys::{Sys, SysError};
 
 /// The time a question to systemd may take.
@@ -22,7 +23,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 pub(super) struct Service;
 
 /// What systemd says.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Seen {
     load: String,
     load_error: String,
@@ -110,6 +111,19 @@ impl Resource for Service {
             systemctl(&["stop", "--", &unit]);
         }
         steps
+    }
+
+    fn essence(spec: &ServiceSpec, seen: &Seen) -> serde_json::Value {
+        // Only what is declared: the other half is somebody else's to change.
+        serde_json::json!({
+            "active": spec.state.map(|_| seen.is_active()),
+            "enabled": spec.enabled.map(|_| seen.is_enabled()),
+            "stale": seen.stale.is_some(),
+        })
+    }
+
+    fn undo(_: &ServiceSpec, _: &Seen, _: &serde_json::Value, _: &Seen) -> Undo {
+        Undo::Cannot("not yet".to_owned())
     }
 
     fn diff(spec: &ServiceSpec, seen: &Seen) -> String {

@@ -20,20 +20,57 @@ pub enum Step {
         /// Group.
         gid: u32,
     },
-    /// Removes a file. Its inverse is the file that was there.
+    /// Removes a file or a symbolic link.
     Remove {
         /// Which file.
         path: String,
     },
+    /// Makes a directory; its parent must be there.
+    MakeDirectory {
+        /// Which.
+        path: String,
+        /// Permission bits.
+        mode: u32,
+        /// Owner.
+        uid: u32,
+        /// Group.
+        gid: u32,
+    },
+    /// Removes a directory that must be empty.
+    RemoveDirectory {
+        /// Which.
+        path: String,
+    },
+    /// Puts a symbolic link in place.
+    Symlink {
+        /// Where.
+        path: String,
+        /// What it leads to.
+        target: String,
+    },
+    /// Writes a value into the kernel: a file below `/proc/sys`, in place.
+    WriteKernel {
+        /// Which file.
+        path: String,
+        /// Without a newline.
+        value: String,
+    },
+    /// Restarts the host. The run goes on after it.
+    Reboot {
+        /// Why, for people.
+        why: String,
+    },
 }
 
 /// A program to run.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Exec {
     /// Program and arguments.
     pub argv: Vec<String>,
     /// Added to a clean environment.
     pub env: Vec<(String, String)>,
+    /// What it reads; nothing when `None`. May be secret, unlike its arguments.
+    pub stdin: Option<String>,
     /// Working directory.
     pub cwd: String,
     /// Whom it runs as; root when `None`.
@@ -51,11 +88,25 @@ impl Exec {
         Self {
             argv: argv.iter().map(|arg| (*arg).to_owned()).collect(),
             env: Vec::new(),
+            stdin: None,
             cwd: "/".to_owned(),
             user: None,
             timeout,
             waits_for: Vec::new(),
         }
+    }
+}
+
+impl std::fmt::Debug for Exec {
+    /// Without what may be secret: the environment's values and what it reads.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Exec")
+            .field("argv", &self.argv)
+            .field("env", &self.env.iter().map(|(name, _)| name).collect::<Vec<_>>())
+            .field("cwd", &self.cwd)
+            .field("user", &self.user)
+            .field("timeout", &self.timeout)
+            .finish_non_exhaustive()
     }
 }
 
@@ -94,6 +145,14 @@ impl Step {
             Self::WriteFile(file) => format!("write {}", file.path),
             Self::SetAttributes { path, mode, .. } => format!("set owner and mode {mode:04o} of {path}"),
             Self::Remove { path } => format!("remove {path}"),
+            Self::MakeDirectory { path, mode, .. } => format!("make the directory {path} ({mode:04o})"),
+            Self::RemoveDirectory { path } => format!("remove the directory {path}"),
+            Self::Symlink { path, target } => format!("link {path} to {target}"),
+            Self::WriteKernel { path, value } => {
+                let name = path.trim_start_matches("/proc/sys/").replace('/', ".");
+                format!("set {name} to {value}")
+            }
+            Self::Reboot { why } => format!("restart the host: {why}"),
         };
         let mut line: String =
             text.chars().take(SUMMARY).map(|c| if c.is_control() { ' ' } else { c }).collect();

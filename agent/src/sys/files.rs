@@ -4,12 +4,15 @@ use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 
+use serde::{Deserialize, Serialize};
+
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 
 use super::{Sys, SysError};
 
 /// What lies at a path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum FileKind {
     /// A regular file.
     File,
@@ -35,7 +38,7 @@ impl FileKind {
 }
 
 /// What `lstat` says.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Meta {
     /// What it is.
     pub kind: FileKind,
@@ -133,6 +136,15 @@ impl Sys {
         Ok(Some(bytes))
     }
 
+    /// What a symbolic link says, unfollowed.
+    pub fn link_target(&self, path: &str) -> Result<String, SysError> {
+        let target = self.parent(path).and_then(|(dir, name)| {
+            let target = rustix::fs::readlinkat(&dir, name, Vec::new())?;
+            target.into_string().map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "not text"))
+        });
+        target.map_err(SysError::file("read the link", path))
+    }
+
     fn open(&self, path: &str) -> io::Result<File> {
         let (dir, name) = self.parent(path)?;
         // NONBLOCK, so that a pipe in a file's place does not hang us.
@@ -188,16 +200,72 @@ impl Sys {
             .map_err(SysError::file("set owner and mode of", path))
     }
 
+    /// Makes a directory with exactly this mode and owner; one that is there gets them.
+    pub fn make_directory(&self, path: &str, mode: u32, uid: u32, gid: u32) -> Result<(), SysError> {
+        let made = self.parent(path).and_then(|(dir, name)| {
+            match rustix::fs::mkdirat(&dir, name, Mode::from_raw_mode(0o700)) {
+                Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+                Err(error) => return Err(error.into()),
+            }
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let new = File::from(rustix::fs::openat(&dir, name, flags, Mode::empty())?);
+            own(&new, mode, uid, gid)?;
+            new.sync_all()?;
+            sync_in(&dir)
+        });
+        made.map_err(SysError::file("make the directory", path))
+    }
+
+    /// Removes an empty directory; what is not there is fine.
+    pub fn remove_directory(&self, path: &str) -> Result<(), SysError> {
+        let removed = self.parent(path).and_then(|(dir, name)| {
+            rustix::fs::unlinkat(&dir, name, AtFlags::REMOVEDIR)?;
+            sync_in(&dir)
+        });
+        optional(removed).map_err(SysError::file("remove the directory", path))?;
+        Ok(())
+    }
+
+    /// Puts a symbolic link in place, over a file or link that is there.
+    pub fn symlink(&self, path: &str, target: &str) -> Result<(), SysError> {
+        let made = self.parent(path).and_then(|(dir, name)| {
+            let temporary = format!(".{name}.postern-new");
+            match rustix::fs::unlinkat(&dir, &*temporary, AtFlags::empty()) {
+                Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+                Err(error) => return Err(error.into()),
+            }
+            rustix::fs::symlinkat(target, &dir, &*temporary)?;
+            rustix::fs::renameat(&dir, &*temporary, &dir, name)?;
+            sync_in(&dir)
+        });
+        made.map_err(SysError::file("link", path))
+    }
+
+    /// Writes a value into a file of the kernel's, in place: there is no other one to rename over it.
+    pub fn write_kernel(&self, path: &str, value: &str) -> Result<(), SysError> {
+        let written = self.parent(path).and_then(|(dir, name)| {
+            let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let mut file = File::from(rustix::fs::openat(&dir, name, flags, Mode::empty())?);
+            file.write_all(format!("{value}\n").as_bytes())
+        });
+        written.map_err(SysError::file("write", path))
+    }
+
     /// Removes a file or a link, not what it leads to; what is not there is fine.
     pub fn remove(&self, path: &str) -> Result<(), SysError> {
         let removed = self.parent(path).and_then(|(dir, name)| {
             rustix::fs::unlinkat(&dir, name, AtFlags::empty())?;
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            File::from(rustix::fs::openat(&dir, ".", flags, Mode::empty())?).sync_all()
+            sync_in(&dir)
         });
         optional(removed).map_err(SysError::file("remove", path))?;
         Ok(())
     }
+}
+
+/// Makes what happened in a directory durable; the descriptor itself may be one that cannot be synced.
+fn sync_in(dir: &impl std::os::fd::AsFd) -> io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    File::from(rustix::fs::openat(dir, ".", flags, Mode::empty())?).sync_all()
 }
 
 fn own(file: &File, mode: u32, uid: u32, gid: u32) -> io::Result<()> {

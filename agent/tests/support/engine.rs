@@ -90,13 +90,22 @@ impl Host {
                 kind: (*kind).to_owned(),
                 schema: 1,
                 spec: spec.clone(),
+                needs: None,
             })
             .collect();
         let (plan, hash) = Plan { schema: PLAN_SCHEMA, resources }.to_bytes().unwrap();
         let seq = self.next_seq;
         self.next_seq += 1;
         let run = RunId::generate();
-        Dispatch { seq, run, plan: Bytes::from(plan), hash, epoch: 0, check: false, expired: false }
+        Dispatch {
+            seq,
+            run,
+            plan: Bytes::from(plan),
+            hash,
+            epoch: 0,
+            terms: Default::default(),
+            expired: false,
+        }
     }
 
     pub(crate) fn command(&mut self, spec: serde_json::Value) -> Dispatch {

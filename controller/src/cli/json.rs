@@ -90,13 +90,16 @@ fn event(event: &RunEvent, host: &str) -> Value {
             });
             ("step-finished", more)
         }
-        EventKind::ResourceFinished { address, attempt, outcome, message, diff, duration_ns } => {
+        EventKind::ResourceFinished { address, attempt, outcome, message, diff, duration_ns, seen } => {
             let more = json!({
                 "address": address, "attempt": attempt, "outcome": outcome_word(*outcome).0.replace(' ', "-"),
                 "message": or_null(message), "diff": or_null(diff), "seconds": *duration_ns as f64 / 1e9,
+                "seen": or_null(seen),
             });
             ("resource-finished", more)
         }
+        EventKind::Parked { why } => ("parked", json!({"message": or_null(why)})),
+        EventKind::Unparked => ("unparked", json!({})),
         EventKind::Finished { state, message } => {
             ("finished", json!({"state": state.as_str(), "message": or_null(message)}))
         }

@@ -210,6 +210,10 @@ impl View {
                     lines.extend(diff.lines().map(diff_line));
                 }
             }
+            EventKind::Parked { why } => {
+                lines.push(Line::toned(Tone::Faint, "parked      ", format!(" {}", clean::line(why))));
+            }
+            EventKind::Unparked => lines.push(Line::toned(Tone::Faint, "goes on     ", "")),
             EventKind::Finished { state, message } => self.finished = Some((*state, message.clone())),
         }
     }
@@ -318,6 +322,7 @@ mod tests {
                 message: "ran x\u{1b}[31m".into(),
                 diff: "-a\n+b\u{9b}".into(),
                 duration_ns: 1_234_000_000,
+                seen: String::new(),
             }),
         ]
     }
@@ -352,6 +357,7 @@ mod tests {
             message: "exit code 3".into(),
             diff: String::new(),
             duration_ns: 130_000_000_000,
+            seen: String::new(),
         });
         assert_eq!(show(&mut view, &[failed]), "failed       p:command:x  2 min 10 s  exit code 3\n");
         assert_eq!(view.counts.text(), "1 changed, 1 failed");

@@ -129,6 +129,15 @@ rows! {
     FOLLOW_RUN: "postern.v1.Operator/FollowRun" => Operator;
     CANCEL_RUN: "postern.v1.Operator/CancelRun" => Operator;
     LIST_RUNS: "postern.v1.Operator/ListRuns" => Operator;
+    RESUME_RUN: "postern.v1.Operator/ResumeRun" => Operator;
+    UNDO_RUN: "postern.v1.Operator/UndoRun" => Operator;
+    UPDATE_HOST: "postern.v1.Operator/UpdateHost" => Operator;
+    LIST_ASSIGNED: "postern.v1.Operator/ListAssigned" => Operator;
+    UNASSIGN: "postern.v1.Operator/Unassign" => Operator;
+    SET_SECRET: "postern.v1.Operator/SetSecret" => Operator;
+    LIST_SECRETS: "postern.v1.Operator/ListSecrets" => Operator;
+    REMOVE_SECRET: "postern.v1.Operator/RemoveSecret" => Operator;
+    BACKUP: "postern.v1.Operator/Backup" => Operator;
 }
 
 /// Lets the peer of this request through, or not.

@@ -32,6 +32,8 @@ pub(crate) fn run_message(run: RunRecord) -> v1::Run {
         finished_unix_ms: run.finished_ms,
         plan_sha256: run.plan.as_bytes().to_vec().into(),
         message: run.message,
+        resumes: String::new(),
+        undoes: String::new(),
     }
 }
 

@@ -169,6 +169,8 @@ fn host_message(shared: &Shared, host: HostRecord) -> v1::Host {
         boot_id: host.facts.boot_id.map(|boot| boot.to_string()).unwrap_or_default(),
         session_id: session.map(|session| session.session.to_string()).unwrap_or_default(),
         detail: host.detail,
+        vars: Default::default(),
+        profiles: Vec::new(),
     }
 }
 
@@ -178,6 +180,75 @@ impl Operator for OperatorService {
     type ApplyStream = Updates;
     type ExecStream = Updates;
     type FollowRunStream = Updates;
+    type ResumeRunStream = Updates;
+    type UndoRunStream = Updates;
+    type BackupStream = ReceiverStream<Result<v1::BackupPiece, Status>>;
+
+    async fn resume_run(&self, request: Request<v1::ResumeRunRequest>) -> Result<Response<Updates>, Status> {
+        authz::require(&request, rpc::RESUME_RUN)?;
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn undo_run(&self, request: Request<v1::UndoRunRequest>) -> Result<Response<Updates>, Status> {
+        authz::require(&request, rpc::UNDO_RUN)?;
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn update_host(
+        &self,
+        request: Request<v1::UpdateHostRequest>,
+    ) -> Result<Response<v1::UpdateHostResponse>, Status> {
+        authz::require(&request, rpc::UPDATE_HOST)?;
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn list_assigned(
+        &self,
+        request: Request<v1::ListAssignedRequest>,
+    ) -> Result<Response<v1::ListAssignedResponse>, Status> {
+        authz::require(&request, rpc::LIST_ASSIGNED)?;
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn unassign(
+        &self,
+        request: Request<v1::UnassignRequest>,
+    ) -> Result<Response<v1::UnassignResponse>, Status> {
+        authz::require(&request, rpc::UNASSIGN)?;
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn set_secret(
+        &self,
+        request: Request<v1::SetSecretRequest>,
+    ) -> Result<Response<v1::SetSecretResponse>, Status> {
+        authz::require(&request, rpc::SET_SECRET)?;
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn list_secrets(
+        &self,
+        request: Request<v1::ListSecretsRequest>,
+    ) -> Result<Response<v1::ListSecretsResponse>, Status> {
+        authz::require(&request, rpc::LIST_SECRETS)?;
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn remove_secret(
+        &self,
+        request: Request<v1::RemoveSecretRequest>,
+    ) -> Result<Response<v1::RemoveSecretResponse>, Status> {
+        authz::require(&request, rpc::REMOVE_SECRET)?;
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn backup(
+        &self,
+        request: Request<v1::BackupRequest>,
+    ) -> Result<Response<Self::BackupStream>, Status> {
+        authz::require(&request, rpc::BACKUP)?;
+        Err(Status::unimplemented("not yet"))
+    }
 
     async fn info(&self, request: Request<v1::InfoRequest>) -> Result<Response<v1::InfoResponse>, Status> {
         authz::require(&request, rpc::INFO)?;
@@ -410,6 +481,7 @@ fn exec_plan(spec: &[u8]) -> Result<(Vec<u8>, String), Box<dyn std::error::Error
             kind: CommandSpec::KIND.to_owned(),
             schema: CommandSpec::SCHEMA,
             spec,
+            needs: None,
         }],
     };
     Ok((plan.to_bytes()?.0, format!("exec {name}")))

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use postern_proto::convert::WireError;
 use postern_proto::event::{LogFrame, RunEvent, RunOffset};
 use postern_proto::ids::{BootId, ClusterId, HostId, InstanceId, RunId, SessionId};
+use postern_proto::plan::Terms;
 use postern_proto::v1;
 
 use super::text::neutral;
@@ -164,6 +165,8 @@ impl TryFrom<v1::AgentFrame> for AgentFrame {
             Kind::Event(it) => Self::Event(Box::new(it.try_into()?)),
             Kind::Log(it) => Self::Log(Box::new(it.try_into()?)),
             Kind::Pong(it) => Self::Pong(it.nonce),
+            // No plan of this build has references yet.
+            Kind::SecretsWanted(_) => return Err(WireError::Missing("secrets")),
             Kind::Left(it) => Self::Left(it.left_behind.iter().take(100).map(|text| neutral(text)).collect()),
         })
     }
@@ -191,7 +194,7 @@ impl From<ControllerFrame> for v1::ControllerFrame {
                 plan: dispatch.plan.into(),
                 plan_sha256: dispatch.plan_hash.as_bytes().to_vec().into(),
                 epoch,
-                check: dispatch.check,
+                terms: Some(Terms { check: dispatch.check, ..Terms::default() }.into()),
                 not_after_unix_ms: dispatch.not_after_ms,
                 operator_signature: Default::default(),
                 policy_ref: String::new(),

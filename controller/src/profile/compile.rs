@@ -415,7 +415,8 @@ impl Compiler<'_> {
             self.sink.hinted(entry.key_place, message, "give one of them another id:");
             return None;
         }
-        let resource = PlannedResource { address, kind: kind.name.into(), schema: kind.schema, spec };
+        let resource =
+            PlannedResource { address, kind: kind.name.into(), schema: kind.schema, spec, needs: None };
         Some(Placed { resource, target, place: entry.key_place })
     }
 }

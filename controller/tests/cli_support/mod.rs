@@ -170,6 +170,7 @@ impl FakeOperator {
             finished_unix_ms: if state.is_final() { 3_500 } else { 0 },
             plan_sha256: vec![7; 32].into(),
             message: if state.is_final() { self.message.clone() } else { String::new() },
+            ..Default::default()
         }
     }
 
@@ -215,6 +216,64 @@ impl Operator for FakeOperator {
     type ApplyStream = ReceiverStream<Result<v1::RunUpdate, Status>>;
     type ExecStream = ReceiverStream<Result<v1::RunUpdate, Status>>;
     type FollowRunStream = ReceiverStream<Result<v1::RunUpdate, Status>>;
+
+    type ResumeRunStream = ReceiverStream<Result<v1::RunUpdate, Status>>;
+    type UndoRunStream = ReceiverStream<Result<v1::RunUpdate, Status>>;
+    type BackupStream = ReceiverStream<Result<v1::BackupPiece, Status>>;
+
+    async fn resume_run(&self, _: Request<v1::ResumeRunRequest>) -> Result<Updates, Status> {
+        Err(Status::unimplemented("not in this stand-in"))
+    }
+
+    async fn undo_run(&self, _: Request<v1::UndoRunRequest>) -> Result<Updates, Status> {
+        Err(Status::unimplemented("not in this stand-in"))
+    }
+
+    async fn update_host(
+        &self,
+        _: Request<v1::UpdateHostRequest>,
+    ) -> Result<Response<v1::UpdateHostResponse>, Status> {
+        Err(Status::unimplemented("not in this stand-in"))
+    }
+
+    async fn list_assigned(
+        &self,
+        _: Request<v1::ListAssignedRequest>,
+    ) -> Result<Response<v1::ListAssignedResponse>, Status> {
+        Err(Status::unimplemented("not in this stand-in"))
+    }
+
+    async fn unassign(
+        &self,
+        _: Request<v1::UnassignRequest>,
+    ) -> Result<Response<v1::UnassignResponse>, Status> {
+        Err(Status::unimplemented("not in this stand-in"))
+    }
+
+    async fn set_secret(
+        &self,
+        _: Request<v1::SetSecretRequest>,
+    ) -> Result<Response<v1::SetSecretResponse>, Status> {
+        Err(Status::unimplemented("not in this stand-in"))
+    }
+
+    async fn list_secrets(
+        &self,
+        _: Request<v1::ListSecretsRequest>,
+    ) -> Result<Response<v1::ListSecretsResponse>, Status> {
+        Err(Status::unimplemented("not in this stand-in"))
+    }
+
+    async fn remove_secret(
+        &self,
+        _: Request<v1::RemoveSecretRequest>,
+    ) -> Result<Response<v1::RemoveSecretResponse>, Status> {
+        Err(Status::unimplemented("not in this stand-in"))
+    }
+
+    async fn backup(&self, _: Request<v1::BackupRequest>) -> Result<Response<Self::BackupStream>, Status> {
+        Err(Status::unimplemented("not in this stand-in"))
+    }
 
     async fn info(&self, _: Request<v1::InfoRequest>) -> Result<Response<v1::InfoResponse>, Status> {
         Ok(Response::new(v1::InfoResponse { listen: "[::]:7300".into(), ..Default::default() }))

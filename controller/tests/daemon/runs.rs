@@ -341,6 +341,8 @@ async fn requests_that_make_no_sense_are_refused_before_anything_is_written() {
         plan: plan.to_vec().into(),
         check: false,
         origin: "test".to_owned(),
+        approved: Vec::new(),
+        assign: Vec::new(),
     };
     let good = br#"{"schema":1,"resources":[]}"#;
     for (request, code) in [

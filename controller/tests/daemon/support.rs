@@ -525,6 +525,7 @@ impl Script {
                 message: String::new(),
                 diff: String::new(),
                 duration_ns: 1,
+                seen: String::new(),
             }),
             self.event(EventKind::Finished { state: RunState::Ok, message: String::new() }),
         ]

@@ -25,6 +25,9 @@ pub struct CommandSpec {
     /// May be run again after it was cut off.
     #[serde(default)]
     pub idempotent: bool,
+    /// It changes nothing, is run at each look, and what it prints, trimmed, is the late value of this name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub late: Option<String>,
     /// root when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
@@ -34,6 +37,9 @@ pub struct CommandSpec {
     /// Added to a clean environment.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
+    /// What it reads; nothing when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stdin: Option<String>,
     /// Seconds until it is ended (TERM, then KILL); one hour when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_s: Option<u64>,
@@ -65,7 +71,7 @@ impl CommandSpec {
     /// True when it may be run again after it was cut off.
     #[must_use]
     pub fn repeatable(&self) -> bool {
-        self.idempotent || self.creates.is_some() || self.unless.is_some()
+        self.idempotent || self.late.is_some() || self.creates.is_some() || self.unless.is_some()
     }
 }
 
@@ -81,16 +87,24 @@ impl ResourceSpec for CommandSpec {
     const KIND: &'static str = "command";
     const SCHEMA: u32 = 1;
     const FIELDS: &'static [Field] = &[
-        Field::optional("argv", Holds::TextList),
-        Field::optional("shell", Holds::Text),
-        Field::optional("creates", Holds::Text),
-        Field::optional("unless", Holds::TextList),
-        Field::optional("idempotent", Holds::Bool),
-        Field::optional("user", Holds::Text),
-        Field::optional("cwd", Holds::Text),
-        Field::optional("env", Holds::TextMap),
-        Field::optional("timeout_s", Holds::Count),
+        Field::optional("argv", Holds::TextList, "The program and its arguments; no shell.").late(),
+        Field::optional("shell", Holds::Text, "A script for /bin/sh, where a shell is wanted.").late(),
+        Field::optional("creates", Holds::Text, "It is not needed where this path is."),
+        Field::optional("unless", Holds::TextList, "It is not needed where this command exits 0.").late(),
+        Field::optional("idempotent", Holds::Bool, "It may be run again after it was cut off."),
+        Field::optional("late", Holds::Text, "It changes nothing; what it prints is late.NAME from here on."),
+        Field::optional("user", Holds::Text, "Whom it runs as; root when left out."),
+        Field::optional("cwd", Holds::Text, "Where it runs; / when left out."),
+        Field::optional("env", Holds::TextMap, "Added to a clean environment.").secret(),
+        Field::optional("stdin", Holds::Text, "What it reads; nothing when left out.").secret(),
+        Field::optional("timeout_s", Holds::Count, "Seconds until it is ended; 3600 when left out."),
     ];
+    const DOC: &'static str = "An action, run where nothing says that it is not needed.";
+    const CANNOT_UNDO: &'static str = "what the command did";
+
+    fn yields(&self) -> Option<&str> {
+        self.late.as_deref()
+    }
 
     fn natural_name(&self) -> String {
         let text = match self.run() {
@@ -131,6 +145,18 @@ impl ResourceSpec for CommandSpec {
         for (name, value) in &self.env {
             if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
                 errors.push(SpecError::new(format!("env.{name}"), "not a name and value of the environment"));
+            }
+        }
+        if let Some(name) = &self.late {
+            let valid = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+                && name.len() <= 64
+                && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+            if !valid {
+                errors.push(SpecError::new("late", format!("{name:?}: want letters, digits and _")));
+            } else if self.creates.is_some() || self.unless.is_some() {
+                let message =
+                    "a command that yields a late value is always run: leave creates and unless out";
+                errors.push(SpecError::new("late", message));
             }
         }
         if self.timeout_s == Some(0) {

@@ -9,6 +9,21 @@ pub struct Field {
     pub holds: Holds,
     /// A spec without it does not parse.
     pub required: bool,
+    /// Which holes a text in it may have.
+    pub takes: Takes,
+    /// One sentence for people: what it is, and what it is when left out.
+    pub doc: &'static str,
+}
+
+/// Which holes a text may have (see [`crate::text`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Takes {
+    /// None: it names the resource, or decides what is done.
+    Plain,
+    /// Late values.
+    Late,
+    /// Late values and secrets: it reaches no argument vector, log or message.
+    Secret,
 }
 
 /// What a field holds.
@@ -31,14 +46,26 @@ pub enum Holds {
 impl Field {
     /// A field that can be left out.
     #[must_use]
-    pub const fn optional(name: &'static str, holds: Holds) -> Self {
-        Self { name, holds, required: false }
+    pub const fn optional(name: &'static str, holds: Holds, doc: &'static str) -> Self {
+        Self { name, holds, required: false, takes: Takes::Plain, doc }
     }
 
     /// A field that must be there.
     #[must_use]
-    pub const fn required(name: &'static str, holds: Holds) -> Self {
-        Self { name, holds, required: true }
+    pub const fn required(name: &'static str, holds: Holds, doc: &'static str) -> Self {
+        Self { name, holds, required: true, takes: Takes::Plain, doc }
+    }
+
+    /// The same with late values allowed in it.
+    #[must_use]
+    pub const fn late(self) -> Self {
+        Self { takes: Takes::Late, ..self }
+    }
+
+    /// The same with late values and secrets allowed in it.
+    #[must_use]
+    pub const fn secret(self) -> Self {
+        Self { takes: Takes::Secret, ..self }
     }
 }
 

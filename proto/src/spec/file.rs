@@ -58,14 +58,16 @@ impl ResourceSpec for FileSpec {
     const KIND: &'static str = "file";
     const SCHEMA: u32 = 1;
     const FIELDS: &'static [Field] = &[
-        Field::required("path", Holds::Text),
-        Field::optional("content", Holds::Text),
-        Field::optional("mode", Holds::Text),
-        Field::optional("owner", Holds::Text),
-        Field::optional("group", Holds::Text),
-        Field::optional("state", PRESENCE),
-        Field::optional("validate", Holds::TextList),
+        Field::required("path", Holds::Text, "Absolute; its directory must be there."),
+        Field::optional("content", Holds::Text, "The whole content.").secret(),
+        Field::optional("mode", Holds::Text, "Octal permission bits; 0644 when left out."),
+        Field::optional("owner", Holds::Text, "User name; root when left out."),
+        Field::optional("group", Holds::Text, "Group name; root when left out."),
+        Field::optional("state", PRESENCE, "present or absent; present when left out."),
+        Field::optional("validate", Holds::TextList, "A command that must accept the new content at {path}."),
     ];
+    const DOC: &'static str = "A regular file with its content, owner and mode.";
+    const CANNOT_UNDO: &'static str = "a file of more than 16 MiB that it replaced";
 
     fn natural_name(&self) -> String {
         self.path.clone()

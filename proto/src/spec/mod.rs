@@ -7,11 +7,12 @@ mod package;
 mod service;
 
 pub use command::{CommandSpec, Run};
-pub use field::{Field, Holds};
+pub use field::{Field, Holds, Takes};
 pub use file::{FileMode, FileSpec};
 pub use package::PackageSpec;
 pub use service::{Running, ServiceSpec};
 
+use crate::text;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +24,15 @@ pub trait ResourceSpec: Serialize + DeserializeOwned {
     const SCHEMA: u32;
     /// Every field, in the order people are told them.
     const FIELDS: &'static [Field];
+    /// One sentence for people: what it is.
+    const DOC: &'static str;
+    /// What `run undo` does not bring back, for people; empty when it brings back all of it.
+    const CANNOT_UNDO: &'static str;
+
+    /// The late values it yields.
+    fn yields(&self) -> Option<&str> {
+        None
+    }
 
     /// What the address ends in when a profile gives no name: the package, the path, the unit.
     fn natural_name(&self) -> String;
@@ -70,8 +80,14 @@ pub struct KindInfo {
     pub schema: u32,
     /// Every field, in the order people are told them.
     pub fields: &'static [Field],
-    /// All that is wrong with a spec given as JSON.
+    /// See [`ResourceSpec::DOC`].
+    pub doc: &'static str,
+    /// See [`ResourceSpec::CANNOT_UNDO`].
+    pub cannot_undo: &'static str,
+    /// All that is wrong with a spec given as JSON, in which texts may have holes.
     pub check: fn(&serde_json::Value) -> Vec<SpecError>,
+    /// The name of the late value it yields.
+    pub yields: fn(&serde_json::Value) -> Option<String>,
     /// What the address ends in when a profile gives no name; `None` when the spec does not parse.
     pub natural_name: fn(&serde_json::Value) -> Option<String>,
 }
@@ -82,6 +98,9 @@ impl KindInfo {
             name: S::KIND,
             schema: S::SCHEMA,
             fields: S::FIELDS,
+            doc: S::DOC,
+            cannot_undo: S::CANNOT_UNDO,
+            yields: yields::<S>,
             check: check::<S>,
             natural_name: natural_name::<S>,
         }
@@ -89,14 +108,20 @@ impl KindInfo {
 }
 
 fn check<S: ResourceSpec>(json: &serde_json::Value) -> Vec<SpecError> {
-    match S::deserialize(json) {
-        Ok(spec) => spec.validate(),
-        Err(error) => vec![SpecError::new("", error.to_string())],
+    let mut errors = text::misplaced(S::FIELDS, json);
+    match S::deserialize(text::stand_in(json)) {
+        Ok(spec) => errors.extend(spec.validate()),
+        Err(error) => errors.push(SpecError::new("", error.to_string())),
     }
+    errors
 }
 
 fn natural_name<S: ResourceSpec>(json: &serde_json::Value) -> Option<String> {
-    S::deserialize(json).ok().map(|spec| spec.natural_name())
+    S::deserialize(text::stand_in(json)).ok().map(|spec| spec.natural_name())
+}
+
+fn yields<S: ResourceSpec>(json: &serde_json::Value) -> Option<String> {
+    S::deserialize(text::stand_in(json)).ok().and_then(|spec| spec.yields().map(str::to_owned))
 }
 
 /// Every kind of resource.
@@ -193,6 +218,23 @@ mod tests {
             ("command", json!({"argv": ["true"], "user": "r t"}), &["user"]),
             ("command", json!({"argv": ["true"], "timeout_s": 0}), &["timeout_s"]),
             ("command", json!({"argv": ["true"], "env": {"A=B": "c"}}), &["env.A=B"]),
+            ("command", json!({"argv": ["a", {"$text": [{"late": "b"}]}]}), &[]),
+            ("command", json!({"argv": [{"$text": [{"secret": {"id": "b", "version": 1}}]}]}), &["argv"]),
+            (
+                "command",
+                json!({"argv": ["a"], "env": {"B": {"$text": [{"secret": {"id": "b", "version": 1}}]}}}),
+                &[],
+            ),
+            (
+                "command",
+                json!({"argv": ["a"], "env": {"B": {"$text": [{"secret": {"id": "b", "version": 0}}]}}}),
+                &["env"],
+            ),
+            ("command", json!({"argv": ["a"], "user": {"$text": [{"late": "b"}]}}), &["user"]),
+            ("command", json!({"argv": ["a"], "late": "b"}), &[]),
+            ("command", json!({"argv": ["a"], "late": "b", "creates": "/x"}), &["late"]),
+            ("command", json!({"argv": ["a"], "late": "b c"}), &["late"]),
+            ("package", json!({"name": {"$text": [{"late": "b"}]}}), &["name"]),
         ];
         for (name, spec, want) in cases {
             let got = (kind(name).unwrap().check)(spec);

@@ -22,10 +22,13 @@ impl ResourceSpec for PackageSpec {
     const KIND: &'static str = "package";
     const SCHEMA: u32 = 1;
     const FIELDS: &'static [Field] = &[
-        Field::required("name", Holds::Text),
-        Field::optional("state", PRESENCE),
-        Field::optional("version", Holds::Text),
+        Field::required("name", Holds::Text, "The package's name."),
+        Field::optional("state", PRESENCE, "present or absent; present when left out."),
+        Field::optional("version", Holds::Text, "Exactly this version; whichever apt chooses when left out."),
     ];
+    const DOC: &'static str = "A Debian package; adjacent ones are one transaction.";
+    const CANNOT_UNDO: &'static str =
+        "accounts and files that a package's own scripts made and do not remove";
 
     fn natural_name(&self) -> String {
         self.name.clone()

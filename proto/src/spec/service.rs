@@ -50,11 +50,21 @@ impl ResourceSpec for ServiceSpec {
     const KIND: &'static str = "service";
     const SCHEMA: u32 = 1;
     const FIELDS: &'static [Field] = &[
-        Field::required("name", Holds::Text),
-        Field::optional("state", Holds::OneOf(&["running", "stopped"])),
-        Field::optional("enabled", Holds::Bool),
-        Field::optional("restart_on", Holds::TextList),
+        Field::required("name", Holds::Text, "The unit; .service when it has no suffix."),
+        Field::optional(
+            "state",
+            Holds::OneOf(&["running", "stopped"]),
+            "Whether it runs; left alone when left out.",
+        ),
+        Field::optional("enabled", Holds::Bool, "Whether it is started at boot; left alone when left out."),
+        Field::optional(
+            "restart_on",
+            Holds::TextList,
+            "It is restarted when one of these files is newer than its start.",
+        ),
     ];
+    const DOC: &'static str = "A systemd unit.";
+    const CANNOT_UNDO: &'static str = "";
 
     fn natural_name(&self) -> String {
         self.name.clone()
