@@ -9,19 +9,21 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use postern_proto::ids::{HostId, RunId};
+use postern_proto::v1;
 use postern_proto::v1::operator_client::OperatorClient;
-use postern_proto::{MAX_PLAN_BYTES, v1};
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 use zeroize::Zeroizing;
 
-pub use model::{HostInfo, Info, Link, RunInfo, Update, UpdateKind};
+pub use model::{Assigned, HostChange, HostInfo, Info, Link, Order, RunInfo, SecretInfo, Update, UpdateKind};
 pub use start::{StartFailure, Starter, log_path};
 pub(crate) use start::{reach, start_lock};
 
 /// How long the daemon may take to accept a connection, and to answer a call that waits for nothing.
 const CALL_DEADLINE: Duration = Duration::from_secs(15);
+/// All profiles assigned to a host are the largest answer, bytes.
+const MAX_ANSWER: usize = 16 * 1024 * 1024;
 /// How long a host may take to remove its agent.
 const FORGET_DEADLINE: Duration = Duration::from_secs(120);
 
@@ -161,7 +163,7 @@ impl Client {
             .connect_with_connector(connector)
             .await
             .map_err(|error| fail(io::Error::other(error)))?;
-        let operator = OperatorClient::new(channel).max_decoding_message_size(4 * MAX_PLAN_BYTES);
+        let operator = OperatorClient::new(channel).max_decoding_message_size(MAX_ANSWER);
         Ok(Self { operator, daemon_pid })
     }
 
@@ -236,23 +238,68 @@ impl Client {
         Ok(answer.into_inner().left_behind)
     }
 
+    /// Changes what the operator says about a host; yields it as it is then.
+    pub async fn update_host(&mut self, host: HostId, change: HostChange) -> Result<HostInfo, ClientError> {
+        let message = change.into_request(host);
+        let answer = self.operator.update_host(request(message, CALL_DEADLINE)).await?.into_inner();
+        answer.host.ok_or_else(|| ClientError::Answer("no host".into()))?.try_into()
+    }
+
+    /// The profiles a host is to have, in the order in which they compose.
+    pub async fn assigned(&mut self, host: HostId) -> Result<Vec<Assigned>, ClientError> {
+        let message = v1::ListAssignedRequest { host: host.to_string() };
+        let answer = self.operator.list_assigned(request(message, CALL_DEADLINE)).await?;
+        Ok(answer.into_inner().profiles.into_iter().map(Assigned::from).collect())
+    }
+
+    /// Takes a profile from a host's assigned ones. Nothing changes on the host by that.
+    pub async fn unassign(&mut self, host: HostId, profile: String) -> Result<(), ClientError> {
+        let message = v1::UnassignRequest { host: host.to_string(), profile };
+        self.operator.unassign(request(message, CALL_DEADLINE)).await?;
+        Ok(())
+    }
+
+    /// Gives a secret a value; yields the version that has it. The value it has already makes no new version.
+    pub async fn set_secret(&mut self, name: String, value: Zeroizing<Vec<u8>>) -> Result<u32, ClientError> {
+        // The message's buffer is wiped when the last part of it was sent.
+        let message = v1::SetSecretRequest { name, value: bytes::Bytes::from_owner(value) };
+        let answer = self.operator.set_secret(request(message, CALL_DEADLINE)).await?;
+        Ok(answer.into_inner().version)
+    }
+
+    /// All secrets by name, without their values.
+    pub async fn secrets(&mut self) -> Result<Vec<SecretInfo>, ClientError> {
+        let answer = self.operator.list_secrets(request(v1::ListSecretsRequest {}, CALL_DEADLINE)).await?;
+        Ok(answer.into_inner().secrets.into_iter().map(SecretInfo::from).collect())
+    }
+
+    /// Removes a secret with all its versions.
+    pub async fn remove_secret(&mut self, name: String) -> Result<(), ClientError> {
+        self.operator.remove_secret(request(v1::RemoveSecretRequest { name }, CALL_DEADLINE)).await?;
+        Ok(())
+    }
+
+    /// The whole state as one archive, in pieces.
+    pub async fn backup(&mut self) -> Result<BackupPieces, ClientError> {
+        Ok(BackupPieces(self.operator.backup(v1::BackupRequest {}).await?.into_inner()))
+    }
+
     /// Starts a run of a plan.
-    pub async fn apply(
-        &mut self,
-        host: HostId,
-        plan: Vec<u8>,
-        check: bool,
-        origin: String,
-    ) -> Result<Updates, ClientError> {
-        let message = v1::ApplyRequest {
-            host: host.to_string(),
-            plan: plan.into(),
-            check,
-            origin,
-            approved: Vec::new(),
-            assign: Vec::new(),
-        };
+    pub async fn apply(&mut self, host: HostId, plan: Vec<u8>, order: Order) -> Result<Updates, ClientError> {
+        let message = order.into_request(host, plan);
         Ok(Updates(self.operator.apply(message).await?.into_inner()))
+    }
+
+    /// Starts a run of the same plan on the same host that does not repeat the actions the old one has done.
+    pub async fn resume(&mut self, run: RunId) -> Result<Updates, ClientError> {
+        let message = v1::ResumeRunRequest { run_id: run.to_string() };
+        Ok(Updates(self.operator.resume_run(message).await?.into_inner()))
+    }
+
+    /// Starts a run that takes back what this one did; with `check` it only shows what it would do.
+    pub async fn undo(&mut self, run: RunId, check: bool) -> Result<Updates, ClientError> {
+        let message = v1::UndoRunRequest { run_id: run.to_string(), check };
+        Ok(Updates(self.operator.undo_run(message).await?.into_inner()))
     }
 
     /// Starts a run of one command.
@@ -293,5 +340,16 @@ impl Updates {
             Some(update) => Ok(Some(update.try_into()?)),
             None => Ok(None),
         }
+    }
+}
+
+/// A backup on its way.
+#[derive(Debug)]
+pub struct BackupPieces(tonic::Streaming<v1::BackupPiece>);
+
+impl BackupPieces {
+    /// The next piece; `None` after the last one. What ended in an error is no backup.
+    pub async fn next(&mut self) -> Result<Option<bytes::Bytes>, ClientError> {
+        Ok(self.0.message().await?.map(|piece| piece.data))
     }
 }

@@ -14,7 +14,7 @@ use super::out::{Out, Tone};
 use super::selector::Selector;
 use super::view::{Line, View};
 use super::{Context, Exit, clean, compile, json};
-use crate::client::{Client, HostInfo, Link, RunInfo, UpdateKind};
+use crate::client::{Client, HostInfo, Link, Order, RunInfo, UpdateKind};
 use crate::profile::Compiled;
 
 /// Hosts that are worked on at once.
@@ -110,7 +110,8 @@ pub(crate) async fn one(
             "{name}: its agent is not connected; the run waits for it (Ctrl-C lets it wait alone)"
         ));
     }
-    let updates = client.apply(host.id, plan, check, compiled.origin()).await?;
+    let order = Order { check, origin: compiled.origin(), ..Order::default() };
+    let updates = client.apply(host.id, plan, order).await?;
     let mut view = View::new(prefixed.then_some(host.name.as_str()), out.volume, check);
     let followed = follow(context, client, updates, interrupt, |update| {
         if out.json {
@@ -233,6 +234,8 @@ mod tests {
             last_seen_ms: 0,
             peer: String::new(),
             detail: String::new(),
+            vars: Default::default(),
+            profiles: Vec::new(),
         }
     }
 

@@ -143,6 +143,8 @@ mod tests {
             last_seen_ms: 0,
             peer: String::new(),
             detail: String::new(),
+            vars: Default::default(),
+            profiles: Vec::new(),
         }
     }
 

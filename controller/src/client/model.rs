@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use postern_proto::convert::WireError;
 use postern_proto::event::{LogFrame, RunEvent, RunState};
 use postern_proto::ids::{HostId, PlanHash, RunId};
+use postern_proto::plan::Approval;
 use postern_proto::v1;
 
 use super::ClientError;
@@ -103,6 +104,10 @@ pub struct HostInfo {
     pub peer: String,
     /// More for people.
     pub detail: String,
+    /// Values for profiles' variables on this host.
+    pub vars: BTreeMap<String, String>,
+    /// Names of the assigned profiles, in order.
+    pub profiles: Vec<String>,
 }
 
 impl TryFrom<v1::Host> for HostInfo {
@@ -132,6 +137,8 @@ impl TryFrom<v1::Host> for HostInfo {
             last_seen_ms: host.last_seen_unix_ms,
             peer: host.peer,
             detail: host.detail,
+            vars: host.vars.into_iter().collect(),
+            profiles: host.profiles,
         })
     }
 }
@@ -159,6 +166,14 @@ pub struct RunInfo {
     pub plan: Option<PlanHash>,
     /// For people.
     pub message: String,
+    /// The run that this one resumes.
+    pub resumes: Option<RunId>,
+    /// The run that this one takes back.
+    pub undoes: Option<RunId>,
+}
+
+fn other_run(id: &str) -> Result<Option<RunId>, WireError> {
+    if id.is_empty() { Ok(None) } else { Ok(Some(id.parse()?)) }
 }
 
 impl TryFrom<v1::Run> for RunInfo {
@@ -176,7 +191,122 @@ impl TryFrom<v1::Run> for RunInfo {
             finished_ms: run.finished_unix_ms,
             plan: PlanHash::try_from(run.plan_sha256.as_ref()).ok(),
             message: run.message,
+            resumes: other_run(&run.resumes)?,
+            undoes: other_run(&run.undoes)?,
         })
+    }
+}
+
+/// How a plan is to be applied.
+#[derive(Clone, Debug, Default)]
+pub struct Order {
+    /// Nothing is changed.
+    pub check: bool,
+    /// A profile's name or path.
+    pub origin: String,
+    /// From a reviewed preview; empty: not asked for.
+    pub approved: Vec<Approval>,
+    /// Written down together with the run. Those that the host has already are replaced in their place.
+    pub assign: Vec<Assigned>,
+}
+
+impl Order {
+    pub(super) fn into_request(self, host: HostId, plan: Vec<u8>) -> v1::ApplyRequest {
+        v1::ApplyRequest {
+            host: host.to_string(),
+            plan: plan.into(),
+            check: self.check,
+            origin: self.origin,
+            approved: self.approved.into_iter().map(v1::Approval::from).collect(),
+            assign: self.assign.into_iter().map(v1::AssignedProfile::from).collect(),
+        }
+    }
+}
+
+/// A profile that a host is to have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Assigned {
+    /// Unique on a host.
+    pub name: String,
+    /// What compiles it again. The daemon keeps it and does not look into it.
+    pub bundle: Vec<u8>,
+    /// As given when it was applied.
+    pub vars: BTreeMap<String, String>,
+    /// Set by the daemon, milliseconds since the Unix epoch.
+    pub assigned_ms: i64,
+}
+
+impl From<Assigned> for v1::AssignedProfile {
+    fn from(assigned: Assigned) -> Self {
+        Self {
+            name: assigned.name,
+            bundle: assigned.bundle.into(),
+            vars: assigned.vars.into_iter().collect(),
+            assigned_unix_ms: assigned.assigned_ms,
+        }
+    }
+}
+
+impl From<v1::AssignedProfile> for Assigned {
+    fn from(assigned: v1::AssignedProfile) -> Self {
+        Self {
+            name: assigned.name,
+            bundle: assigned.bundle.into(),
+            vars: assigned.vars.into_iter().collect(),
+            assigned_ms: assigned.assigned_unix_ms,
+        }
+    }
+}
+
+/// What is to change of a host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostChange {
+    /// `None`: stays.
+    pub name: Option<String>,
+    /// Added, or given another value.
+    pub set_labels: BTreeMap<String, String>,
+    /// Removed; those that are not there do not matter.
+    pub remove_labels: Vec<String>,
+    /// Added, or given another value.
+    pub set_vars: BTreeMap<String, String>,
+    /// Removed; those that are not there do not matter.
+    pub remove_vars: Vec<String>,
+}
+
+impl HostChange {
+    pub(super) fn into_request(self, host: HostId) -> v1::UpdateHostRequest {
+        v1::UpdateHostRequest {
+            host: host.to_string(),
+            name: self.name.unwrap_or_default(),
+            set_labels: self.set_labels.into_iter().collect(),
+            remove_labels: self.remove_labels,
+            set_vars: self.set_vars.into_iter().collect(),
+            remove_vars: self.remove_vars,
+        }
+    }
+}
+
+/// What is known of a secret without its value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SecretInfo {
+    /// Given by the operator.
+    pub name: String,
+    /// The newest.
+    pub version: u32,
+    /// When that was set, milliseconds since the Unix epoch.
+    pub set_ms: i64,
+    /// Names of hosts whose assigned profiles or unfinished runs refer to it.
+    pub used_by: Vec<String>,
+}
+
+impl From<v1::SecretInfo> for SecretInfo {
+    fn from(secret: v1::SecretInfo) -> Self {
+        Self {
+            name: secret.name,
+            version: secret.version,
+            set_ms: secret.set_unix_ms,
+            used_by: secret.used_by,
+        }
     }
 }
 
