@@ -12,6 +12,7 @@ mod connect;
 mod error;
 mod exec;
 mod host_key;
+mod key_file;
 mod known_hosts;
 mod plan;
 mod preflight;
