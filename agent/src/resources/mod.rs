@@ -1,5 +1,6 @@
 //! The kinds of resources: one file each, one row each in [`bind`].
 
+mod apt;
 mod base64_bytes;
 mod command;
 mod diff;

@@ -145,7 +145,7 @@ impl Sys {
         target.map_err(SysError::file("read the link", path))
     }
 
-    fn open(&self, path: &str) -> io::Result<File> {
+    pub(super) fn open(&self, path: &str) -> io::Result<File> {
         let (dir, name) = self.parent(path)?;
         // NONBLOCK, so that a pipe in a file's place does not hang us.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;

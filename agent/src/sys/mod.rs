@@ -1,17 +1,20 @@
 //! The host: the only place of the agent that touches its files and starts its programs.
 
 mod accounts;
+mod dpkg;
 mod files;
 mod locks;
 mod run;
 mod walk;
 
 pub use accounts::Account;
+pub use dpkg::{Dpkg, DpkgPackage, DpkgState};
 pub use files::{FileKind, Meta, NewFile};
 pub use run::{As, Output};
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What failed on the host: what was being done, to what.
@@ -75,6 +78,8 @@ impl SysError {
 pub struct Sys {
     root: PathBuf,
     path_env: String,
+    /// Clones share what was read of dpkg.
+    dpkg: Arc<dpkg::Memo>,
 }
 
 impl Sys {
@@ -84,13 +89,14 @@ impl Sys {
         Self {
             root: PathBuf::from("/"),
             path_env: "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned(),
+            dpkg: Arc::default(),
         }
     }
 
     /// A directory that stands for a host's root; programs are looked for in `path_env`.
     #[must_use]
     pub fn rooted(root: PathBuf, path_env: String) -> Self {
-        Self { root, path_env }
+        Self { root, path_env, dpkg: Arc::default() }
     }
 
     /// Where programs are looked for.

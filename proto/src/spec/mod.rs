@@ -185,6 +185,8 @@ mod tests {
             ("package", json!({"name": "curl", "version": "7.88.1-10+deb12u1"}), &[]),
             ("package", json!({"name": "curl", "version": "1 2"}), &["version"]),
             ("package", json!({"name": "curl", "state": "absent", "version": "1"}), &["version"]),
+            ("package", json!({"name": "curl", "hold": true, "version": "1"}), &[]),
+            ("package", json!({"name": "curl", "state": "absent", "hold": false}), &["hold"]),
             ("package", json!({"name": "curl", "colour": "red"}), &[""]),
             ("package", json!({"name": 7}), &[""]),
             ("file", json!({"path": "/etc/motd", "content": "hi\n"}), &[]),
@@ -234,7 +236,7 @@ mod tests {
             ("command", json!({"argv": ["a"], "late": "b"}), &[]),
             ("command", json!({"argv": ["a"], "late": "b", "creates": "/x"}), &["late"]),
             ("command", json!({"argv": ["a"], "late": "b c"}), &["late"]),
-            ("package", json!({"name": {"$text": [{"late": "b"}]}}), &["name"]),
+            ("package", json!({"name": {"$text": [{"late": "b"}]}}), &["name", "name"]),
         ];
         for (name, spec, want) in cases {
             let got = (kind(name).unwrap().check)(spec);

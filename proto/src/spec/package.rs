@@ -16,6 +16,9 @@ pub struct PackageSpec {
     /// Exactly this version; any when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
+    /// Whether upgrades leave it at its version; left alone when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold: Option<bool>,
 }
 
 impl ResourceSpec for PackageSpec {
@@ -25,10 +28,12 @@ impl ResourceSpec for PackageSpec {
         Field::required("name", Holds::Text, "The package's name."),
         Field::optional("state", PRESENCE, "present or absent; present when left out."),
         Field::optional("version", Holds::Text, "Exactly this version; whichever apt chooses when left out."),
+        Field::optional("hold", Holds::Bool, "Whether upgrades leave it alone; left as it is when left out."),
     ];
     const DOC: &'static str = "A Debian package; adjacent ones are one transaction.";
-    const CANNOT_UNDO: &'static str =
-        "accounts and files that a package's own scripts made and do not remove";
+    const CANNOT_UNDO: &'static str = "accounts and files that a package's own scripts made and do not remove; \
+         a version that is no longer in any repository; what was changed since in configuration files of a \
+         package that the run installed";
 
     fn natural_name(&self) -> String {
         self.name.clone()
@@ -63,6 +68,9 @@ impl ResourceSpec for PackageSpec {
             } else if self.state == Presence::Absent {
                 errors.push(SpecError::new("version", "a package that is to be absent has no version"));
             }
+        }
+        if self.hold.is_some() && self.state == Presence::Absent {
+            errors.push(SpecError::new("hold", "a package that is to be absent is not held"));
         }
         errors
     }
