@@ -4,7 +4,7 @@ use postern_proto::spec::{FileSpec, Presence};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::diff::{hidden, unified};
+use super::diff::{attributes, hidden, unified};
 use super::{Depth, ObserveError, Resource, Step, Undo, WriteFile, base64_bytes};
 use crate::sys::{FileKind, Meta, Sys};
 
@@ -167,17 +167,7 @@ impl Resource for File {
         let mut text = show(&spec.path, old, new);
         if let (Some((meta, _)), Some(mode), Presence::Present) = (&seen.there, spec.mode.bits(), spec.state)
         {
-            let line =
-                |what: &str, from: String, to: String| format!("{}: {what} {from} -> {to}\n", spec.path);
-            if meta.mode != mode {
-                text += &line("mode", format!("{:04o}", meta.mode), format!("{mode:04o}"));
-            }
-            if meta.uid != seen.uid {
-                text += &line("owner", meta.uid.to_string(), format!("{} ({})", seen.uid, spec.owner));
-            }
-            if meta.gid != seen.gid {
-                text += &line("group", meta.gid.to_string(), format!("{} ({})", seen.gid, spec.group));
-            }
+            text += &attributes(&spec.path, meta, mode, (seen.uid, &spec.owner), (seen.gid, &spec.group));
         }
         text
     }

@@ -4,10 +4,13 @@ mod apt;
 mod base64_bytes;
 mod command;
 mod diff;
+mod directory;
 mod file;
 mod package;
+mod reboot;
 mod service;
 mod step;
+mod sysctl;
 
 pub use step::{Exec, Step, WriteFile};
 
@@ -276,9 +279,12 @@ type Row = (&'static str, fn(&serde_json::Value) -> Result<Box<dyn Bound>, serde
 /// One row a kind.
 const KINDS: &[Row] = &[
     ("command", adapt::<command::Command>),
+    ("directory", adapt::<directory::Directory>),
     ("file", adapt::<file::File>),
     ("package", adapt::<package::Package>),
+    ("reboot", adapt::<reboot::Reboot>),
     ("service", adapt::<service::Service>),
+    ("sysctl", adapt::<sysctl::Sysctl>),
 ];
 
 /// A planned resource, ready to be worked on. The error is for people; a plan that was validated has none.

@@ -154,7 +154,7 @@ async fn ask(spec: &ServiceSpec, host: &Sys) -> Result<Seen, ObserveError> {
     let text = String::from_utf8_lossy(&said.stdout);
     let (mut seen, started, source) = parse(&text, crate::sys::boot_ns());
     if let Some(started) = started {
-        seen.stale = newest(spec, host, started)?;
+        seen.stale = newest(&spec.restart_on, host, started)?;
     }
     if let (true, Some(script)) = (seen.file_state == "generated", source.strip_prefix("/etc/init.d/")) {
         seen.sysv = Some(starts_at_boot(script, host)?);
@@ -230,9 +230,10 @@ fn parse(text: &str, boot_ns: i128) -> (Seen, Option<i128>, String) {
     (seen, started, get("SourcePath").to_owned())
 }
 
-fn newest(spec: &ServiceSpec, host: &Sys, started: i128) -> Result<Option<String>, SysError> {
+/// The first of these files that was changed after something was started.
+pub(super) fn newest(paths: &[String], host: &Sys, started: i128) -> Result<Option<String>, SysError> {
     let now = i128::from(crate::sys::now_ns());
-    for path in &spec.restart_on {
+    for path in paths {
         let changed = match host.mtime_ns(path)? {
             // Written under a wrong clock, or by a program that sets such times. A restart would not make the
             // unit younger than it, now or ever; when the file came to be so is what the kernel knows.
@@ -371,8 +372,8 @@ mod tests {
         let spec = spec(serde_json::json!({"name": "x", "state": "running", "restart_on": ["/conf"]}));
         let now = i128::from(crate::sys::now_ns());
         let second = 1_000_000_000;
-        assert_eq!(newest(&spec, &sys, now - 60 * second).unwrap().as_deref(), Some("/conf"));
-        assert_eq!(newest(&spec, &sys, now + second).unwrap(), None);
+        assert_eq!(newest(&spec.restart_on, &sys, now - 60 * second).unwrap().as_deref(), Some("/conf"));
+        assert_eq!(newest(&spec.restart_on, &sys, now + second).unwrap(), None);
     }
 
     /// T07: the restart is needed for as long as the file is newer, whatever run wrote it.

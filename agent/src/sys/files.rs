@@ -161,6 +161,34 @@ impl Sys {
         Ok(entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect())
     }
 
+    /// The first names in a directory, at most this many; none when it is empty or not there. A link in its
+    /// place is not followed.
+    pub fn entries(&self, path: &str, most: usize) -> Result<Vec<String>, SysError> {
+        let read = self.parent(path).and_then(|(dir, name)| {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let entries = rustix::fs::Dir::new(rustix::fs::openat(&dir, name, flags, Mode::empty())?)?;
+            let mut names = Vec::new();
+            for entry in entries {
+                let name = entry?.file_name().to_string_lossy().into_owned();
+                if names.len() == most {
+                    break;
+                }
+                if name != "." && name != ".." {
+                    names.push(name);
+                }
+            }
+            Ok(names)
+        });
+        Ok(optional(read).map_err(SysError::file("list", path))?.unwrap_or_default())
+    }
+
+    /// Whether a path leads to a directory; links on the way and at its end are followed where only root
+    /// could have made them, and an error otherwise.
+    pub fn is_directory(&self, path: &str) -> Result<bool, SysError> {
+        let found = optional(self.directory(path)).map_err(SysError::file("look at", path))?;
+        Ok(found.is_some())
+    }
+
     /// Puts a file in place in one step: readers see the old one or the new one. `check` is called with the
     /// finished file under its temporary name (a path of the host) and can still stop it.
     pub fn replace(
@@ -192,10 +220,16 @@ impl Sys {
         outcome
     }
 
-    /// Sets owner and mode of a regular file, never through a link.
+    /// Sets owner and mode of a regular file or a directory, never through a link.
     pub fn set_attributes(&self, path: &str, mode: u32, uid: u32, gid: u32) -> Result<(), SysError> {
         let file = self.open(path).map_err(SysError::file("open", path))?;
-        own(&file, mode, uid, gid)
+        let known = file.metadata().and_then(|meta| {
+            // What was looked at may have been exchanged since, for a pipe or a device.
+            let wrong = || io::Error::new(io::ErrorKind::InvalidInput, "neither a file nor a directory");
+            if meta.is_file() || meta.is_dir() { Ok(()) } else { Err(wrong()) }
+        });
+        known
+            .and_then(|()| own(&file, mode, uid, gid))
             .and_then(|()| file.sync_all())
             .map_err(SysError::file("set owner and mode of", path))
     }
@@ -329,6 +363,36 @@ mod tests {
         assert_eq!(seen, "bad");
         assert_eq!(fs::read(dir.path().join("a")).unwrap(), b"old");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn directories_by_table() {
+        let (dir, sys, uid, gid) = sys();
+        let at = |path: &str| dir.path().join(path);
+        fs::create_dir_all(at("full/inner")).unwrap();
+        fs::create_dir(at("empty")).unwrap();
+        for name in ["a", "b", "c"] {
+            fs::write(at("full").join(name), "").unwrap();
+        }
+        std::os::unix::fs::symlink("full", at("link")).unwrap();
+        assert_eq!(sys.entries("/full", 9).unwrap().len(), 4);
+        assert_eq!(sys.entries("/full", 2).unwrap().len(), 2);
+        assert_eq!(sys.entries("/empty", 9).unwrap(), [] as [&str; 0]);
+        assert_eq!(sys.entries("/none", 9).unwrap(), [] as [&str; 0]);
+        assert_eq!(sys.entries("/link", 9).unwrap(), [] as [&str; 0], "T48: a link in its place");
+        for (path, want) in [("/full", true), ("/link", true), ("/none", false), ("/full/a", false)] {
+            assert_eq!(sys.is_directory(path).unwrap(), want, "{path}");
+        }
+        let mode = |path: &str| fs::metadata(at(path)).unwrap().permissions().mode() & 0o7777;
+        sys.set_attributes("/empty", 0o2711, uid, gid).unwrap();
+        assert_eq!(mode("empty"), 0o2711);
+        assert!(sys.set_attributes("/link", 0o700, uid, gid).is_err());
+        assert_ne!(mode("full"), 0o700);
+        rustix::fs::mknodat(rustix::fs::CWD, at("pipe"), FileType::Fifo, 0o600.into(), 0).unwrap();
+        assert!(sys.set_attributes("/pipe", 0o666, uid, gid).is_err());
+        assert_eq!(mode("pipe"), 0o600);
+        sys.remove_directory("/empty").unwrap();
+        assert!(sys.remove_directory("/full").is_err() && at("full/inner").exists());
     }
 
     #[test]

@@ -127,6 +127,17 @@ pub fn start_ticks(pid: u32) -> Option<u64> {
     rest.split_whitespace().nth(19)?.parse().ok()
 }
 
+/// When this system's first process was started, nanoseconds since the Unix epoch by the clock as it is now;
+/// `None` when it cannot be known. That is the boot also where the kernel is older than the system on it.
+#[must_use]
+pub fn init_start_ns() -> Option<i128> {
+    // proc(5): in ticks of sysconf(_SC_CLK_TCK), 100 a second on every architecture we are built for.
+    let ticks = i128::from(start_ticks(1)?);
+    let since = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let kernel = i128::from(now_ns()) - i128::from(since.tv_sec) * 1_000_000_000 - i128::from(since.tv_nsec);
+    Some(kernel + ticks * 10_000_000)
+}
+
 /// Nanoseconds since the Unix epoch.
 #[must_use]
 pub fn now_ns() -> i64 {

@@ -72,7 +72,9 @@ impl Field {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{CommandSpec, FileSpec, PackageSpec, ResourceSpec, ServiceSpec};
+    use crate::spec::{
+        CommandSpec, DirectorySpec, FileSpec, PackageSpec, RebootSpec, ResourceSpec, ServiceSpec, SysctlSpec,
+    };
     use serde::de::{self, Deserializer, Visitor};
     use std::collections::BTreeSet;
 
@@ -148,8 +150,11 @@ mod tests {
     #[test]
     fn tables_agree_with_the_structs() {
         agrees::<CommandSpec>();
+        agrees::<DirectorySpec>();
         agrees::<FileSpec>();
         agrees::<PackageSpec>();
+        agrees::<RebootSpec>();
         agrees::<ServiceSpec>();
+        agrees::<SysctlSpec>();
     }
 }

@@ -30,7 +30,7 @@ pub struct FileSpec {
     pub validate: Option<Vec<String>>,
 }
 
-fn root() -> String {
+pub(super) fn root() -> String {
     "root".to_owned()
 }
 

@@ -1,16 +1,22 @@
 //! The specs of resources: one file a kind, one row in [`KINDS`].
 
 mod command;
+mod directory;
 mod field;
 mod file;
 mod package;
+mod reboot;
 mod service;
+mod sysctl;
 
 pub use command::{CommandSpec, Run};
+pub use directory::DirectorySpec;
 pub use field::{Field, Holds, Takes};
 pub use file::{FileMode, FileSpec};
 pub use package::PackageSpec;
+pub use reboot::RebootSpec;
 pub use service::{Running, ServiceSpec};
+pub use sysctl::{SysctlSpec, sysctl_key};
 
 use crate::text;
 use serde::de::DeserializeOwned;
@@ -110,7 +116,13 @@ impl KindInfo {
 fn check<S: ResourceSpec>(json: &serde_json::Value) -> Vec<SpecError> {
     let mut errors = text::misplaced(S::FIELDS, json);
     match S::deserialize(text::stand_in(json)) {
-        Ok(spec) => errors.extend(spec.validate()),
+        // What stands in a hole that should not be there is not what is wrong with the field.
+        Ok(spec) => {
+            let found = spec.validate().into_iter();
+            let new: Vec<_> =
+                found.filter(|new| errors.iter().all(|error| error.field != new.field)).collect();
+            errors.extend(new);
+        }
         Err(error) => errors.push(SpecError::new("", error.to_string())),
     }
     errors
@@ -127,9 +139,12 @@ fn yields<S: ResourceSpec>(json: &serde_json::Value) -> Option<String> {
 /// Every kind of resource.
 pub const KINDS: &[KindInfo] = &[
     KindInfo::of::<CommandSpec>(),
+    KindInfo::of::<DirectorySpec>(),
     KindInfo::of::<FileSpec>(),
     KindInfo::of::<PackageSpec>(),
+    KindInfo::of::<RebootSpec>(),
     KindInfo::of::<ServiceSpec>(),
+    KindInfo::of::<SysctlSpec>(),
 ];
 
 /// The row of a kind.
@@ -201,6 +216,34 @@ mod tests {
             ("file", json!({"path": "/a", "content": "", "owner": "a b", "group": ""}), &["owner", "group"]),
             ("file", json!({"path": "/a", "content": "", "validate": ["visudo", "-cf"]}), &["validate"]),
             ("file", json!({"path": "/a", "content": "", "validate": ["visudo", "-cf", "{path}"]}), &[]),
+            ("directory", json!({"path": "/srv/a"}), &[]),
+            ("directory", json!({"path": "/srv/a", "mode": "2770", "owner": "a", "parents": true}), &[]),
+            ("directory", json!({"path": "/srv/a", "state": "absent"}), &[]),
+            ("directory", json!({"path": "/srv/a", "state": "absent", "parents": true}), &["parents"]),
+            ("directory", json!({"path": "/"}), &["path"]),
+            ("directory", json!({"path": "/srv/a/"}), &["path"]),
+            ("directory", json!({"path": "srv", "mode": "rwx", "owner": ""}), &["path", "mode", "owner"]),
+            ("sysctl", json!({"name": "net.ipv4.ip_forward", "value": "1"}), &[]),
+            ("sysctl", json!({"name": "net.ipv4.conf.eth0/1.rp_filter", "value": "1\t2"}), &[]),
+            ("sysctl", json!({"name": "kernel.core_pattern", "value": ""}), &[]),
+            ("sysctl", json!({"name": "net.ipv4.ip_forward", "state": "absent"}), &[]),
+            ("sysctl", json!({"name": "net.ipv4.ip_forward"}), &["value"]),
+            ("sysctl", json!({"name": "net.a", "state": "absent", "value": "1"}), &["value"]),
+            ("sysctl", json!({"name": "net.a", "value": "1\nkernel.sysrq = 1"}), &["value"]),
+            ("sysctl", json!({"name": "net", "value": "1"}), &["name"]),
+            ("sysctl", json!({"name": "net..a", "value": "1"}), &["name"]),
+            ("sysctl", json!({"name": "net/../a", "value": "1"}), &["name"]),
+            ("sysctl", json!({"name": "net.//.a", "value": "1"}), &["name"]),
+            ("sysctl", json!({"name": "/net/a", "value": "1"}), &["name"]),
+            ("sysctl", json!({"name": "net.ipv4.*", "value": "1"}), &["name"]),
+            ("sysctl", json!({"name": "net.a b", "value": "1"}), &["name"]),
+            ("sysctl", json!({"name": "-net.a", "value": "1"}), &["name"]),
+            ("sysctl", json!({"name": "net.a", "value": {"$text": [{"late": "b"}]}}), &[]),
+            ("reboot", json!({"name": "after the kernel"}), &[]),
+            ("reboot", json!({"name": "a", "if_required": false, "if_newer": ["/etc/default/grub"]}), &[]),
+            ("reboot", json!({"name": "a", "if_required": false}), &[""]),
+            ("reboot", json!({"name": " "}), &["name"]),
+            ("reboot", json!({"name": "a", "if_newer": ["x"]}), &["if_newer"]),
             ("service", json!({"name": "ssh", "state": "running", "enabled": true}), &[]),
             ("service", json!({"name": "cron.timer", "enabled": false}), &[]),
             ("service", json!({"name": "ssh"}), &[""]),
@@ -251,6 +294,9 @@ mod tests {
         assert_eq!(name("package", json!({"name": "curl"})).unwrap(), "curl");
         assert_eq!(name("file", json!({"path": "/etc/motd", "content": ""})).unwrap(), "/etc/motd");
         assert_eq!(name("service", json!({"name": "ssh", "enabled": true})).unwrap(), "ssh");
+        assert_eq!(name("directory", json!({"path": "/srv/a"})).unwrap(), "/srv/a");
+        assert_eq!(name("sysctl", json!({"name": "net/ipv4/conf/a.1/b"})).unwrap(), "net.ipv4.conf.a/1.b");
+        assert_eq!(name("reboot", json!({"name": "late kernel"})).unwrap(), "late kernel");
         assert_eq!(name("command", json!({"argv": ["apt-get", "update"]})).unwrap(), "apt-get update");
         assert_eq!(name("command", json!({"argv": 7})), None);
     }
