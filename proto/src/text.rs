@@ -14,7 +14,7 @@ use crate::spec::{Field, Holds, SpecError, Takes};
 /// The one key of a text with holes.
 const MARK: &str = "$text";
 /// What stands in a hole while a spec is only checked.
-const STAND_IN: &str = "x";
+pub(crate) const STAND_IN: &str = "x";
 
 /// A piece of a text.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -11,6 +11,7 @@ mod reboot;
 mod service;
 mod step;
 mod sysctl;
+mod user;
 
 pub use step::{Exec, Step, WriteFile};
 
@@ -285,6 +286,7 @@ const KINDS: &[Row] = &[
     ("reboot", adapt::<reboot::Reboot>),
     ("service", adapt::<service::Service>),
     ("sysctl", adapt::<sysctl::Sysctl>),
+    ("user", adapt::<user::User>),
 ];
 
 /// A planned resource, ready to be worked on. The error is for people; a plan that was validated has none.

@@ -74,6 +74,7 @@ mod tests {
     use super::*;
     use crate::spec::{
         CommandSpec, DirectorySpec, FileSpec, PackageSpec, RebootSpec, ResourceSpec, ServiceSpec, SysctlSpec,
+        UserSpec,
     };
     use serde::de::{self, Deserializer, Visitor};
     use std::collections::BTreeSet;
@@ -156,5 +157,6 @@ mod tests {
         agrees::<RebootSpec>();
         agrees::<ServiceSpec>();
         agrees::<SysctlSpec>();
+        agrees::<UserSpec>();
     }
 }

@@ -8,6 +8,7 @@ mod package;
 mod reboot;
 mod service;
 mod sysctl;
+mod user;
 
 pub use command::{CommandSpec, Run};
 pub use directory::DirectorySpec;
@@ -17,6 +18,7 @@ pub use package::PackageSpec;
 pub use reboot::RebootSpec;
 pub use service::{Running, ServiceSpec};
 pub use sysctl::{SysctlSpec, sysctl_key};
+pub use user::UserSpec;
 
 use crate::text;
 use serde::de::DeserializeOwned;
@@ -145,6 +147,7 @@ pub const KINDS: &[KindInfo] = &[
     KindInfo::of::<RebootSpec>(),
     KindInfo::of::<ServiceSpec>(),
     KindInfo::of::<SysctlSpec>(),
+    KindInfo::of::<UserSpec>(),
 ];
 
 /// The row of a kind.
@@ -279,7 +282,34 @@ mod tests {
             ("command", json!({"argv": ["a"], "late": "b"}), &[]),
             ("command", json!({"argv": ["a"], "late": "b", "creates": "/x"}), &["late"]),
             ("command", json!({"argv": ["a"], "late": "b c"}), &["late"]),
-            ("package", json!({"name": {"$text": [{"late": "b"}]}}), &["name", "name"]),
+            ("package", json!({"name": {"$text": [{"late": "b"}]}}), &["name"]),
+            ("user", json!({"name": "ada.l"}), &[]),
+            ("user", json!({"name": "ada", "uid": 1500, "groups": ["adm"], "shell": "/bin/sh"}), &[]),
+            ("user", json!({"name": "a:b"}), &["name"]),
+            ("user", json!({"name": "-ada"}), &["name"]),
+            ("user", json!({"name": "root", "state": "absent"}), &["name"]),
+            ("user", json!({"name": "ada", "state": "absent", "groups": ["adm"]}), &["groups"]),
+            ("user", json!({"name": "ada", "uid": 0}), &["uid"]),
+            ("user", json!({"name": "ada", "uid": 4294967295u32}), &["uid"]),
+            ("user", json!({"name": "ada", "uid": -1}), &[""]),
+            ("user", json!({"name": "ada", "shell": "bash", "home": "/ho:me"}), &["shell", "home"]),
+            ("user", json!({"name": "ada", "group": "a b", "groups": [""]}), &["group", "groups"]),
+            ("user", json!({"name": "ada", "comment": "Ada\nroot::0"}), &["comment"]),
+            ("user", json!({"name": "ada", "comment": "Ada Lovelace, analyst"}), &[]),
+            ("user", json!({"name": "ada", "password_hash": "$6$salt$0123456789abcdefghij"}), &[]),
+            ("user", json!({"name": "ada", "password_hash": "!"}), &[]),
+            ("user", json!({"name": "ada", "password_hash": "hunter2"}), &["password_hash"]),
+            (
+                "user",
+                json!({"name": "ada", "password_hash": "$6$s$0123456789abcdefghij:0"}),
+                &["password_hash"],
+            ),
+            (
+                "user",
+                json!({"name": "ada", "password_hash": {"$text": [{"secret": {"id": "b", "version": 1}}]}}),
+                &[],
+            ),
+            ("user", json!({"name": {"$text": [{"secret": {"id": "b", "version": 1}}]}}), &["name"]),
         ];
         for (name, spec, want) in cases {
             let got = (kind(name).unwrap().check)(spec);
