@@ -102,6 +102,12 @@ pub trait Resource: Send + Sync + 'static {
     /// change led to, and not that of `before`.
     fn undo(spec: &Self::Spec, before: &Self::Seen, trace: &serde_json::Value, now: &Self::Seen) -> Undo;
 
+    /// Its way back comes after those of all others, in the order of the plan, and is asked for also where its
+    /// essence is that of before: it puts in force what they have brought back.
+    fn undo_last(_spec: &Self::Spec, _before: &Self::Seen) -> bool {
+        false
+    }
+
     /// The value it yields for others (see [`ResourceSpec::yields`]), once it was observed.
     fn late(_spec: &Self::Spec, _seen: &Self::Seen) -> Option<String> {
         None
@@ -177,6 +183,8 @@ pub trait Bound: Send + Sync {
         trace: &serde_json::Value,
         now: &serde_json::Value,
     ) -> Result<Undo, String>;
+    /// See [`Resource::undo_last`].
+    fn undo_last(&self, before: &serde_json::Value) -> Result<bool, String>;
 }
 
 struct Adapter<R: Resource>(Arc<R::Spec>);
@@ -242,6 +250,10 @@ impl<R: Resource> Bound for Adapter<R> {
         now: &serde_json::Value,
     ) -> Result<Undo, String> {
         Ok(R::undo(&self.0, &Self::again(before)?, trace, &Self::again(now)?))
+    }
+
+    fn undo_last(&self, before: &serde_json::Value) -> Result<bool, String> {
+        Ok(R::undo_last(&self.0, &Self::again(before)?))
     }
 }
 

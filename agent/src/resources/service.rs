@@ -53,6 +53,18 @@ impl Seen {
     fn on_its_way(&self) -> bool {
         matches!(self.active.as_str(), "activating" | "deactivating")
     }
+
+    /// Active or about to be: what a person would call running.
+    fn is_up(&self) -> bool {
+        self.is_active() || self.active == "activating"
+    }
+
+    /// It runs, and what it read at its start is not what is on the disk.
+    fn is_outdated(&self, spec: &ServiceSpec) -> bool {
+        spec.state == Some(Running::Running)
+            && self.is_active()
+            && (self.stale.is_some() || self.needs_reload && !spec.restart_on.is_empty())
+    }
 }
 
 const PROPERTIES: &str = "--property=LoadState,ActiveState,SubState,UnitFileState,Result,NeedDaemonReload,\
@@ -85,14 +97,9 @@ impl Resource for Service {
     fn plan(spec: &ServiceSpec, seen: &Seen) -> Vec<Step> {
         let mut steps = Vec::new();
         let unit = spec.unit();
-        let mut systemctl = |args: &[&str]| {
-            let argv: Vec<&str> = std::iter::once("systemctl").chain(args.iter().copied()).collect();
-            steps.push(Step::Exec(Exec::new(&argv, ACT_LIMIT)));
-        };
+        let mut systemctl = |args: &[&str]| steps.push(systemctl(args));
         let enabled = seen.is_enabled();
-        let restart = spec.state == Some(Running::Running)
-            && seen.is_active()
-            && (seen.stale.is_some() || seen.needs_reload && !spec.restart_on.is_empty());
+        let restart = seen.is_outdated(spec);
         let start = spec.state == Some(Running::Running) && !seen.is_active();
         let enable = spec.enabled == Some(true) && !enabled;
         if seen.needs_reload && (restart || start || enable) {
@@ -114,16 +121,47 @@ impl Resource for Service {
     }
 
     fn essence(spec: &ServiceSpec, seen: &Seen) -> serde_json::Value {
-        // Only what is declared: the other half is somebody else's to change.
+        // Only what is declared: the other half is somebody else's to change. That a file is newer than its
+        // start is no state of the unit but a restart to come, which a preview has among its steps.
         serde_json::json!({
-            "active": spec.state.map(|_| seen.is_active()),
+            "active": spec.state.map(|_| seen.is_up()),
             "enabled": spec.enabled.map(|_| seen.is_enabled()),
-            "stale": seen.stale.is_some(),
         })
     }
 
-    fn undo(_: &ServiceSpec, _: &Seen, _: &serde_json::Value, _: &Seen) -> Undo {
-        Undo::Cannot("not yet".to_owned())
+    fn undo(spec: &ServiceSpec, before: &Seen, _trace: &serde_json::Value, now: &Seen) -> Undo {
+        let unit = spec.unit();
+        let differs = |declared: bool, of: fn(&Seen) -> bool| declared && of(before) != of(now);
+        let boot = differs(spec.enabled.is_some(), Seen::is_enabled);
+        let run = differs(spec.state.is_some(), Seen::is_up);
+        let (enable, start) = (boot && before.is_enabled(), run && before.is_up());
+        // Asked last of all (see `undo_last`), it finds the files it reads as they were before.
+        let restart = !run && now.is_outdated(spec);
+        if (enable || start || restart) && now.load != "loaded" {
+            let load = or(&now.load, "unknown to systemd");
+            return Undo::Cannot(format!("{unit} was running or started at boot, and is {load} now"));
+        }
+        let mut verbs = Vec::new();
+        match boot {
+            true if enable => verbs.push("enable"),
+            true => verbs.push("disable"),
+            false => {}
+        }
+        match run {
+            true if start => verbs.push("start"),
+            true => verbs.push("stop"),
+            false if restart => verbs.push("restart"),
+            false => {}
+        }
+        let reload = now.needs_reload && (enable || start || restart);
+        let reload = reload.then(|| systemctl(&["daemon-reload"]));
+        let acts = verbs.into_iter().map(|verb| systemctl(&[verb, "--", &unit]));
+        Undo::Steps(reload.into_iter().chain(acts).collect())
+    }
+
+    fn undo_last(spec: &ServiceSpec, before: &Seen) -> bool {
+        // One that did not run before is stopped in its turn, while what it belongs to is still there.
+        !spec.restart_on.is_empty() && before.is_up()
     }
 
     fn diff(spec: &ServiceSpec, seen: &Seen) -> String {
@@ -137,6 +175,11 @@ impl Resource for Service {
             }
         }
     }
+}
+
+fn systemctl(args: &[&str]) -> Step {
+    let argv: Vec<&str> = std::iter::once("systemctl").chain(args.iter().copied()).collect();
+    Step::Exec(Exec::new(&argv, ACT_LIMIT))
 }
 
 fn or<'a>(text: &'a str, other: &'a str) -> &'a str {
@@ -260,12 +303,7 @@ mod tests {
     }
 
     fn verbs(spec: &ServiceSpec, seen: &Seen) -> Vec<String> {
-        let steps = Service::plan(spec, seen);
-        let verb = |step: &Step| match step {
-            Step::Exec(exec) => exec.argv[1].clone(),
-            other => panic!("{other:?}"),
-        };
-        steps.iter().map(verb).collect()
+        verbs_of(&Service::plan(spec, seen))
     }
 
     #[test]
@@ -288,6 +326,85 @@ mod tests {
         for (json, seen, want) in cases {
             assert_eq!(verbs(&spec(json.clone()), &seen), want, "{json} {seen:?}");
         }
+    }
+
+    fn verbs_of(steps: &[Step]) -> Vec<String> {
+        let verb = |step: &Step| match step {
+            Step::Exec(exec) => exec.argv[1].clone(),
+            other => panic!("{other:?}"),
+        };
+        steps.iter().map(verb).collect()
+    }
+
+    #[test]
+    fn undone_by_table() {
+        let both = serde_json::json!({"name": "x", "state": "running", "enabled": true});
+        let run = serde_json::json!({"name": "x", "state": "running", "restart_on": ["/c"]});
+        let off = serde_json::json!({"name": "x", "state": "stopped", "enabled": false});
+        let boot = serde_json::json!({"name": "x", "enabled": true});
+        let unit =
+            |active: &str, file_state: &str| Seen { load: "loaded".into(), ..seen(active, file_state) };
+        let gone = || Seen { load: "not-found".into(), ..seen("inactive", "") };
+        let reload = |seen: Seen| Seen { needs_reload: true, ..seen };
+        let stale = |seen: Seen| Seen { stale: Some("/c".into()), ..seen };
+        let sysv = |on| Seen { sysv: Some(on), ..unit("active", "generated") };
+        // Spec, before, now, the verbs of the way back or the start of why there is none.
+        let cases = [
+            (&both, unit("inactive", "disabled"), unit("active", "enabled"), Ok(vec!["disable", "stop"])),
+            (&both, unit("failed", "enabled"), unit("active", "enabled"), Ok(vec!["stop"])),
+            (&both, unit("active", "disabled"), unit("active", "enabled"), Ok(vec!["disable"])),
+            (&both, unit("activating", "disabled"), unit("active", "enabled"), Ok(vec!["disable"])),
+            (&both, unit("active", "enabled-runtime"), unit("active", "enabled"), Ok(vec!["disable"])),
+            (&both, gone(), unit("active", "enabled"), Ok(vec!["disable", "stop"])),
+            (&both, gone(), reload(unit("active", "enabled")), Ok(vec!["disable", "stop"])),
+            (&both, gone(), gone(), Ok(vec![])),
+            (&both, sysv(false), sysv(true), Ok(vec!["disable"])),
+            (&boot, unit("inactive", "disabled"), unit("active", "enabled"), Ok(vec!["disable"])),
+            (&off, unit("active", "enabled"), unit("inactive", "disabled"), Ok(vec!["enable", "start"])),
+            (&off, unit("active", "disabled"), unit("inactive", "disabled"), Ok(vec!["start"])),
+            (
+                &off,
+                unit("active", "enabled"),
+                reload(unit("inactive", "disabled")),
+                Ok(vec!["daemon-reload", "enable", "start"]),
+            ),
+            (
+                &off,
+                unit("active", "enabled"),
+                gone(),
+                Err("x.service was running or started at boot, and is not"),
+            ),
+            // Its files are back, and it has read the others.
+            (&run, unit("active", ""), stale(unit("active", "")), Ok(vec!["restart"])),
+            (&run, unit("active", ""), reload(unit("active", "")), Ok(vec!["daemon-reload", "restart"])),
+            (&run, unit("active", ""), unit("active", ""), Ok(vec![])),
+            (&run, unit("inactive", ""), stale(unit("active", "")), Ok(vec!["stop"])),
+            (&run, unit("active", ""), stale(unit("inactive", "")), Ok(vec!["start"])),
+        ];
+        for (json, before, now, want) in cases {
+            let spec = spec(json.clone());
+            let kept: Seen = serde_json::from_value(serde_json::to_value(&before).unwrap()).unwrap();
+            match (Service::undo(&spec, &kept, &serde_json::Value::Null, &now), want) {
+                (Undo::Steps(steps), Ok(want)) => {
+                    assert_eq!(verbs_of(&steps), want, "{json} {before:?} {now:?}");
+                }
+                (Undo::Cannot(why), Err(want)) => assert!(why.starts_with(want), "{why}"),
+                (got, want) => panic!("{json} {before:?} {now:?}: {got:?}, wanted {want:?}"),
+            }
+        }
+    }
+
+    /// T07: what was read at a start and is taken back is out of force only after another start.
+    #[test]
+    fn trap_07_a_restart_is_undone_after_the_files_it_was_for() {
+        let run = spec(serde_json::json!({"name": "x", "state": "running", "restart_on": ["/c"]}));
+        let plain = spec(serde_json::json!({"name": "x", "state": "running"}));
+        assert!(Service::undo_last(&run, &seen("active", "enabled")));
+        assert!(!Service::undo_last(&run, &seen("inactive", "enabled")), "stopped while it is there");
+        assert!(!Service::undo_last(&plain, &seen("active", "enabled")));
+        let stale = Seen { stale: Some("/c".into()), ..seen("active", "enabled") };
+        let fresh = seen("active", "enabled");
+        assert_eq!(Service::essence(&run, &stale), Service::essence(&run, &fresh));
     }
 
     #[test]

@@ -64,7 +64,7 @@ impl ResourceSpec for ServiceSpec {
         ),
     ];
     const DOC: &'static str = "A systemd unit.";
-    const CANNOT_UNDO: &'static str = "";
+    const CANNOT_UNDO: &'static str = "what the service did while it ran";
 
     fn natural_name(&self) -> String {
         self.name.clone()
