@@ -39,6 +39,21 @@ enum What {
         #[arg(long, default_value_t = 1000)]
         count: usize,
     },
+    /// A run that changes nothing: 40 resources, beside ssh, a script, Ansible and pyinfra, here and 50 ms away
+    NoChange {
+        /// Rounds; programs that take many seconds are sampled in every third
+        #[arg(long, default_value_t = 10)]
+        n: usize,
+        /// Leave out Ansible with its defaults
+        #[arg(long)]
+        quick: bool,
+    },
+    /// How late a line written on a host is on the screen
+    LiveLog {
+        /// Lines, one every 50 ms
+        #[arg(long, default_value_t = 200)]
+        lines: usize,
+    },
     /// Memory and size of an idle agent
     Idle {
         /// How often to look
@@ -54,6 +69,8 @@ fn main() -> ExitCode {
     let result = match cli.what {
         What::Bootstrap { rounds } => bench::bootstrap(image, rounds, &cli.dir, out),
         What::Dispatch { count } => dispatch::dispatch(image, count, &cli.dir, out),
+        What::NoChange { n, quick } => bench::no_change(image, n, quick, &cli.dir, out),
+        What::LiveLog { lines } => bench::live_log(image, lines, &cli.dir, out),
         What::Idle { samples } => bench::idle(image, samples, &cli.dir, out),
     };
     match result {

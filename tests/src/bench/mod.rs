@@ -2,7 +2,12 @@
 //! is `examples/bench`, which unlike this library may link the controller.
 mod bootstrap;
 mod idle;
+mod live_log;
+mod no_change;
+mod record;
+mod site;
 mod stats;
+mod timed;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,6 +16,8 @@ use anyhow::{Context, Result, ensure};
 
 pub use bootstrap::bootstrap;
 pub use idle::idle;
+pub use live_log::live_log;
+pub use no_change::no_change;
 pub use stats::{Samples, median, percentile};
 
 use crate::lab::{Host, Lab};

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use serde_json::json;
 
 /// The value below which `percent` of 100 of the samples lie (nearest rank); 0 for no samples.
 pub fn percentile(samples: &[Duration], percent: u32) -> Duration {
@@ -66,6 +67,36 @@ impl Samples {
         text
     }
 
+    /// One line a series: count, least, median and most in milliseconds, and how many times the median of the series
+    /// `base` its own is. Series without samples are left out.
+    pub fn table_beside(&self, base: usize) -> String {
+        let mut text =
+            format!("{:<34}{:>5}{:>11}{:>11}{:>11}{:>9}\n", "ms", "n", "min", "median", "max", "ratio");
+        let ms = |time: Duration| format!("{:.1}", time.as_secs_f64() * 1000.0);
+        for (index, (name, series)) in self.names.iter().zip(&self.series).enumerate() {
+            let (Some(least), Some(most)) = (series.iter().min(), series.iter().max()) else { continue };
+            let _ = writeln!(
+                text,
+                "{name:<34}{:>5}{:>11}{:>11}{:>11}{:>9.2}",
+                series.len(),
+                ms(*least),
+                ms(median(series)),
+                ms(*most),
+                self.ratio(index, base)
+            );
+        }
+        text
+    }
+
+    /// Every sample in milliseconds, in the order taken.
+    pub fn json(&self) -> serde_json::Value {
+        let ms = |time: &Duration| (time.as_secs_f64() * 1e6).round() / 1e3;
+        let series = self.names.iter().zip(&self.series);
+        series
+            .map(|(name, all)| json!({"name": name, "ms": all.iter().map(ms).collect::<Vec<_>>()}))
+            .collect()
+    }
+
     /// The quotient of two series' medians.
     pub fn ratio(&self, of: usize, to: usize) -> f64 {
         median(self.series(of)).as_secs_f64() / median(self.series(to)).as_secs_f64()
@@ -117,5 +148,16 @@ mod tests {
         assert_eq!(text.lines().count(), 7);
         assert!(text.contains("\ntheirs,2,60.0000\n"), "{text}");
         assert_eq!(samples.table().lines().count(), 3);
+        assert_eq!(samples.json()[1], json!({"name": "theirs", "ms": [40.0, 50.0, 60.0]}));
+    }
+
+    #[test]
+    fn series_are_shown_beside_another() {
+        let mut samples = Samples::new(&["ssh", "ours", "not sampled"]);
+        samples.add(0, Duration::from_millis(200));
+        samples.add(1, Duration::from_millis(50));
+        let table = samples.table_beside(0);
+        let last: Vec<_> = table.lines().last().unwrap().split_whitespace().collect();
+        assert_eq!(last, ["ours", "1", "50.0", "50.0", "50.0", "0.25"]);
     }
 }
