@@ -31,6 +31,7 @@ async fn whole(work: &Work, run: RunId) -> Told {
         let of = match &outgoing {
             postern_agent::engine::Outgoing::Event(event) => event.run,
             postern_agent::engine::Outgoing::Log(frame) => frame.run,
+            postern_agent::engine::Outgoing::SecretsWanted { run, .. } => *run,
         };
         if of == run {
             told.take(outgoing);

@@ -82,6 +82,7 @@ async fn trap_35_resume_from_any_offset_sends_exactly_the_missing_part() {
                     events.push(event);
                 }
                 Outgoing::Log(frame) => frames.push(frame),
+                postern_agent::engine::Outgoing::SecretsWanted { .. } => {}
             }
         }
         assert_eq!(events, want_events, "round {round}");

@@ -105,17 +105,20 @@ async fn what_is_replaced_is_kept_for_an_undo() {
     std::fs::write(host.root().join("etc/a"), "old\n").unwrap();
     let told = complete(&work, host.dispatch(&[("a", "file", file("/etc/a", "new\n"))])).await;
     assert_eq!(told.outcomes(), [(1, Outcome::Changed)]);
-    let backup = host.state().join("backup");
-    let names: Vec<_> = std::fs::read_dir(&backup).unwrap().map(|entry| entry.unwrap().path()).collect();
-    let data = names.iter().find(|path| path.extension().unwrap() == "data").unwrap();
-    assert_eq!(std::fs::read(data).unwrap(), b"old\n");
-    let record = names.iter().find(|path| path.extension().unwrap() == "json").unwrap();
-    let record: serde_json::Value = serde_json::from_slice(&std::fs::read(record).unwrap()).unwrap();
-    assert_eq!(record["path"], "/etc/a");
-    assert_eq!(record["was"]["sha256"], hash_of(b"old\n"));
+    let run = host.last_run();
+    let dir = host.state().join("backup").join(run.to_string());
+    let read = |name: &str| -> serde_json::Value {
+        serde_json::from_slice(&std::fs::read(dir.join(name)).unwrap()).unwrap()
+    };
+    let before = read("0.before.json");
+    assert_eq!((&before["version"], &before["address"]), (&json!(1), &json!("t:file:a")));
+    assert_eq!(before["seen"]["there"][1]["bytes"], "b2xkCg==");
+    assert_eq!(read("0.after.json")["essence"].as_str().unwrap().len(), 64);
     use std::os::unix::fs::PermissionsExt as _;
-    for path in names {
-        assert_eq!(std::fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o600);
+    let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&dir), 0o700);
+    for entry in std::fs::read_dir(&dir).unwrap() {
+        assert_eq!(mode(&entry.unwrap().path()), 0o600);
     }
 }
 
@@ -131,8 +134,9 @@ async fn what_is_kept_is_bounded_after_each_run() {
         assert_eq!(told.end().0, RunState::Ok);
     }
     let size = || -> u64 {
-        let entries = std::fs::read_dir(&backup).unwrap().flatten();
-        entries.filter_map(|entry| entry.metadata().ok()).map(|meta| meta.len()).sum()
+        let runs = std::fs::read_dir(&backup).unwrap().flatten();
+        let files = runs.flat_map(|run| std::fs::read_dir(run.path()).into_iter().flatten().flatten());
+        files.filter_map(|file| file.metadata().ok()).map(|meta| meta.len()).sum()
     };
     until("the removal of the oldest", || size() <= 3000).await;
     assert!(size() > 0);

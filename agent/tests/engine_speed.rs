@@ -94,6 +94,7 @@ async fn lines_per_second() {
 
                 work.engine.acked(ack).await;
             }
+            postern_agent::engine::Outgoing::SecretsWanted { .. } => {}
         }
     }
     let took = began.elapsed();

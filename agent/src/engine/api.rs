@@ -1,11 +1,14 @@
 //! The types at the engine's border.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use postern_proto::event::{LogFrame, RunEvent, RunOffset};
-use postern_proto::ids::{BootId, PlanHash, RunId};
+use postern_proto::ids::{BootId, PlanHash, RunId, SecretRef};
 use postern_proto::plan::Terms;
+use zeroize::Zeroizing;
 
 use crate::sys::Sys;
 
@@ -60,8 +63,14 @@ pub struct Limits {
     pub kept_runs: usize,
     /// Output of one step on disk, bytes; the middle of what is more is dropped and marked.
     pub spool_bytes: u64,
-    /// Replaced files that are kept for an undo, bytes over all runs.
+    /// What is kept for an undo, bytes over all runs.
     pub backup_bytes: u64,
+    /// How long a step waits for a lock of somebody else's (T11).
+    pub lock_wait: Duration,
+    /// How long the host may take to go down for a restart.
+    pub reboot_wait: Duration,
+    /// After so much waiting for the controller a run says that it is parked.
+    pub park_after: Duration,
     /// Log bytes of one run on their way without being acked.
     pub run_window: usize,
     /// Log bytes of all runs on their way without being acked.
@@ -78,6 +87,9 @@ impl Default for Limits {
             kept_runs: 4096,
             spool_bytes: 64 << 20,
             backup_bytes: 256 << 20,
+            lock_wait: Duration::from_secs(900),
+            reboot_wait: Duration::from_secs(600),
+            park_after: Duration::from_secs(2),
             run_window: postern_proto::RUN_WINDOW_BYTES,
             agent_window: postern_proto::AGENT_WINDOW_BYTES,
             journal_chunk: 1 << 20,
@@ -217,4 +229,45 @@ pub enum Outgoing {
     Event(RunEvent),
     /// Output; durable here.
     Log(LogFrame),
+    /// A run needs the values of these; [`super::Engine::secrets`] takes them.
+    SecretsWanted {
+        /// The run.
+        run: RunId,
+        /// What it lacks.
+        secrets: Vec<SecretRef>,
+    },
+}
+
+/// The longest value of a secret, bytes.
+pub const MAX_SECRET_BYTES: usize = 64 << 10;
+
+/// The value of a secret: wiped when the last copy goes, and not printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SecretText(Arc<Zeroizing<String>>);
+
+impl SecretText {
+    /// Takes the text over.
+    #[must_use]
+    pub fn new(text: String) -> Self {
+        Self(Arc::new(Zeroizing::new(text)))
+    }
+
+    pub(super) fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for SecretText {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SecretText")
+    }
+}
+
+/// What the controller says about one secret of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SecretAnswer {
+    /// Which.
+    pub secret: SecretRef,
+    /// Its value, or why there is none, for people.
+    pub value: Result<SecretText, String>,
 }

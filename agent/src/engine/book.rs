@@ -31,6 +31,10 @@ pub(super) enum Record {
     Event(RunEvent),
     /// The step that began with this event runs a process; `last` says that no step follows in its attempt.
     Exec { run: RunId, seq: u64, last: bool },
+    /// The step that began with this event restarts the host, which was in this boot; `last` as above.
+    Reboot { run: RunId, seq: u64, boot: BootId, last: bool },
+    /// A command yielded this value for those after it.
+    Late { run: RunId, name: String, value: String },
     /// The run goes on in another boot.
     Boot { run: RunId, boot: BootId },
     /// An operator wants the run to end.
@@ -49,6 +53,8 @@ impl Record {
         match self {
             Self::Accepted { run, .. }
             | Self::Exec { run, .. }
+            | Self::Reboot { run, .. }
+            | Self::Late { run, .. }
             | Self::Boot { run, .. }
             | Self::Cancel { run }
             | Self::Removed { run } => Some(*run),
@@ -91,6 +97,8 @@ pub(super) struct StepBook {
     pub(super) seq: u64,
     /// `Some(last)` for a process.
     pub(super) exec: Option<bool>,
+    /// The boot that it was to end, and `last`, for a restart of the host.
+    pub(super) reboot: Option<(BootId, bool)>,
     /// How many frames it has, once it has ended.
     pub(super) frames: Option<u64>,
     /// Raised whenever its spool may have grown; not part of the journal.
@@ -110,6 +118,8 @@ pub(super) struct RunBook {
     /// All of them, from 1.
     pub(super) events: Vec<RunEvent>,
     pub(super) steps: BTreeMap<StepId, StepBook>,
+    /// What its commands yielded for others.
+    pub(super) late: BTreeMap<String, String>,
     /// Its final state, once it is over.
     pub(super) end: Option<RunState>,
 }
@@ -152,16 +162,18 @@ impl Book {
                     cancelled: false,
                     events: Vec::new(),
                     steps: BTreeMap::new(),
+                    late: BTreeMap::new(),
                     end: None,
                 };
                 self.runs.insert(run, book);
             }
             Record::Event(event) => self.of(event.run)?.event(event)?,
-            Record::Exec { run, seq, last } => {
-                let book = self.of(run)?;
-                let step = book.steps.values_mut().find(|step| step.seq == seq);
-                step.ok_or_else(|| format!("{run} has no step that began with event {seq}"))?.exec =
-                    Some(last);
+            Record::Exec { run, seq, last } => self.of(run)?.step(run, seq)?.exec = Some(last),
+            Record::Reboot { run, seq, boot, last } => {
+                self.of(run)?.step(run, seq)?.reboot = Some((boot, last));
+            }
+            Record::Late { run, name, value } => {
+                self.of(run)?.late.insert(name, value);
             }
             Record::Boot { run, boot } => self.of(run)?.boot = boot,
             Record::Cancel { run } => self.of(run)?.cancelled = true,
@@ -171,6 +183,11 @@ impl Book {
             }
         }
         Ok(())
+    }
+
+    /// The runs that are not over.
+    pub(super) fn unfinished(&self) -> BTreeSet<RunId> {
+        self.runs.iter().filter(|(_, book)| book.end.is_none()).map(|(run, _)| *run).collect()
     }
 
     fn of(&mut self, run: RunId) -> Result<&mut RunBook, String> {
@@ -195,10 +212,16 @@ impl Book {
             for event in &book.events {
                 records.push(Record::Event(event.clone()));
                 let EventKind::StepStarted { step, .. } = &event.kind else { continue };
-                if let Some(last) = book.steps.get(step).and_then(|step| step.exec) {
-                    records.push(Record::Exec { run, seq: event.seq, last });
+                let (seq, step) = (event.seq, book.steps.get(step));
+                if let Some(last) = step.and_then(|step| step.exec) {
+                    records.push(Record::Exec { run, seq, last });
+                }
+                if let Some((boot, last)) = step.and_then(|step| step.reboot) {
+                    records.push(Record::Reboot { run, seq, boot, last });
                 }
             }
+            let late = book.late.iter().map(|(name, value)| (name.clone(), value.clone()));
+            records.extend(late.map(|(name, value)| Record::Late { run, name, value }));
             if book.cancelled {
                 records.push(Record::Cancel { run });
             }
@@ -208,6 +231,11 @@ impl Book {
 }
 
 impl RunBook {
+    fn step(&mut self, run: RunId, seq: u64) -> Result<&mut StepBook, String> {
+        let step = self.steps.values_mut().find(|step| step.seq == seq);
+        step.ok_or_else(|| format!("{run} has no step that began with event {seq}"))
+    }
+
     fn event(&mut self, event: RunEvent) -> Result<(), String> {
         let expected = self.events.len() as u64 + 1;
         if event.seq != expected || self.end.is_some() {
@@ -215,7 +243,7 @@ impl RunBook {
         }
         match &event.kind {
             EventKind::StepStarted { step, .. } => {
-                let book = StepBook { seq: event.seq, exec: None, frames: None, version: 0 };
+                let book = StepBook { seq: event.seq, exec: None, reboot: None, frames: None, version: 0 };
                 if self.steps.insert(step.clone(), book).is_some() {
                     return Err(format!("a step of {} began twice", event.run));
                 }
@@ -229,6 +257,7 @@ impl RunBook {
                 // Only the hash is needed from here on, to know a duplicate.
                 self.plan_text = String::new();
                 self.plan = Arc::new(Plan { schema: self.plan.schema, resources: Vec::new() });
+                self.late.clear();
             }
             _ => {}
         }

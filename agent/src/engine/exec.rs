@@ -12,8 +12,10 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::sync::watch;
 use tokio::time::Instant;
+use zeroize::Zeroizing;
 
 use super::EngineConfig;
+use super::api::SecretText;
 use super::shared::Shared;
 use crate::resources::Exec;
 use crate::supervise::spool::{Claim, Reader, claim};
@@ -66,8 +68,13 @@ pub(super) fn spare(config: &EngineConfig) -> io::Result<Spare> {
     Ok(Spare { child: command.spawn()? })
 }
 
-/// The job of a step. The error is for people.
-pub(super) fn job(config: &EngineConfig, exec: &Exec, spool: &Path) -> Result<Job, String> {
+/// The job of a step, and what of its output must not reach the disk. The error is for people.
+pub(super) fn job(
+    config: &EngineConfig,
+    exec: &Exec,
+    spool: &Path,
+    secrets: &[SecretText],
+) -> Result<Job, String> {
     let user = match &exec.user {
         None => None,
         Some(name) => {
@@ -86,7 +93,8 @@ pub(super) fn job(config: &EngineConfig, exec: &Exec, spool: &Path) -> Result<Jo
         kill_after_ms: millis(KILL_AFTER),
         linger_ms: millis(LINGER),
         spool_bytes: config.limits.spool_bytes,
-        redact: Vec::new(),
+        stdin: exec.stdin.clone(),
+        redact: secrets.iter().map(|secret| secret.expose().to_owned()).collect(),
     })
 }
 
@@ -94,13 +102,14 @@ impl Spare {
     /// Gives it the job and follows it to the end.
     pub(super) async fn run(mut self, job: &Job, mut place: Place<'_>) -> Ended {
         let text = match serde_json::to_vec(job) {
-            Ok(text) => text,
+            Ok(text) => Zeroizing::new(text),
             Err(error) => return Ended::Never(error.to_string()),
         };
         if let Some(mut stdin) = self.child.stdin.take() {
             // An error shows as an end without a spool.
             let _ = stdin.write_all(&text).await;
         }
+        drop(text);
         let limit = Duration::from_millis(job.timeout_ms) + KILL_AFTER + GRACE;
         place.follow(self.child.stdout.take(), limit).await
     }

@@ -5,22 +5,32 @@
 //! run is one task; a session reads the book and the spools.
 
 mod act;
+mod ahead;
 mod api;
+mod approve;
+mod backup;
 mod book;
 mod exec;
+mod group;
+mod look;
+mod needs;
 mod open;
 mod outbox;
 mod owner;
 mod past;
+mod recover;
 mod run;
+mod secrets;
 mod session;
 mod shared;
 mod steps;
+mod undo;
+mod wait;
 mod writer;
 
 pub use api::{
-    Dispatch, EngineConfig, EngineError, Limits, OpenError, Outgoing, Refusal, RefusalReason, Snapshot,
-    SupervisorCommand,
+    Dispatch, EngineConfig, EngineError, Limits, MAX_SECRET_BYTES, OpenError, Outgoing, Refusal,
+    RefusalReason, SecretAnswer, SecretText, Snapshot, SupervisorCommand,
 };
 pub use open::{open, open_on, unfinished};
 pub use outbox::Outbox;
@@ -164,6 +174,11 @@ impl Engine {
             self.ctx.writer.soon(done.into_iter().map(|run| Record::Removed { run }).collect()).await;
         }
         outbox
+    }
+
+    /// What the controller says to [`Outgoing::SecretsWanted`]. Held in memory until the run is over.
+    pub async fn secrets(&self, run: RunId, answers: Vec<SecretAnswer>) {
+        self.ctx.shared.lock().answered(run, answers);
     }
 
     /// Remembers the highest owner epoch seen; a lower one has no effect.

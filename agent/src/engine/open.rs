@@ -16,7 +16,7 @@ use super::owner::Owner;
 use super::run::room_for;
 use super::shared::Shared;
 use super::writer::{Writer, WriterState};
-use super::{Ctx, Engine, EngineConfig, EngineError, ORDERS, OpenError, act};
+use super::{Ctx, Engine, EngineConfig, EngineError, ORDERS, OpenError, backup};
 use crate::journal::{FORMAT, Journal, JournalError, WrapDisk, file_disk, sync_dir};
 
 /// The journal.
@@ -27,7 +27,7 @@ const MARKER: &str = "engine.json";
 const LOCK: &str = "engine.lock";
 /// Output of steps.
 const SPOOL: &str = "spool";
-/// What steps replaced.
+/// What runs replaced.
 const BACKUP: &str = "backup";
 /// How long the lock of an engine that is ending is waited for.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
@@ -56,7 +56,7 @@ pub fn open_on(
     let (journal, payloads) = journal(&dir, config.limits.journal_chunk, wrap)?;
     let (book, live) = read(&dir.join(JOURNAL), &payloads)?;
     remove_strays(&spool_dir, &book);
-    act::prune(&backup_dir, config.limits.backup_bytes);
+    backup::prune(&backup_dir, config.limits.backup_bytes, &book.unfinished());
     let reserved: HashMap<_, _> = book
         .runs
         .iter()

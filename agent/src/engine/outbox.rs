@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use postern_proto::event::{LogBody, LogFrame};
-use postern_proto::ids::RunId;
+use postern_proto::ids::{RunId, SecretRef};
 use tokio::sync::Notify;
 
 use super::Outgoing;
@@ -38,6 +38,12 @@ pub struct Outbox {
 const TRIES: u32 = 5;
 /// Between these.
 const RETRY: Duration = Duration::from_millis(200);
+
+/// What is sent next: what a run waits for goes before what it says.
+enum Pick {
+    Wanted(RunId, Vec<SecretRef>),
+    Next(Next),
+}
 
 /// A place in a spool.
 struct Cursor {
@@ -70,9 +76,10 @@ impl Outbox {
         loop {
             let waiting = Arc::clone(&self.waiting);
             match self.pick()? {
-                Next::Event(event) => return Some(Outgoing::Event(*event)),
-                Next::Frames(read) => self.read(read).await,
-                Next::Nothing => match self.ready.pop_front() {
+                Pick::Wanted(run, secrets) => return Some(Outgoing::SecretsWanted { run, secrets }),
+                Pick::Next(Next::Event(event)) => return Some(Outgoing::Event(*event)),
+                Pick::Next(Next::Frames(read)) => self.read(read).await,
+                Pick::Next(Next::Nothing) => match self.ready.pop_front() {
                     Some(frame) => return Some(Outgoing::Log(frame)),
                     // A wake-up between the pick and here is not lost: it is stored.
                     None => waiting.notified().await,
@@ -81,14 +88,17 @@ impl Outbox {
         }
     }
 
-    fn pick(&self) -> Option<Next> {
+    fn pick(&self) -> Option<Pick> {
         let mut inner = self.shared.lock();
         let inner = &mut *inner;
         if inner.generation != self.generation {
             return None;
         }
+        if let Some((run, secrets)) = inner.wanted() {
+            return Some(Pick::Wanted(run, secrets));
+        }
         let session = inner.session.as_mut()?;
-        Some(session.next(&inner.book, self.ready.front().map(|frame| frame.run)))
+        Some(Pick::Next(session.next(&inner.book, self.ready.front().map(|frame| frame.run))))
     }
 
     async fn read(&mut self, read: Read) {

@@ -1,7 +1,7 @@
 //! What the events of a run say about each of its resources: where to go on. Pure.
 
 use postern_proto::event::{EventKind, Outcome, StepEnd, StepId};
-use postern_proto::ids::Address;
+use postern_proto::ids::{Address, BootId};
 
 use super::book::RunBook;
 
@@ -27,6 +27,8 @@ pub(super) struct PastStep {
     pub(super) seq: u64,
     /// `Some(last)` for a process.
     pub(super) exec: Option<bool>,
+    /// The boot that it was to end, and `last`, for a restart of the host.
+    pub(super) reboot: Option<(BootId, bool)>,
     pub(super) end: Option<StepEnd>,
 }
 
@@ -43,9 +45,10 @@ pub(super) fn past(book: &RunBook) -> Vec<Past> {
             }
             EventKind::StepStarted { step, .. } => {
                 let Some(past) = place(&step.address).and_then(|i| all.get_mut(i)) else { continue };
-                let exec = book.steps.get(step).and_then(|book| book.exec);
+                let (exec, reboot) =
+                    book.steps.get(step).map_or((None, None), |book| (book.exec, book.reboot));
                 past.acted = true;
-                past.step = Some(PastStep { id: step.clone(), seq: event.seq, exec, end: None });
+                past.step = Some(PastStep { id: step.clone(), seq: event.seq, exec, reboot, end: None });
             }
             EventKind::StepFinished { step, end, .. } => {
                 let Some(past) = place(&step.address).and_then(|i| all.get_mut(i)) else { continue };
@@ -67,6 +70,19 @@ pub(super) fn past(book: &RunBook) -> Vec<Past> {
         }
     }
     all
+}
+
+/// True when the run waited for the controller when it was cut off.
+pub(super) fn parked(book: &RunBook) -> bool {
+    let kinds = book.events.iter().rev().map(|event| &event.kind);
+    kinds
+        .filter_map(|kind| match kind {
+            EventKind::Parked { .. } => Some(true),
+            EventKind::Unparked => Some(false),
+            _ => None,
+        })
+        .next()
+        .unwrap_or(false)
 }
 
 #[cfg(test)]

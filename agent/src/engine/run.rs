@@ -1,20 +1,26 @@
-//! One run: resource by resource, journaled before it acts, stopped by the first failure, and picked up
-//! again where a crash or a reboot cut it off.
+//! One run: resource by resource, journaled before it acts, each reached when what it needs is there, and
+//! picked up again where a crash or a reboot cut it off.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use postern_proto::event::{EventKind, Outcome, RunEvent, RunState, StepEnd, StepId};
-use postern_proto::ids::RunId;
+use postern_proto::ids::{Address, PlanHash, RunId};
 use postern_proto::plan::{Plan, Terms};
+use postern_proto::text;
 use tokio::sync::{oneshot, watch};
 
+use super::ahead::Ahead;
 use super::book::Record;
-use super::past::{Past, past};
+use super::needs::{self, Needs, Turn};
+use super::past::{Past, parked, past};
+use super::secrets::Secrets;
 use super::writer::CommitError;
-use super::{Ctx, Refusal, RefusalReason, act};
-use crate::resources::{Bound, Depth, Step, View, bind};
+use super::{Ctx, Refusal, RefusalReason, backup};
+use crate::resources::{Bound, Step};
+use crate::supervise::Redact;
 use crate::sys::now_ns;
 
 /// A resource that was cut off this often is given up.
@@ -45,29 +51,78 @@ pub(super) struct Ticket {
 pub(super) struct RunTask {
     pub(super) ctx: Arc<Ctx>,
     pub(super) run: RunId,
-    plan: Arc<Plan>,
-    terms: Terms,
+    pub(super) plan: Arc<Plan>,
+    pub(super) hash: PlanHash,
+    pub(super) terms: Terms,
     seq: u64,
     pub(super) pending: Vec<Record>,
     ticket: Option<Ticket>,
     pub(super) cancel: watch::Receiver<bool>,
     diffs_left: usize,
     pub(super) past: Vec<Past>,
-    /// A copy of something replaced was put aside.
+    pub(super) needs: Needs,
+    /// Those without holes from the beginning, the others while they are worked on.
+    pub(super) bound: Vec<Option<Arc<dyn Bound>>>,
+    pub(super) secrets: Option<Secrets>,
+    pub(super) redact: Redact,
+    /// How many secrets `redact` knows.
+    pub(super) known: usize,
+    pub(super) late: BTreeMap<String, String>,
+    pub(super) ahead: Ahead,
+    /// Something was changed since this task began.
+    pub(super) acted: bool,
+    /// What was replaced is kept.
+    pub(super) keeps: bool,
     pub(super) kept: bool,
-    bound: Arc<Vec<Box<dyn Bound>>>,
+    pub(super) parked: bool,
+    pub(super) waits_since: Option<tokio::time::Instant>,
     stop: Option<RunState>,
     why: String,
+    /// How many failed.
+    failures: usize,
+    /// How many could not be undone.
+    pub(super) beyond_undo: usize,
 }
 
 /// Why a step did not do what it was to do.
 pub(super) struct Failure {
     pub(super) message: String,
     pub(super) cancelled: bool,
+    /// A lock of somebody else's kept it from beginning.
+    pub(super) locked: bool,
+}
+
+impl Failure {
+    pub(super) fn new(message: String) -> Self {
+        Self { message, cancelled: false, locked: false }
+    }
 }
 
 /// What a step says when it is done.
 pub(super) type StepResult = Result<String, Failure>;
+
+/// How an attempt ended.
+pub(super) struct End {
+    pub(super) outcome: Outcome,
+    pub(super) message: String,
+    pub(super) diff: String,
+    pub(super) took: Duration,
+    pub(super) seen: String,
+}
+
+impl End {
+    pub(super) fn new(outcome: Outcome, message: impl Into<String>, took: Duration) -> Self {
+        Self { outcome, message: message.into(), diff: String::new(), took, seen: String::new() }
+    }
+
+    pub(super) fn diff(self, diff: String) -> Self {
+        Self { diff, ..self }
+    }
+
+    pub(super) fn seen(self, seen: String) -> Self {
+        Self { seen, ..self }
+    }
+}
 
 impl RunTask {
     /// A run that is about to be taken: `accepted` goes into its first commit.
@@ -81,8 +136,9 @@ impl RunTask {
         ticket: Ticket,
     ) -> Self {
         let past = vec![Past::default(); plan.resources.len()];
-        let mut task = Self::bare(ctx, run, plan, terms, cancel, past);
-        let kind = accepted_event(&accepted, &task.plan);
+        let kind = accepted_event(&accepted, &plan);
+        let hash = hash_of(&accepted);
+        let mut task = Self::bare(ctx, run, plan, hash, terms, cancel, past);
         task.pending.push(accepted);
         task.emit(kind);
         task.ticket = Some(ticket);
@@ -94,8 +150,9 @@ impl RunTask {
         let shared = Arc::clone(&ctx.shared);
         let inner = shared.lock();
         let book = inner.book.runs.get(&run)?;
-        let mut task = Self::bare(ctx, run, Arc::clone(&book.plan), book.terms.clone(), cancel, past(book));
-        task.seq = book.last();
+        let (plan, terms) = (Arc::clone(&book.plan), book.terms.clone());
+        let mut task = Self::bare(ctx, run, plan, book.hash, terms, cancel, past(book));
+        (task.seq, task.late, task.parked) = (book.last(), book.late.clone(), parked(book));
         Some(task)
     }
 
@@ -103,6 +160,7 @@ impl RunTask {
         ctx: Arc<Ctx>,
         run: RunId,
         plan: Arc<Plan>,
+        hash: PlanHash,
         terms: Terms,
         cancel: watch::Receiver<bool>,
         past: Vec<Past>,
@@ -110,7 +168,9 @@ impl RunTask {
         Self {
             ctx,
             run,
+            needs: needs::needs(&plan.resources),
             plan,
+            hash,
             terms,
             seq: 0,
             pending: Vec::new(),
@@ -118,255 +178,168 @@ impl RunTask {
             cancel,
             diffs_left: DIFFS,
             past,
+            bound: Vec::new(),
+            secrets: None,
+            redact: Redact::new([]),
+            known: 0,
+            late: BTreeMap::new(),
+            ahead: Ahead::default(),
+            acted: false,
+            keeps: false,
             kept: false,
-            bound: Arc::new(Vec::new()),
+            parked: false,
+            waits_since: None,
             stop: None,
             why: String::new(),
+            failures: 0,
+            beyond_undo: 0,
         }
     }
 
     /// To the end, or until the journal fails.
     pub(super) async fn execute(mut self) -> Result<(), Stop> {
-        let bound: Result<Vec<_>, String> = self.plan.resources.iter().map(bind).collect();
-        match bound {
-            Ok(bound) => self.bound = Arc::new(bound),
-            // A validated plan cannot come here; if it does, nothing of it is done.
-            Err(error) => {
-                self.past.iter_mut().for_each(|past| past.outcome = Some((Outcome::Skipped, String::new())));
-                self.halt(RunState::Failed, error);
-            }
-        }
-        let quick = !self.terms.check && self.bound.first().is_some_and(|first| first.foreseen().is_some());
-        if self.ticket.is_some() && !quick {
+        let bound = self.bind_whole();
+        let quick = !self.terms.check
+            && self.terms.undo_of.is_none()
+            && self
+                .bound
+                .first()
+                .is_some_and(|first| first.as_ref().is_some_and(|it| it.foreseen().is_some()));
+        let secrets = self.plan.secrets();
+        if self.ticket.is_some() && (!quick || !secrets.is_empty()) {
             self.commit().await?;
         }
-        self.recover().await?;
-        let mut index = 0;
-        while index < self.past.len() {
-            index = self.settle(index).await?;
+        if !secrets.is_empty() {
+            self.secrets = Some(Secrets::ask(&self.ctx.shared, self.run, secrets));
         }
+        let settled = match bound {
+            // A validated plan cannot come here; if it does, nothing of it is done.
+            Err(error) => self.bar(error),
+            Ok(()) => {
+                self.recover().await?;
+                if self.terms.undo_of.is_some() { self.undo().await } else { self.apply().await }
+            }
+        };
+        settled?;
         let (state, message) = self.summary();
+        let message = self.redact.text(&message);
         self.emit(EventKind::Finished { state, message: clamp(&message) });
         self.commit().await?;
         if self.kept {
             let (dir, limit) = (self.ctx.backup_dir.clone(), self.ctx.config.limits.backup_bytes);
+            let busy = self.ctx.shared.lock().book.unfinished();
             // What is left over goes after the next run or at the next start.
-            let _ = tokio::task::spawn_blocking(move || act::prune(&dir, limit)).await;
+            let _ = tokio::task::spawn_blocking(move || backup::prune(&dir, limit, &busy)).await;
         }
         Ok(())
     }
 
-    pub(super) fn bound(&self) -> Arc<Vec<Box<dyn Bound>>> {
-        Arc::clone(&self.bound)
+    /// Nothing of it is done.
+    pub(super) fn bar(&mut self, why: String) -> Result<(), Stop> {
+        self.halt(RunState::Failed, why);
+        self.skip_rest();
+        Ok(())
     }
 
-    /// Brings one resource, or one group of them, to an outcome. Gives the next one's place.
-    async fn settle(&mut self, index: usize) -> Result<usize, Stop> {
-        if let Some((outcome, message)) = self.past[index].outcome.clone() {
-            self.mind(index, outcome, &message);
-            return Ok(index + 1);
+    /// What has no outcome gets none any more.
+    pub(super) fn skip_rest(&mut self) {
+        for index in 0..self.past.len() {
+            if self.past[index].outcome.is_none() {
+                self.finish(index, End::new(Outcome::Skipped, "", Duration::ZERO));
+            }
         }
-        if *self.cancel.borrow() && self.stop.is_none() {
+    }
+
+    async fn apply(&mut self) -> Result<(), Stop> {
+        for index in 0..self.past.len() {
+            if let Some((outcome, message)) = self.past[index].outcome.clone() {
+                self.mind(index, outcome, &message);
+            }
+        }
+        if !self.terms.approved.is_empty() && !self.past.iter().any(|past| past.attempts > 0) {
+            self.approved().await?;
+        }
+        loop {
+            if self.is_cancelled() {
+                self.skip_rest();
+                return Ok(());
+            }
+            self.learn();
+            let outcome = |index: usize| self.past[index].outcome.as_ref().map(|(outcome, _)| *outcome);
+            let turn = needs::next(&self.needs, self.terms.check, outcome, |index| self.is_ready(index));
+            match turn {
+                Turn::Over => return Ok(()),
+                Turn::Go(index) => self.settle(index).await?,
+                Turn::Skip(index, root) => {
+                    let how = match self.past[root].outcome {
+                        Some((Outcome::Interrupted, _)) => "which was cut off",
+                        Some((Outcome::Skipped, _)) => "which was not reached",
+                        _ => "which failed",
+                    };
+                    let message = format!("needs {}, {how}", self.plan.resources[root].address);
+                    self.finish(index, End::new(Outcome::Skipped, message, Duration::ZERO));
+                }
+                Turn::Wait(waiting) => self.wait(&waiting).await?,
+            }
+        }
+    }
+
+    /// True once an operator has ended the run.
+    pub(super) fn is_cancelled(&mut self) -> bool {
+        if *self.cancel.borrow() && self.stop != Some(RunState::Cancelled) {
             self.halt(RunState::Cancelled, "cancelled by an operator".to_owned());
         }
-        // A check acts on nothing, so a failure in it holds nothing up.
-        let stopped = match self.stop {
-            Some(RunState::Cancelled) => true,
-            Some(_) => !self.terms.check,
-            None => false,
-        };
-        if stopped {
-            self.past[index].attempts = self.past[index].attempts.max(1);
-            self.finish(index, Outcome::Skipped, String::new(), String::new(), Duration::ZERO);
-            return Ok(index + 1);
+        self.stop == Some(RunState::Cancelled)
+    }
+
+    /// Brings one resource, or one group of them, to an outcome.
+    async fn settle(&mut self, index: usize) -> Result<(), Stop> {
+        self.unpark();
+        let planned = &self.plan.resources[index];
+        let yields = postern_proto::spec::kind(&planned.kind).and_then(|kind| (kind.yields)(&planned.spec));
+        if yields.is_none() && self.past[index].attempts == 0 && self.terms.done.contains(&planned.address) {
+            let message = "done in the run that this one resumes";
+            self.finish(index, End::new(Outcome::Unchanged, message, Duration::ZERO));
+            return Ok(());
         }
         let end = self.group_end(index);
-        self.group(index..end).await?;
-        Ok(end)
+        self.group(index..end).await
     }
 
     fn group_end(&self, index: usize) -> usize {
-        let key = if self.terms.check { None } else { self.bound[index].merge_key() };
-        let same =
-            |i: &usize| self.past[*i].outcome.is_none() && key.is_some() && self.bound[*i].merge_key() == key;
+        let key = |i: usize| self.bound.get(i)?.as_ref()?.merge_key();
+        let first = if self.terms.check { None } else { key(index) };
+        let needs = &self.plan.resources[index].needs;
+        let same = |i: &usize| {
+            let planned = &self.plan.resources[*i];
+            self.past[*i].outcome.is_none()
+                && first.is_some()
+                && key(*i) == first
+                && planned.needs == *needs
+                && !self.terms.done.contains(&planned.address)
+        };
         index + 1 + (index + 1..self.bound.len()).take_while(same).count()
     }
 
-    async fn group(&mut self, members: std::ops::Range<usize>) -> Result<(), Stop> {
-        let began = Instant::now();
-        for index in members.clone() {
-            self.past[index].attempts += 1;
-            self.past[index].open = true;
-            let (address, attempt) = self.attempt_of(index);
-            self.emit(EventKind::ResourceStarted { address, attempt });
-        }
-        let bound = self.bound();
-        let mut views: Vec<View> = Vec::new();
-        for index in members.clone() {
-            let view = match bound[index].foreseen() {
-                Some(view) => Ok(view),
-                None => {
-                    let ctx = Arc::clone(&self.ctx);
-                    self.patiently(bound[index].view(&ctx.config.sys, Depth::Cheap)).await?
-                }
-            };
-            match view {
-                Ok(view) => views.push(view),
-                Err(error) => {
-                    self.blind(members, &views, index, &error.to_string(), began.elapsed());
-                    return Ok(());
-                }
-            }
-        }
-        let (mut changing, mut plans, mut diffs) = (Vec::new(), Vec::new(), Vec::new());
-        for (index, view) in members.zip(views) {
-            if view.steps.is_empty() {
-                self.unchanged(index, began.elapsed());
-            } else if self.terms.check {
-                let message = summary_of(&view.steps);
-                self.finish(index, Outcome::WouldChange, message, view.diff, began.elapsed());
-            } else {
-                changing.push(index);
-                plans.push(view.steps);
-                diffs.push(view.diff);
-            }
-        }
-        let Some(first) = changing.first().copied() else { return Ok(()) };
-        let steps = if plans.len() == 1 { plans.concat() } else { bound[first].merge(plans) };
-        let failure = self.steps(first, &steps).await?;
-        self.conclude(&changing, diffs, failure, &summary_of(&steps), began).await
-    }
-
-    /// One of a group could not be observed.
-    fn blind(
-        &mut self,
-        members: std::ops::Range<usize>,
-        views: &[View],
-        at: usize,
-        why: &str,
-        took: Duration,
-    ) {
-        let first = members.start;
-        for index in members {
-            match views.get(index - first) {
-                Some(view) if view.steps.is_empty() => self.unchanged(index, took),
-                None if index == at => {
-                    let needs_earlier = self.terms.check && self.would_change_before(index);
-                    if needs_earlier {
-                        let message = format!("known after apply: {why}");
-                        self.finish(index, Outcome::WouldChange, message, String::new(), took);
-                    } else {
-                        self.finish(index, Outcome::Failed, why.to_owned(), String::new(), took);
-                    }
-                }
-                _ => self.finish(index, Outcome::Skipped, String::new(), String::new(), took),
-            }
-        }
-    }
-
-    fn would_change_before(&self, index: usize) -> bool {
-        let would = |past: &Past| matches!(past.outcome, Some((Outcome::WouldChange, _)));
-        self.past[..index].iter().any(would)
-    }
-
-    fn unchanged(&mut self, index: usize, took: Duration) {
-        let (outcome, message) = if self.past[index].acted {
-            (Outcome::Changed, "an earlier attempt, which was cut off, brought it about".to_owned())
-        } else {
-            (Outcome::Unchanged, String::new())
-        };
-        self.finish(index, outcome, message, String::new(), took);
-    }
-
-    async fn steps(&mut self, owner: usize, steps: &[Step]) -> Result<StepResult, Stop> {
-        let (address, attempt) = self.attempt_of(owner);
-        let mut note = String::new();
-        for (number, step) in steps.iter().enumerate() {
-            let id = StepId { address: address.clone(), attempt, step: number as u32 };
-            self.past[owner].acted = true;
-            match self.step(id, step, number + 1 == steps.len()).await? {
-                Ok(said) => note = said,
-                Err(failure) => return Ok(Err(failure)),
-            }
-        }
-        Ok(Ok(note))
-    }
-
-    /// After the steps: what is in force now decides, not what the steps said of themselves.
-    pub(super) async fn conclude(
-        &mut self,
-        members: &[usize],
-        mut diffs: Vec<String>,
-        result: StepResult,
-        done: &str,
-        began: Instant,
-    ) -> Result<(), Stop> {
-        diffs.resize(members.len(), String::new());
-        let bound = self.bound();
-        for (index, diff) in members.iter().copied().zip(diffs) {
-            let failure = match &result {
-                Err(failure) if failure.cancelled => {
-                    let message = format!("cancelled by an operator: {}", failure.message);
-                    self.finish(index, Outcome::Failed, message.clone(), diff, began.elapsed());
-                    self.halt(RunState::Cancelled, message);
-                    continue;
-                }
-                Err(failure) if members.len() == 1 => {
-                    self.finish(index, Outcome::Failed, failure.message.clone(), diff, began.elapsed());
-                    continue;
-                }
-                Err(failure) => Some(failure.message.as_str()),
-                Ok(_) => None,
-            };
-            let ctx = Arc::clone(&self.ctx);
-            let view = self.patiently(bound[index].view(&ctx.config.sys, Depth::Proof)).await?;
-            let (outcome, message) = match (view, failure) {
-                (Ok(view), _) if view.steps.is_empty() => {
-                    let note = result.as_ref().map_or("", String::as_str);
-                    let message = if note.is_empty() { done.to_owned() } else { format!("{done}; {note}") };
-                    (Outcome::Changed, message)
-                }
-                (_, Some(failure)) => (Outcome::Failed, failure.to_owned()),
-                (Ok(view), None) => {
-                    let (still, state) = (summary_of(&view.steps), view.diff.lines().next().unwrap_or(""));
-                    let message = format!(
-                        "the host did not reach the declared state, still to be done: {still} ({state})"
-                    );
-                    (Outcome::Failed, message)
-                }
-                (Err(error), None) => (Outcome::Failed, format!("the result could not be observed: {error}")),
-            };
-            self.finish(index, outcome, message, diff, began.elapsed());
-        }
-        Ok(())
-    }
-
     /// Ends an attempt and settles the resource.
-    pub(super) fn finish(
-        &mut self,
-        index: usize,
-        outcome: Outcome,
-        message: String,
-        diff: String,
-        took: Duration,
-    ) {
-        let message = clamp(&message);
-        self.end_attempt(index, outcome, message.clone(), diff, took);
+    pub(super) fn finish(&mut self, index: usize, mut end: End) {
+        end.message = clamp(&self.redact.text(&end.message));
+        let (outcome, message) = (end.outcome, end.message.clone());
+        self.end_attempt(index, end);
         self.past[index].outcome = Some((outcome, message.clone()));
         self.mind(index, outcome, &message);
+        if !text::holes(&self.plan.resources[index].spec).is_empty() {
+            // What was filled in may be secret: it is kept no longer than it is used.
+            self.bound[index] = None;
+        }
     }
 
     /// Ends an attempt; the resource may be tried again.
-    pub(super) fn end_attempt(
-        &mut self,
-        index: usize,
-        outcome: Outcome,
-        message: String,
-        diff: String,
-        took: Duration,
-    ) {
+    pub(super) fn end_attempt(&mut self, index: usize, end: End) {
+        self.past[index].attempts = self.past[index].attempts.max(1);
         let (address, attempt) = self.attempt_of(index);
         self.past[index].open = false;
+        let diff = self.redact.text(&end.diff);
         let diff = match self.diffs_left.checked_sub(diff.len()) {
             Some(left) => {
                 self.diffs_left = left;
@@ -374,29 +347,32 @@ impl RunTask {
             }
             None => "the diffs of this run are too long to be kept\n".to_owned(),
         };
-        let duration_ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        let duration_ns = u64::try_from(end.took.as_nanos()).unwrap_or(u64::MAX);
         self.emit(EventKind::ResourceFinished {
             address,
             attempt,
-            outcome,
-            message,
+            outcome: end.outcome,
+            message: clamp(&self.redact.text(&end.message)),
             diff,
             duration_ns,
-            seen: String::new(),
+            seen: end.seen,
         });
     }
 
     /// What an outcome means for the run.
-    fn mind(&mut self, index: usize, outcome: Outcome, message: &str) {
+    pub(super) fn mind(&mut self, index: usize, outcome: Outcome, message: &str) {
         let address = &self.plan.resources[index].address;
         match outcome {
-            Outcome::Failed => self.halt(RunState::Failed, format!("{address}: {message}")),
+            Outcome::Failed => {
+                self.failures += 1;
+                self.halt(RunState::Failed, format!("{address}: {message}"));
+            }
             Outcome::Interrupted => self.halt(RunState::Interrupted, format!("{address}: {message}")),
             Outcome::Unchanged | Outcome::Changed | Outcome::Skipped | Outcome::WouldChange => {}
         }
     }
 
-    fn halt(&mut self, state: RunState, why: String) {
+    pub(super) fn halt(&mut self, state: RunState, why: String) {
         if self.stop.is_none() || state == RunState::Cancelled {
             (self.stop, self.why) = (Some(state), why);
         }
@@ -404,25 +380,34 @@ impl RunTask {
 
     fn summary(&self) -> (RunState, String) {
         if let Some(stop) = self.stop {
-            return (stop, self.why.clone());
+            if stop == RunState::Failed && self.terms.undo_of.is_some() && self.failures > 0 {
+                return (stop, self.undo_failures());
+            }
+            let others = self.failures.saturating_sub(1);
+            let more = if stop == RunState::Failed && others > 0 {
+                format!("; {others} more failed")
+            } else {
+                String::new()
+            };
+            // The count is not what is cut off.
+            let room = TEXT - more.len();
+            return (stop, format!("{}{more}", shortened(&self.why, room)));
         }
         let count = |wanted: Outcome| {
             self.past.iter().filter(|past| past.outcome.as_ref().is_some_and(|(o, _)| *o == wanted)).count()
         };
         let words = [
-            (Outcome::Changed, "changed"),
-            (Outcome::WouldChange, "would change"),
-            (Outcome::Unchanged, "unchanged"),
+            (count(Outcome::Changed), "changed"),
+            (count(Outcome::WouldChange), "would change"),
+            (count(Outcome::Unchanged), "unchanged"),
+            (self.beyond_undo, "could not be undone"),
         ];
-        let parts: Vec<String> = words
-            .into_iter()
-            .filter(|(outcome, _)| count(*outcome) > 0)
-            .map(|(outcome, word)| format!("{} {word}", count(outcome)))
-            .collect();
+        let parts: Vec<String> =
+            words.into_iter().filter(|(n, _)| *n > 0).map(|(n, word)| format!("{n} {word}")).collect();
         (RunState::Ok, if parts.is_empty() { "nothing to do".to_owned() } else { parts.join(", ") })
     }
 
-    pub(super) fn attempt_of(&self, index: usize) -> (postern_proto::ids::Address, u32) {
+    pub(super) fn attempt_of(&self, index: usize) -> (Address, u32) {
         (self.plan.resources[index].address.clone(), self.past[index].attempts.max(1))
     }
 
@@ -441,7 +426,7 @@ impl RunTask {
 
     pub(super) fn end_step(&mut self, step: StepId, end: StepEnd, frames: u64) {
         let end = match end {
-            StepEnd::Error(error) => StepEnd::Error(clamp(&error)),
+            StepEnd::Error(error) => StepEnd::Error(clamp(&self.redact.text(&error))),
             other => other,
         };
         self.emit(EventKind::StepFinished { step, end, frames });
@@ -479,12 +464,15 @@ impl RunTask {
     }
 }
 
-fn accepted_event(accepted: &Record, plan: &Plan) -> EventKind {
-    let hash = match accepted {
+fn hash_of(accepted: &Record) -> PlanHash {
+    match accepted {
         Record::Accepted { hash, .. } => *hash,
-        _ => postern_proto::ids::PlanHash::of(&[]),
-    };
-    EventKind::Accepted { plan: hash, resources: plan.resources.len() as u32 }
+        _ => PlanHash::of(&[]),
+    }
+}
+
+fn accepted_event(accepted: &Record, plan: &Plan) -> EventKind {
+    EventKind::Accepted { plan: hash_of(accepted), resources: plan.resources.len() as u32 }
 }
 
 /// The event of a run that is taken without being started.
@@ -501,27 +489,35 @@ pub(super) fn refusal(error: CommitError) -> Refusal {
     Refusal { reason: RefusalReason::NoRoom, message }
 }
 
-fn summary_of(steps: &[Step]) -> String {
+pub(super) fn summary_of(steps: &[Step]) -> String {
     steps.iter().map(Step::summary).collect::<Vec<_>>().join("; ")
 }
 
 /// One line within the bounds that the journal's room was reserved for.
 pub(super) fn clamp(text: &str) -> String {
     let line: String = text.trim_end().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    if line.len() <= TEXT {
-        return line;
+    shortened(&line, TEXT)
+}
+
+fn shortened(line: &str, limit: usize) -> String {
+    if line.len() <= limit {
+        return line.to_owned();
     }
-    let cut = (0..=TEXT - 3).rev().find(|at| line.is_char_boundary(*at)).unwrap_or(0);
+    let cut = (0..=limit - 3).rev().find(|at| line.is_char_boundary(*at)).unwrap_or(0);
     format!("{}…", &line[..cut])
 }
+
+/// A late value in the journal, bytes: escapes may take six for one.
+const LATE: u64 = 6 * 4096 + 200;
 
 /// Room for all state records of a run, bytes: every attempt, every step, texts as long as they may be.
 pub(super) fn room_for(plan: &Plan) -> u64 {
     // Quotes and backslashes double in JSON; a step's two events, and an attempt's two.
-    let (text, fixed, steps) = (2 * TEXT as u64, 400, 4);
+    let (text, fixed, steps) = (2 * TEXT as u64, 400, 5);
     let resource = |planned: &postern_proto::plan::PlannedResource| {
         let event = 2 * planned.address.as_str().len() as u64 + fixed;
-        u64::from(MAX_ATTEMPTS) * (steps * (2 * event + 2 * text) + 2 * event + text)
+        let late = if planned.spec.get("late").is_some() { LATE } else { 0 };
+        u64::from(MAX_ATTEMPTS) * (steps * (2 * event + 2 * text) + 2 * event + text + late)
     };
     plan.resources.iter().map(resource).sum::<u64>() + text + fixed
 }

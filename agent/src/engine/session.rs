@@ -108,6 +108,11 @@ impl Session {
         session
     }
 
+    /// True for a run that the controller does not know.
+    pub(super) fn holds(&self, run: RunId) -> bool {
+        self.hold.contains(&run)
+    }
+
     pub(super) fn touch(&mut self, run: RunId, known: bool) {
         if known {
             self.active.insert(run);

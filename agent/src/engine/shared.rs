@@ -1,5 +1,6 @@
 //! What handle, owner, runs and session share: the book and how far it was sent.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use postern_proto::event::StepId;
@@ -7,6 +8,7 @@ use postern_proto::ids::RunId;
 use tokio::sync::Notify;
 
 use super::book::Book;
+use super::secrets::Vault;
 use super::session::Session;
 
 /// Shared by all parts of an engine; the lock is held for moments only.
@@ -24,6 +26,8 @@ pub(super) struct Inner {
     pub(super) session: Option<Session>,
     /// Counts sessions: an older one ends when a newer begins.
     pub(super) generation: u64,
+    /// Secrets of the runs at work.
+    pub(super) vaults: BTreeMap<RunId, Vault>,
     /// Woken when there may be something to send.
     pub(super) waiting: Arc<Notify>,
 }

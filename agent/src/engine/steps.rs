@@ -1,61 +1,84 @@
-//! How a run performs one step, and what it makes of steps that were cut off.
+//! How a run performs one step.
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use postern_proto::event::{EventKind, Outcome, StepEnd, StepId};
+use postern_proto::event::{EventKind, StepEnd, StepId};
+use tokio::time::Instant;
 
 use super::act;
 use super::book::{Record, slot};
 use super::exec::{self, Ended, Place};
-use super::past::PastStep;
-use super::run::{Failure, MAX_ATTEMPTS, RunTask, StepResult, Stop, clamp};
+use super::run::{Failure, RunTask, StepResult, Stop, clamp};
+use super::secrets::Secrets;
 use crate::resources::{Exec, Step};
-use crate::supervise::Exit;
-use crate::supervise::spool::{Claim, Reader, claim, last_words};
+use crate::supervise::spool::{Reader, last_words};
 
-/// How long a lock of somebody else's is waited for (T11).
-const LOCK_WAIT: Duration = Duration::from_secs(900);
+/// How often a step is begun again when another took its lock in the moment before it.
+pub(super) const LOCK_TRIES: u32 = 3;
 /// Between looks at a lock.
 const LOCK_LOOK: Duration = Duration::from_millis(500);
+/// The time that asking for a restart may take.
+const REBOOT_LIMIT: Duration = Duration::from_secs(60);
 /// What a failed process said last, characters.
 const LAST_WORDS: usize = 300;
 
 impl RunTask {
-    pub(super) async fn step(&mut self, id: StepId, step: &Step, last: bool) -> Result<StepResult, Stop> {
+    /// Performs one step; a lock of somebody else's is waited for until `until`.
+    pub(super) async fn step(
+        &mut self,
+        id: StepId,
+        step: &Step,
+        last: bool,
+        until: Instant,
+    ) -> Result<StepResult, Stop> {
         match step {
-            Step::Exec(exec) => Box::pin(self.exec(id, exec, step.summary(), last)).await,
+            Step::Exec(exec) => Box::pin(self.exec(id, exec, step.summary(), last, until)).await,
+            Step::Reboot { .. } => self.reboot(id, step.summary(), last).await,
             _ => self.change(id, step).await,
         }
     }
 
     /// A step that this process performs itself.
     async fn change(&mut self, id: StepId, step: &Step) -> Result<StepResult, Stop> {
-        let name = slot(self.run, self.next_seq());
-        let (sys, dir, replaced) = (self.ctx.config.sys.clone(), self.ctx.backup_dir.clone(), step.clone());
-        let kept = tokio::task::spawn_blocking(move || act::keep(&sys, &dir, &name, &replaced)).await;
-        let kept = kept.unwrap_or_else(|error| Err(error.to_string()));
-        self.kept = true;
-        self.emit(EventKind::StepStarted { step: id.clone(), summary: clamp(&step.summary()) });
-        let done = match kept {
-            Ok(()) => {
-                self.commit().await?;
-                act::act(self.ctx.config.sys.clone(), step.clone()).await
-            }
-            // What could not be brought back is not replaced.
-            Err(error) => Err(error),
-        };
-        Ok(match done {
+        self.started(&id, &step.summary());
+        self.commit().await?;
+        Ok(match act::act(self.ctx.config.sys.clone(), step.clone()).await {
             Ok(()) => {
                 self.end_step(id, StepEnd::Done, 0);
                 Ok(String::new())
             }
             Err(error) => {
                 self.end_step(id, StepEnd::Error(error.clone()), 0);
-                Err(Failure { message: error, cancelled: false })
+                Err(Failure::new(error))
             }
         })
+    }
+
+    fn started(&mut self, id: &StepId, summary: &str) {
+        let summary = clamp(&self.redact.text(summary));
+        self.emit(EventKind::StepStarted { step: id.clone(), summary });
+    }
+
+    /// Restarts the host. Where that succeeds, nothing comes after it here: the next start takes the run up.
+    async fn reboot(&mut self, id: StepId, summary: String, last: bool) -> Result<StepResult, Stop> {
+        let seq = self.next_seq();
+        self.started(&id, &summary);
+        self.pending.push(Record::Reboot { run: self.run, seq, boot: self.ctx.config.boot_id, last });
+        self.commit().await?;
+        let sys = self.ctx.config.sys.clone();
+        let why = match sys.run(&["systemctl", "reboot"], &[], REBOOT_LIMIT).await {
+            Ok(said) if said.ok() => {
+                let wait = self.ctx.config.limits.reboot_wait;
+                tokio::time::sleep(wait).await;
+                format!("the host did not go down for its restart within {} s", wait.as_secs())
+            }
+            Ok(said) => format!("the host cannot be restarted: systemctl reboot: {}", said.last_line()),
+            Err(error) => format!("the host cannot be restarted: {error}"),
+        };
+        self.end_step(id, StepEnd::Error(why.clone()), 0);
+        Ok(Err(Failure::new(why)))
     }
 
     async fn exec(
@@ -64,6 +87,7 @@ impl RunTask {
         exec: &Exec,
         mut summary: String,
         last: bool,
+        until: Instant,
     ) -> Result<StepResult, Stop> {
         let seq = self.next_seq();
         let spool = self.ctx.spool_dir.join(slot(self.run, seq));
@@ -71,26 +95,27 @@ impl RunTask {
         if let Some((holder, _)) = &holder {
             summary = format!("{summary} (waits for {holder} to be done)");
         }
-        let ready = exec::job(&self.ctx.config, exec, &spool).and_then(|job| {
+        let secrets = self.secrets.as_ref().map(Secrets::values).unwrap_or_default();
+        let ready = exec::job(&self.ctx.config, exec, &spool, &secrets).and_then(|job| {
             let spare = exec::spare(&self.ctx.config);
             spare.map(|spare| (job, spare)).map_err(|error| format!("cannot start a supervisor: {error}"))
         });
-        self.emit(EventKind::StepStarted { step: id.clone(), summary: clamp(&summary) });
+        self.started(&id, &summary);
         let (job, spare) = match ready {
             Ok(ready) => ready,
             Err(error) => {
                 self.end_step(id, StepEnd::Error(error.clone()), 0);
-                return Ok(Err(Failure { message: error, cancelled: false }));
+                return Ok(Err(Failure::new(error)));
             }
         };
         self.pending.push(Record::Exec { run: self.run, seq, last });
         self.commit().await?;
         if holder.is_some()
-            && let Err(why) = self.wait_for_locks(&exec.waits_for).await
+            && let Err(why) = self.wait_for_locks(&exec.waits_for, until).await
         {
             self.end_step(id, StepEnd::Error(why.clone()), 0);
             let cancelled = *self.cancel.borrow();
-            return Ok(Err(Failure { message: why, cancelled }));
+            return Ok(Err(Failure { cancelled, ..Failure::new(why) }));
         }
         let shared = Arc::clone(&self.ctx.shared);
         let place = Place {
@@ -101,18 +126,24 @@ impl RunTask {
             cancel: self.cancel.clone(),
         };
         let ended = spare.run(&job, place).await;
-        self.ended(id, spool, ended).await
+        let mut result = self.step_ended(id, spool, ended).await?;
+        if let Err(failure) = &mut result {
+            failure.locked =
+                !exec.waits_for.is_empty() && !failure.cancelled && lost_the_lock(&failure.message);
+        }
+        Ok(result)
     }
 
-    async fn wait_for_locks(&mut self, locks: &[String]) -> Result<(), String> {
-        let until = tokio::time::Instant::now() + LOCK_WAIT;
+    async fn wait_for_locks(&mut self, locks: &[String], until: Instant) -> Result<(), String> {
         while let Some((holder, lock)) = self.ctx.config.sys.first_lock(locks) {
             if *self.cancel.borrow() {
                 return Err(format!("while it waited for {holder}, which holds {lock}"));
             }
-            if tokio::time::Instant::now() >= until {
-                let waited = LOCK_WAIT.as_secs() / 60;
-                return Err(format!("{lock} was held by {holder} for {waited} minutes; it was left alone"));
+            if Instant::now() >= until {
+                let waited = self.ctx.config.limits.lock_wait.as_secs();
+                let waited =
+                    if waited < 120 { format!("{waited} s") } else { format!("{} minutes", waited / 60) };
+                return Err(format!("{lock} was held by {holder} for {waited}; it was left alone"));
             }
             tokio::time::sleep(LOCK_LOOK).await;
         }
@@ -120,7 +151,12 @@ impl RunTask {
     }
 
     /// Writes down how a process ended, once its output is on the disk.
-    async fn ended(&mut self, id: StepId, spool: PathBuf, ended: Ended) -> Result<StepResult, Stop> {
+    pub(super) async fn step_ended(
+        &mut self,
+        id: StepId,
+        spool: PathBuf,
+        ended: Ended,
+    ) -> Result<StepResult, Stop> {
         let (end, frames, cancelled, note) = match ended {
             Ended::Exit(exit) => {
                 // Anyone may end a supervisor; only what is in the journal is an operator's wish.
@@ -150,108 +186,21 @@ impl RunTask {
             self.end_step(id, end, frames);
             return Ok(match failure {
                 None => Ok(note),
-                Some(how) if words.is_empty() => Err(Failure { message: how, cancelled }),
-                Some(how) => Err(Failure { message: format!("{how}: {words}"), cancelled }),
+                Some(how) if words.is_empty() => Err(Failure { cancelled, ..Failure::new(how) }),
+                Some(how) => Err(Failure { cancelled, ..Failure::new(format!("{how}: {words}")) }),
             });
         }
         self.end_step(id, end, frames);
-        Ok(failure.map_or(Ok(note), |message| Err(Failure { message, cancelled })))
-    }
-
-    /// Takes up what was in the middle when the agent or the host went down.
-    pub(super) async fn recover(&mut self) -> Result<(), Stop> {
-        let shared = Arc::clone(&self.ctx.shared);
-        let (boot, now) =
-            (shared.lock().book.runs.get(&self.run).map(|book| book.boot), self.ctx.config.boot_id);
-        let Some(boot) = boot else { return Ok(()) };
-        let members: Vec<usize> = (0..self.past.len()).filter(|index| self.past[*index].open).collect();
-        let step =
-            members.iter().filter_map(|index| self.past[*index].step.clone()).max_by_key(|step| step.seq);
-        let why = if boot == now { "the agent was restarted" } else { "the host was restarted" };
-        let began = Instant::now();
-        match step {
-            _ if members.is_empty() => {}
-            None => self.retry(&members, why),
-            Some(PastStep { id, exec: None, end: None, .. }) => {
-                self.end_step(id, StepEnd::Error(format!("cut off: {why}")), 0);
-                self.retry(&members, why);
-            }
-            Some(PastStep { exec, end: Some(end), .. }) => match exec::failure(&end) {
-                Some(message) => {
-                    self.conclude(&members, vec![], Err(Failure { message, cancelled: false }), "", began)
-                        .await?;
-                }
-                None if exec == Some(true) => {
-                    self.conclude(&members, vec![], Ok(String::new()), "done", began).await?;
-                }
-                None => self.retry(&members, why),
-            },
-            Some(PastStep { id, seq, exec: Some(last), end: None }) => {
-                let spool = self.ctx.spool_dir.join(slot(self.run, seq));
-                let ended = match claim(&spool, boot == now) {
-                    Ok(Claim::Running) => {
-                        let place = Place {
-                            shared: &shared,
-                            run: self.run,
-                            step: id.clone(),
-                            spool: spool.clone(),
-                            cancel: self.cancel.clone(),
-                        };
-                        Box::pin(place.adopt()).await
-                    }
-                    Ok(Claim::Exited(exit))
-                        if boot != now && !*self.cancel.borrow() && ended_with_the_boot(&exit) =>
-                    {
-                        Ended::Dead(format!("cut off: {why}"))
-                    }
-                    Ok(Claim::Exited(exit)) => Ended::Exit(exit),
-                    Ok(Claim::Dead) => Ended::Dead(format!("cut off: {why}")),
-                    Ok(Claim::Never) => Ended::Never(why.to_owned()),
-                    Err(error) => Ended::Dead(format!("cut off: {why}; its spool cannot be read: {error}")),
-                };
-                let told = matches!(ended, Ended::Exit(_));
-                let never = matches!(ended, Ended::Never(_));
-                let result = self.ended(id, spool, ended).await?;
-                let bound = self.bound();
-                if told && (last || result.is_err()) {
-                    self.conclude(&members, vec![], result, "done", began).await?;
-                } else if told || never || members.iter().all(|index| bound[*index].repeatable()) {
-                    self.retry(&members, why);
-                } else {
-                    let message =
-                        format!("{why} while it ran, and it is not repeatable: how far it got is not known");
-                    for index in members {
-                        let took = began.elapsed();
-                        self.finish(index, Outcome::Interrupted, message.clone(), String::new(), took);
-                    }
-                }
-            }
-        }
-        if boot != now {
-            self.pending.push(Record::Boot { run: self.run, boot: now });
-        }
-        Ok(())
-    }
-
-    /// Closes the attempts that were cut off; the resources are observed again and planned again.
-    fn retry(&mut self, members: &[usize], why: &str) {
-        for index in members.iter().copied() {
-            if self.past[index].attempts >= MAX_ATTEMPTS {
-                let message =
-                    format!("given up: it was cut off {MAX_ATTEMPTS} times, the last time since {why}");
-                self.finish(index, Outcome::Failed, message, String::new(), Duration::ZERO);
-            } else {
-                let message = format!("cut off since {why}; it is observed and planned again");
-                self.end_attempt(index, Outcome::Interrupted, message, String::new(), Duration::ZERO);
-            }
-        }
+        Ok(failure.map_or(Ok(note), |message| Err(Failure { cancelled, ..Failure::new(message) })))
     }
 }
 
-/// True when the shutdown may have ended it: the host then sends TERM to every process, and either the
-/// supervisor or its process may see it first. 143 is how a shell or a handler tells of that TERM.
-fn ended_with_the_boot(exit: &Exit) -> bool {
-    exit.cancelled || matches!(exit.end, StepEnd::Signal(_) | StepEnd::Exit(143))
+/// apt's words for a lock that another holds. Its own timeout covers only some of them.
+fn lost_the_lock(said: &str) -> bool {
+    said.starts_with("exit status 100:")
+        && ["Could not get lock", "Unable to acquire", "Unable to lock"]
+            .iter()
+            .any(|words| said.contains(words))
 }
 
 /// Frames in the spool of a step whose supervisor can no longer say.
@@ -263,4 +212,29 @@ async fn count(spool: &std::path::Path) -> u64 {
         Some(reader.position())
     });
     counted.await.ok().flatten().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trap_11_a_lost_lock_is_known_by_apts_words() {
+        let cases = [
+            (
+                "exit status 100: E: Could not get lock /var/lib/dpkg/lock-frontend. It is held by process 7 (apt)",
+                true,
+            ),
+            (
+                "exit status 100: E: Unable to acquire the dpkg frontend lock (/var/lib/dpkg/lock-frontend)",
+                true,
+            ),
+            ("exit status 100: E: Unable to lock directory /var/lib/apt/lists/", true),
+            ("exit status 100: E: Unable to locate package nosuch", false),
+            ("exit status 1: Could not get lock", false),
+        ];
+        for (said, want) in cases {
+            assert_eq!(lost_the_lock(said), want, "{said}");
+        }
+    }
 }

@@ -207,6 +207,7 @@ impl Driver {
             }
             Effect::Acked(offset) => asked(self.engine.acked(offset)).await?,
             Effect::Cancel(run) => asked(self.engine.cancel(run)).await?,
+            Effect::Secrets(run, answers) => asked(self.engine.secrets(run, answers)).await?,
             Effect::Close(conn) => {
                 self.slots.remove(&conn);
             }

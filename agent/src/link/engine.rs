@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use postern_proto::event::RunOffset;
 use postern_proto::ids::RunId;
 
-use crate::engine::{self, Dispatch, Outgoing, Refusal, Snapshot};
+use crate::engine::{self, Dispatch, Outgoing, Refusal, SecretAnswer, Snapshot};
 
 /// The engine as the link sees it.
 #[async_trait]
@@ -19,6 +19,8 @@ pub trait EnginePort: Send + Sync + 'static {
     async fn acked(&self, offset: RunOffset);
     /// Begins a session; a newer one ends an older one.
     async fn attach(&self, acked: Vec<RunOffset>, hold: Vec<RunId>) -> Box<dyn OutboxPort>;
+    /// What the controller says about the secrets of a run.
+    async fn secrets(&self, run: RunId, answers: Vec<SecretAnswer>);
     /// Remembers the highest owner epoch.
     async fn set_epoch(&self, epoch: u64);
 }
@@ -50,6 +52,10 @@ impl EnginePort for engine::Engine {
 
     async fn attach(&self, acked: Vec<RunOffset>, hold: Vec<RunId>) -> Box<dyn OutboxPort> {
         Box::new(Self::attach(self, acked, hold).await)
+    }
+
+    async fn secrets(&self, run: RunId, answers: Vec<SecretAnswer>) {
+        Self::secrets(self, run, answers).await;
     }
 
     async fn set_epoch(&self, epoch: u64) {

@@ -14,7 +14,7 @@ use postern_proto::{WIRE_MAX, WIRE_MIN};
 
 use super::backoff::{Backoff, share};
 use super::wire::{FromController, Goodbye, GoodbyeReason, ToController, Welcome};
-use crate::engine::{Dispatch, Refusal, RefusalReason};
+use crate::engine::{Dispatch, Refusal, RefusalReason, SecretAnswer};
 
 /// Names one connection of this process; never reused.
 pub type ConnId = u64;
@@ -175,6 +175,8 @@ pub enum Effect {
     Acked(RunOffset),
     /// Tell the engine to end a run.
     Cancel(RunId),
+    /// Hand the engine what the controller says about a run's secrets.
+    Secrets(RunId, Vec<SecretAnswer>),
     /// Drop a connection.
     Close(ConnId),
     /// Get a new certificate.
@@ -426,6 +428,7 @@ impl Session {
             FromController::BadDispatch { seq, run, refusal } => self.refuse(seq, run, refusal),
             FromController::Ack(offset) => self.out.push(Effect::Acked(offset)),
             FromController::Cancel(run) => self.out.push(Effect::Cancel(run)),
+            FromController::Secrets(run, answers) => self.out.push(Effect::Secrets(run, answers)),
             FromController::Ping(nonce) => self.out.push(Effect::Send(conn, ToController::Pong(nonce))),
             FromController::Goodbye(goodbye) => self.goodbye(conn, goodbye, now),
             FromController::Leave if self.leaving => {}

@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use postern_proto::convert::WireError;
 use postern_proto::event::RunOffset;
-use postern_proto::ids::{ClusterId, PlanHash, RunId, SessionId};
+use postern_proto::ids::{ClusterId, PlanHash, RunId, SecretRef, SessionId};
 use postern_proto::plan::Terms;
 use postern_proto::{MAX_PLAN_BYTES, WIRE_MAX, WIRE_MIN, spec, v1};
 
 use super::HelloFacts;
-use crate::engine::{Dispatch, Outgoing, Refusal, RefusalReason, Snapshot};
+use crate::engine::{
+    Dispatch, MAX_SECRET_BYTES, Outgoing, Refusal, RefusalReason, SecretAnswer, SecretText, Snapshot,
+};
 
 /// The longest text of the controller that is kept for people, characters.
 const MAX_TEXT: usize = 300;
@@ -39,6 +41,8 @@ pub enum FromController {
     Ack(RunOffset),
     /// End a run.
     Cancel(RunId),
+    /// The secrets of a run.
+    Secrets(RunId, Vec<SecretAnswer>),
     /// To be answered.
     Ping(u64),
     /// The session ends.
@@ -138,8 +142,10 @@ impl TryFrom<v1::ControllerFrame> for FromController {
             Some(Kind::Cancel(it)) => Self::Cancel(it.run_id.parse()?),
             Some(Kind::Ping(it)) => Self::Ping(it.nonce),
             Some(Kind::Goodbye(it)) => Self::Goodbye(it.into()),
-            // Nothing of this build asks for them yet.
-            Some(Kind::Secrets(_)) => Self::Unknown,
+            Some(Kind::Secrets(it)) => {
+                let answers = it.values.into_iter().map(answer).collect::<Result<_, _>>()?;
+                Self::Secrets(it.run_id.parse()?, answers)
+            }
             Some(Kind::Leave(_)) => Self::Leave,
         })
     }
@@ -209,6 +215,20 @@ fn dispatch(it: v1::Dispatch) -> FromController {
     }
 }
 
+/// A value that cannot be used is as good as none, and says why; the session goes on.
+fn answer(it: v1::SecretValue) -> Result<SecretAnswer, WireError> {
+    let secret: SecretRef = it.secret.ok_or(WireError::Missing("secret"))?.try_into()?;
+    let value = if !it.refused.is_empty() {
+        Err(readable(&it.refused))
+    } else if it.value.len() > MAX_SECRET_BYTES {
+        Err(format!("the value has {} bytes, the limit is {MAX_SECRET_BYTES}", it.value.len()))
+    } else {
+        let text = String::from_utf8(it.value.to_vec()).map_err(|_| "the value is not text".to_owned());
+        text.map(SecretText::new)
+    };
+    Ok(SecretAnswer { secret, value })
+}
+
 /// The first frame of a session.
 pub(crate) fn hello(who: &HelloFacts, cluster: ClusterId, have: Snapshot, now_ns: i64) -> v1::AgentFrame {
     let kinds = spec::KINDS.iter().map(|kind| v1::KindSupport {
@@ -264,6 +284,10 @@ pub(crate) fn outgoing(it: Outgoing) -> v1::AgentFrame {
     agent_frame(match it {
         Outgoing::Event(event) => v1::agent_frame::Kind::Event(event.into()),
         Outgoing::Log(frame) => v1::agent_frame::Kind::Log(frame.into()),
+        Outgoing::SecretsWanted { run, secrets } => v1::agent_frame::Kind::SecretsWanted(v1::SecretsWanted {
+            run_id: run.to_string(),
+            secrets: secrets.into_iter().map(Into::into).collect(),
+        }),
     })
 }
 

@@ -13,7 +13,7 @@ const SHOWN: usize = 64 * 1024;
 
 /// What changes in a file whose content is nobody else's: sizes. Not a hash: of a short secret that is as
 /// good as the secret (I7).
-pub(super) fn hidden(path: &str, old: Option<&[u8]>, new: Option<&[u8]>) -> String {
+pub(crate) fn hidden(path: &str, old: Option<&[u8]>, new: Option<&[u8]>) -> String {
     if old == new {
         return String::new();
     }
@@ -48,7 +48,7 @@ pub(super) fn attributes(
 }
 
 /// What changes in a file.
-pub(super) fn unified(path: &str, old: Option<&[u8]>, new: Option<&[u8]>) -> String {
+pub(crate) fn unified(path: &str, old: Option<&[u8]>, new: Option<&[u8]>) -> String {
     let (before, after) = (old.unwrap_or_default(), new.unwrap_or_default());
     if before == after && old.is_some() == new.is_some() {
         return String::new();

@@ -13,6 +13,7 @@ mod step;
 mod sysctl;
 mod user;
 
+pub(crate) use diff::{hidden, unified};
 pub use step::{Exec, Step, WriteFile};
 
 use std::future::Future;
@@ -118,6 +119,11 @@ pub trait Resource: Send + Sync + 'static {
         true
     }
 
+    /// True when it may be looked at before its turn, and in vain: the look runs nothing that an operator wrote.
+    fn ahead(_spec: &Self::Spec) -> bool {
+        true
+    }
+
     /// Adjacent resources of one kind with the same key are brought about together.
     fn merge_key(_spec: &Self::Spec) -> Option<&'static str> {
         None
@@ -164,6 +170,8 @@ pub trait Bound: Send + Sync {
     fn foreseen(&self) -> Option<View>;
     /// See [`Resource::repeatable`].
     fn repeatable(&self) -> bool;
+    /// See [`Resource::ahead`].
+    fn ahead(&self) -> bool;
     /// See [`Resource::merge_key`]; with the kind's name before it.
     fn merge_key(&self) -> Option<String>;
     /// See [`Resource::merge`].
@@ -221,6 +229,10 @@ impl<R: Resource> Bound for Adapter<R> {
 
     fn repeatable(&self) -> bool {
         R::repeatable(&self.0)
+    }
+
+    fn ahead(&self) -> bool {
+        R::ahead(&self.0)
     }
 
     fn merge_key(&self) -> Option<String> {

@@ -64,14 +64,24 @@ fn spawn(job: &Job) -> io::Result<Child> {
     let mut command = Command::new(program);
     command.args(args).envs(env).envs(job.env.iter().map(|(name, value)| (name, value)));
     command.current_dir(&job.cwd).process_group(0);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let stdin = if job.stdin.is_some() { Stdio::piped() } else { Stdio::null() };
+    command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
     if !job.cwd.is_dir() {
         return Err(io::Error::new(
             io::ErrorKind::NotFound,
             format!("{} is no directory", job.cwd.display()),
         ));
     }
-    command.spawn()
+    let mut child = command.spawn()?;
+    if let (Some(mut stdin), Some(text)) = (child.stdin.take(), job.stdin.clone()) {
+        // On a thread of its own: a process that writes before it reads would otherwise wait for us, and we for
+        // it. One that does not read all of it ends this with an error that nobody needs; one that never reads
+        // ends it by ending.
+        std::thread::Builder::new()
+            .name("stdin".to_owned())
+            .spawn(move || stdin.write_all(text.as_bytes()))?;
+    }
+    Ok(child)
 }
 
 /// One output of the process.

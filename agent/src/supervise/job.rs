@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use postern_proto::event::{StepEnd, Stream};
 use serde::{Deserialize, Serialize};
 
-/// One process to run, as JSON on the supervisor's stdin.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// One process to run, as JSON on the supervisor's stdin. It may hold secrets, so it is not printed.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Job {
     /// The spool, which must not exist: its creation is what makes a job start at most once.
@@ -20,6 +20,9 @@ pub struct Job {
     /// Whom it runs as; root when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<JobUser>,
+    /// What the process reads; nothing when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stdin: Option<String>,
     /// Milliseconds until TERM.
     pub timeout_ms: u64,
     /// Milliseconds from TERM to KILL.

@@ -7,12 +7,13 @@ mod redact;
 pub mod spool;
 
 pub use job::{Exit, Job, JobUser, Lost, Started};
+pub(crate) use redact::Redact;
 
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 
-/// The longest job, bytes: a plan's command with room for its escapes.
-const MAX_JOB_BYTES: u64 = 8 << 20;
+/// The longest job, bytes: a plan's command and the secrets of its run, with room for their escapes.
+const MAX_JOB_BYTES: u64 = 16 << 20;
 /// The exit code when the job could not be begun; why is on stdout, after an `E`.
 const NOT_BEGUN: i32 = 70;
 

@@ -7,7 +7,7 @@ use postern_proto::event::{LogBody, Stream};
 use sha2::{Digest as _, Sha256};
 
 use super::job::Lost;
-use super::redact::Redactor;
+use super::redact::{Redact, Redactor};
 use super::spool::{Frame, Writer, encode, hex};
 
 /// The most of the end of a flood that is kept, bytes; it waits in memory for the end of the process.
@@ -52,9 +52,10 @@ fn index(stream: Stream) -> usize {
 impl Recorder {
     pub(super) fn new(spool: Writer, limit: u64, redact: &[String]) -> Self {
         let tail_limit = TAIL_BYTES.min(limit / 4);
+        let redact = Redact::new(redact.iter().map(String::as_str));
         Self {
             spool,
-            redact: [Redactor::new(redact), Redactor::new(redact)],
+            redact: [Redactor::over(redact.clone()), Redactor::over(redact)],
             offsets: [0, 0],
             next: 0,
             pending: Vec::new(),

@@ -14,7 +14,7 @@ use postern_proto::event::{
     EventKind, LogBody, LogFrame, Outcome, RunEvent, RunOffset, RunState, StepId, Stream,
 };
 use postern_proto::ids::{BootId, PlanHash, RunId};
-use postern_proto::plan::{PLAN_SCHEMA, Plan, PlannedResource};
+use postern_proto::plan::{PLAN_SCHEMA, Plan, PlannedResource, Terms};
 use serde_json::json;
 use tokio::task::JoinHandle;
 
@@ -29,6 +29,7 @@ pub(crate) struct Host {
     pub(crate) boot: BootId,
     pub(crate) tune: fn(&mut EngineConfig),
     next_seq: u64,
+    last_run: Option<RunId>,
 }
 
 /// An engine at work.
@@ -49,7 +50,7 @@ impl Host {
         std::fs::write(root.join("etc/passwd"), format!("me:x:{}:{}::/:/bin/sh\n", meta.uid(), meta.gid()))
             .unwrap();
         std::fs::write(root.join("etc/group"), format!("us:x:{}:\n", meta.gid())).unwrap();
-        Self { dir, boot: BOOT.parse().unwrap(), tune: |_| {}, next_seq: 1 }
+        Self { dir, boot: BOOT.parse().unwrap(), tune: |_| {}, next_seq: 1, last_run: None }
     }
 
     pub(crate) fn tuned(tune: fn(&mut EngineConfig)) -> Self {
@@ -97,6 +98,7 @@ impl Host {
         let seq = self.next_seq;
         self.next_seq += 1;
         let run = RunId::generate();
+        self.last_run = Some(run);
         Dispatch {
             seq,
             run,
@@ -106,6 +108,40 @@ impl Host {
             terms: Default::default(),
             expired: false,
         }
+    }
+
+    /// The same plan as another run.
+    pub(crate) fn again(&mut self, of: &Dispatch, terms: Terms) -> Dispatch {
+        let seq = self.next_seq;
+        self.next_seq += 1;
+        let run = RunId::generate();
+        self.last_run = Some(run);
+        Dispatch { seq, run, terms, ..of.clone() }
+    }
+
+    /// A run that takes back what another did.
+    pub(crate) fn undo(&mut self, of: &Dispatch) -> Dispatch {
+        self.again(of, Terms { undo_of: Some(of.run), ..Terms::default() })
+    }
+
+    /// The same with other needs, by the names of the resources.
+    pub(crate) fn needing(&mut self, of: &Dispatch, needs: &[(&str, &[&str])]) -> Dispatch {
+        let mut plan: Plan = serde_json::from_slice(&of.plan).unwrap();
+        let named = |plan: &Plan, name: &str| {
+            let all = plan.resources.iter().map(|planned| planned.address.clone());
+            all.clone().find(|address| address.as_str().ends_with(&format!(":{name}"))).unwrap()
+        };
+        for (name, on) in needs {
+            let (address, on) = (named(&plan, name), on.iter().map(|on| named(&plan, on)).collect());
+            plan.resources.iter_mut().find(|planned| planned.address == address).unwrap().needs = Some(on);
+        }
+        let (bytes, hash) = plan.to_bytes().unwrap();
+        Dispatch { plan: Bytes::from(bytes), hash, ..of.clone() }
+    }
+
+    /// The run of the dispatch that was made last.
+    pub(crate) fn last_run(&self) -> RunId {
+        self.last_run.unwrap()
     }
 
     pub(crate) fn command(&mut self, spec: serde_json::Value) -> Dispatch {
@@ -157,6 +193,7 @@ impl Told {
                 assert_eq!(frame.offset, before, "offsets are contiguous");
                 self.frames.push(frame);
             }
+            Outgoing::SecretsWanted { run, secrets } => panic!("{run} wants {secrets:?}"),
         }
     }
 
@@ -237,6 +274,7 @@ pub(crate) async fn to_the_end(engine: &Engine, outbox: &mut Outbox, run: RunId,
         let of = match &outgoing {
             Outgoing::Event(event) => event.run,
             Outgoing::Log(frame) => frame.run,
+            Outgoing::SecretsWanted { run, .. } => *run,
         };
         if of == run {
             told.take(outgoing);

@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use postern_agent::engine::{Dispatch, Outgoing, Refusal, Snapshot, SupervisorCommand};
+use postern_agent::engine::{Dispatch, Outgoing, Refusal, SecretAnswer, Snapshot, SupervisorCommand};
 use postern_agent::link::dial::DialLimits;
 use postern_agent::link::engine::{EnginePort, OutboxPort};
 use postern_agent::link::enrol::EnrolOptions;
@@ -504,6 +504,8 @@ impl EnginePort for FakePort {
         let next = acked.first().map_or(0, |offset| offset.event_seq);
         Box::new(FakeOutbox { engine: self.0.clone(), session: state.attached, next })
     }
+
+    async fn secrets(&self, _run: RunId, _answers: Vec<SecretAnswer>) {}
 
     async fn set_epoch(&self, epoch: u64) {
         self.0.state.lock().unwrap().epoch = epoch;

@@ -157,6 +157,9 @@ impl ResourceSpec for CommandSpec {
                 let message =
                     "a command that yields a late value is always run: leave creates and unless out";
                 errors.push(SpecError::new("late", message));
+            } else if self.stdin.is_some() {
+                let message = "a command that yields a late value reads nothing: leave stdin out";
+                errors.push(SpecError::new("late", message));
             }
         }
         if self.timeout_s == Some(0) {

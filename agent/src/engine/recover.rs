@@ -1,0 +1,144 @@
+//! What a run makes of steps that were cut off when the agent or the host went down.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use postern_proto::event::{Outcome, StepEnd, StepId};
+use postern_proto::plan::PlannedResource;
+use postern_proto::text;
+
+use super::book::{Record, slot};
+use super::exec::{self, Ended, Place};
+use super::past::PastStep;
+use super::run::{End, Failure, MAX_ATTEMPTS, RunTask, StepResult, Stop};
+use crate::resources::bind;
+use crate::supervise::Exit;
+use crate::supervise::spool::{Claim, claim};
+
+impl RunTask {
+    /// Takes up what was in the middle when the agent or the host went down.
+    pub(super) async fn recover(&mut self) -> Result<(), Stop> {
+        let boot = self.ctx.shared.lock().book.runs.get(&self.run).map(|book| book.boot);
+        let now = self.ctx.config.boot_id;
+        let Some(boot) = boot else { return Ok(()) };
+        let members: Vec<usize> = (0..self.past.len()).filter(|index| self.past[*index].open).collect();
+        let step =
+            members.iter().filter_map(|index| self.past[*index].step.clone()).max_by_key(|step| step.seq);
+        let why = if boot == now { "the agent was restarted" } else { "the host was restarted" };
+        let began = Instant::now();
+        match step {
+            _ if members.is_empty() => {}
+            None => self.retry(&members, why),
+            Some(PastStep { id, exec: None, end: None, reboot: Some((was, last)), .. }) if was != now => {
+                self.end_step(id, StepEnd::Done, 0);
+                if last {
+                    self.resume(&members, Ok("the host was restarted".to_owned()), began).await?;
+                } else {
+                    self.retry(&members, why);
+                }
+            }
+            Some(PastStep { id, exec: None, end: None, reboot, .. }) => {
+                let what = if reboot.is_some() { "the host was not restarted" } else { "cut off" };
+                self.end_step(id, StepEnd::Error(format!("{what}: {why}")), 0);
+                self.retry(&members, why);
+            }
+            Some(PastStep { exec, reboot, end: Some(end), .. }) => match exec::failure(&end) {
+                Some(message) => self.resume(&members, Err(Failure::new(message)), began).await?,
+                None if exec == Some(true) || reboot.is_some_and(|(_, last)| last) => {
+                    self.resume(&members, Ok(String::new()), began).await?;
+                }
+                None => self.retry(&members, why),
+            },
+            Some(PastStep { id, seq, exec: Some(last), end: None, .. }) => {
+                let spool = self.ctx.spool_dir.join(slot(self.run, seq));
+                let ended = self.found(&spool, &id, boot == now, why).await;
+                let told = matches!(ended, Ended::Exit(_));
+                let never = matches!(ended, Ended::Never(_));
+                let result = self.step_ended(id, spool, ended).await?;
+                if told && (last || result.is_err()) {
+                    self.resume(&members, result, began).await?;
+                } else if told || never || members.iter().all(|index| self.is_repeatable(*index)) {
+                    self.retry(&members, why);
+                } else {
+                    let message =
+                        format!("{why} while it ran, and it is not repeatable: how far it got is not known");
+                    for index in members {
+                        self.finish(index, End::new(Outcome::Interrupted, message.clone(), began.elapsed()));
+                    }
+                }
+            }
+        }
+        if boot != now {
+            self.pending.push(Record::Boot { run: self.run, boot: now });
+        }
+        Ok(())
+    }
+
+    /// What became of a process that an earlier agent started; one that still runs is followed to its end.
+    async fn found(&self, spool: &Path, id: &StepId, same_boot: bool, why: &str) -> Ended {
+        match claim(spool, same_boot) {
+            Ok(Claim::Running) => {
+                let place = Place {
+                    shared: &self.ctx.shared,
+                    run: self.run,
+                    step: id.clone(),
+                    spool: spool.to_owned(),
+                    cancel: self.cancel.clone(),
+                };
+                Box::pin(place.adopt()).await
+            }
+            Ok(Claim::Exited(exit)) if !same_boot && !*self.cancel.borrow() && ended_with_the_boot(&exit) => {
+                Ended::Dead(format!("cut off: {why}"))
+            }
+            Ok(Claim::Exited(exit)) => Ended::Exit(exit),
+            Ok(Claim::Dead) => Ended::Dead(format!("cut off: {why}")),
+            Ok(Claim::Never) => Ended::Never(why.to_owned()),
+            Err(error) => Ended::Dead(format!("cut off: {why}; its spool cannot be read: {error}")),
+        }
+    }
+
+    /// The steps are over: what is there now decides. An undo begins again from that.
+    async fn resume(&mut self, members: &[usize], result: StepResult, began: Instant) -> Result<(), Stop> {
+        if self.terms.undo_of.is_some() {
+            self.retry(members, "its steps were over");
+            return Ok(());
+        }
+        // The look may need secrets, which this agent has to be given anew.
+        self.commit().await?;
+        self.wait_for(members).await?;
+        self.acted = true;
+        self.conclude(members, vec![], result, "done", began).await
+    }
+
+    /// Whatever its holes are filled in with.
+    fn is_repeatable(&self, index: usize) -> bool {
+        let planned = &self.plan.resources[index];
+        match self.bound.get(index) {
+            Some(Some(bound)) => bound.repeatable(),
+            _ => {
+                let formed = PlannedResource { spec: text::stand_in(&planned.spec), ..planned.clone() };
+                bind(&formed).is_ok_and(|bound| bound.repeatable())
+            }
+        }
+    }
+
+    /// Closes the attempts that were cut off; the resources are observed again and planned again.
+    fn retry(&mut self, members: &[usize], why: &str) {
+        for index in members.iter().copied() {
+            if self.past[index].attempts >= MAX_ATTEMPTS {
+                let message =
+                    format!("given up: it was cut off {MAX_ATTEMPTS} times, the last time since {why}");
+                self.finish(index, End::new(Outcome::Failed, message, Duration::ZERO));
+            } else {
+                let message = format!("cut off since {why}; it is observed and planned again");
+                self.end_attempt(index, End::new(Outcome::Interrupted, message, Duration::ZERO));
+            }
+        }
+    }
+}
+
+/// True when the shutdown may have ended it: the host then sends TERM to every process, and either the
+/// supervisor or its process may see it first. 143 is how a shell or a handler tells of that TERM.
+fn ended_with_the_boot(exit: &Exit) -> bool {
+    exit.cancelled || matches!(exit.end, StepEnd::Signal(_) | StepEnd::Exit(143))
+}
