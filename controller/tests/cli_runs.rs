@@ -185,8 +185,8 @@ async fn a_failed_run_says_what_where_and_what_next() {
     assert_eq!(
         ended.stderr,
         "error[run-failed]: web1: exec:command:x: ran\\u{1b}]0;x\\u{7}\n\
-         hint: `postern run show 0199aaaa-0000-7000-8000-00000000beef` shows it again; apply again to go on \
-         from here\n"
+         hint: `postern run resume 0199aaaa-0000-7000-8000-00000000beef` goes on from here, `postern run undo \
+         0199aaaa-0000-7000-8000-00000000beef` takes back what it did\n"
     );
 }
 

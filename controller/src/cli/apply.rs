@@ -2,62 +2,103 @@
 
 use std::sync::Arc;
 
+use postern_proto::event::RunEvent;
+use postern_proto::plan::Approval;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use postern_proto::event::RunState;
-
 use super::args::Apply;
+use super::attend::{Task, What, attend, waits};
+use super::compose::Wanted;
 use super::error::CliError;
-use super::follow::{Followed, Interrupt, follow};
-use super::out::{Out, Tone};
+use super::follow::Interrupt;
 use super::selector::Selector;
-use super::view::{Line, View};
-use super::{Context, Exit, clean, compile, json};
-use crate::client::{Client, HostInfo, Link, Order, RunInfo, UpdateKind};
-use crate::profile::Compiled;
+use super::{Context, Exit, clean, reviewed};
+use crate::client::{Assigned, Client, HostInfo, Order};
 
 /// Hosts that are worked on at once.
 pub(crate) const AT_ONCE: usize = 64;
 
+/// What is to be done on one host.
+#[derive(Clone, Debug)]
+pub(crate) struct Job {
+    pub(crate) what: What,
+    /// The plan as it is sent.
+    pub(crate) plan: Vec<u8>,
+    /// How many resources it has.
+    pub(crate) resources: usize,
+    /// Where it came from, for people.
+    pub(crate) origin: String,
+    pub(crate) check: bool,
+    /// From a reviewed preview.
+    pub(crate) approved: Vec<Approval>,
+    /// What the host is to have from now on.
+    pub(crate) assign: Vec<Assigned>,
+}
+
 pub(crate) async fn apply(context: &Context, args: Apply) -> Result<Exit, CliError> {
     let selector = Selector::parse(&args.hosts)?;
-    let compiled = Arc::new(compile(context, &args.profiles, &args.values)?);
+    if let Some(plan) = reviewed::named(context, &args)? {
+        return reviewed::apply(context, plan, &selector).await;
+    }
+    let wanted = Wanted::read(context, &args.profiles, &args.values)?;
     let mut client = context.connect().await?;
     let hosts = selector.choose(client.hosts().await?)?;
-    let mut interrupt = Interrupt::listen();
-    if let [host] = hosts.as_slice() {
-        return one(context, &mut client, host, &compiled, args.check, false, &mut interrupt).await;
+    if let Some(file) = &args.plan_out {
+        return reviewed::preview(context, &mut client, &wanted, hosts, file).await;
     }
-    let check = args.check;
+    let jobs = wanted.jobs(context, &mut client, &hosts, args.check).await?;
+    let mut interrupt = Interrupt::listen();
+    if let ([host], [job]) = (hosts.as_slice(), jobs.as_slice()) {
+        return one(context, &mut client, host, job, false, &mut interrupt, |_| {}).await;
+    }
+    let jobs: Vec<_> = hosts.into_iter().zip(jobs).collect();
     let pressed = interrupt.clone_handle();
-    on_each(context, hosts, pressed, move |context, host| {
-        let (mut client, compiled) = (client.clone(), compiled.clone());
+    on_each(context, jobs, pressed, move |context, (host, job)| {
+        let mut client = client.clone();
         let mut interrupt = interrupt.clone_handle();
-        async move { one(&context, &mut client, &host, &compiled, check, true, &mut interrupt).await }
+        async move { one(&context, &mut client, &host, &job, true, &mut interrupt, |_| {}).await }
     })
     .await
 }
 
+/// Something that is done on a host.
+pub(crate) trait OnHost {
+    fn host(&self) -> &HostInfo;
+}
+
+impl OnHost for HostInfo {
+    fn host(&self) -> &HostInfo {
+        self
+    }
+}
+
+impl OnHost for (HostInfo, Job) {
+    fn host(&self) -> &HostInfo {
+        &self.0
+    }
+}
+
 /// Does something on every host, bounded; says each failure; the worst exit wins. Nothing is begun any more
 /// once Ctrl-C was pressed.
-pub(crate) async fn on_each<F, W>(
+pub(crate) async fn on_each<T, F, W>(
     context: &Context,
-    hosts: Vec<HostInfo>,
+    tasks: Vec<T>,
     interrupt: Interrupt,
     work: F,
 ) -> Result<Exit, CliError>
 where
-    F: Fn(Context, HostInfo) -> W,
+    T: OnHost,
+    F: Fn(Context, T) -> W,
     W: Future<Output = Result<Exit, CliError>> + Send + 'static,
 {
     let slots = Arc::new(Semaphore::new(AT_ONCE));
-    let mut tasks = JoinSet::new();
-    for host in hosts {
-        let (slots, name) = (slots.clone(), host.name.clone());
-        let work = work(context.clone(), host);
+    let mut working = JoinSet::new();
+    for task in tasks {
+        let (slots, name) = (slots.clone(), task.host().name.clone());
+        let work = work(context.clone(), task);
         let interrupt = interrupt.clone_handle();
-        tasks.spawn(async move {
+        working.spawn(async move {
             let _slot = slots.acquire_owned().await;
             if interrupt.is_pressed() {
                 return (name, Err(CliError::failed("interrupted", "not started")));
@@ -66,7 +107,7 @@ where
         });
     }
     let mut exit = Exit::Ok;
-    while let Some(done) = tasks.join_next().await {
+    while let Some(done) = working.join_next().await {
         let this = match done {
             Ok((_, Ok(exit))) => exit,
             Ok((name, Err(mut error))) => {
@@ -86,114 +127,39 @@ where
     Ok(exit)
 }
 
-/// Applies to one host and follows to the end.
+/// Does it on one host and follows to the end.
 pub(crate) async fn one(
     context: &Context,
     client: &mut Client,
     host: &HostInfo,
-    compiled: &Compiled,
-    check: bool,
+    job: &Job,
     prefixed: bool,
     interrupt: &mut Interrupt,
+    on_event: impl FnMut(&RunEvent),
 ) -> Result<Exit, CliError> {
-    let out = &context.out;
-    let (plan, _) = compiled.plan.to_bytes().map_err(|error| CliError::usage("plan", error.to_string()))?;
-    let name = clean::line(&host.name);
-    let count = compiled.plan.resources.len();
-    let resources = if count == 1 { "one resource".to_owned() } else { format!("{count} resources") };
-    let doing = if check { "checking" } else { "applying" };
-    if !out.json {
-        out.note(&format!("{name}: {doing} {} ({resources})", compiled.origin()));
-    }
-    if host.link != Link::Up {
-        out.note(&format!(
-            "{name}: its agent is not connected; the run waits for it (Ctrl-C lets it wait alone)"
-        ));
-    }
-    let order = Order { check, origin: compiled.origin(), ..Order::default() };
-    let updates = client.apply(host.id, plan, order).await?;
-    let mut view = View::new(prefixed.then_some(host.name.as_str()), out.volume, check);
-    let followed = follow(context, client, updates, interrupt, |update| {
-        if out.json {
-            out.document(&json::update(update, &host.name));
-        } else {
-            say(out, view.update(update));
-        }
-        if let UpdateKind::Event(_) = update.kind {
-            // The view counts whatever is shown.
-            if out.json {
-                view.update(update);
-            }
-        }
-    })
-    .await?;
-    match followed {
-        Followed::Over(run) => Ok(summary(context, host, &run, &view, check)),
-        Followed::Left(run) => {
-            let id = run.map(|run| run.id.to_string()).unwrap_or_default();
-            out.tell(&format!(
-                "{name}: the run goes on without you; `postern run logs {id}` follows it, `postern run cancel {id}` ends it"
-            ));
-            Ok(Exit::Failed)
-        }
-    }
-}
-
-/// Shows lines of a run.
-pub(crate) fn say(out: &Out, lines: Vec<Line>) {
-    for line in lines {
-        out.line(&format!("{}{}", out.paint(line.tone, &line.head), line.rest));
-    }
-}
-
-/// The last line of a run, and how the command ends.
-pub(crate) fn summary(context: &Context, host: &HostInfo, run: &RunInfo, view: &View, check: bool) -> Exit {
-    let out = &context.out;
-    let state = view.finished.as_ref().map_or(run.state, |(state, _)| *state);
-    let is_ok = state == RunState::Ok && run.state == RunState::Ok;
-    if out.json {
-        let mut run = run.clone();
-        if run.message.is_empty() {
-            run.message = view.finished.as_ref().map(|(_, message)| message.clone()).unwrap_or_default();
-        }
-        out.document(&json::result("postern/apply-result/v1", host, &run, &view.counts));
-        return if is_ok { Exit::Ok } else { Exit::Failed };
-    }
-    let name = clean::line(&host.name);
-    let took = if run.finished_ms > run.created_ms {
-        format!(
-            " in {}",
-            super::view::seconds(u64::try_from(run.finished_ms - run.created_ms).unwrap_or(0) * 1_000_000)
-        )
-    } else {
-        String::new()
+    let resources = match job.resources {
+        1 => "one resource".to_owned(),
+        count => format!("{count} resources"),
     };
-    let word = match (is_ok, check) {
-        (true, true) => out.paint(Tone::Good, "checked"),
-        (true, false) => out.paint(Tone::Good, "ok"),
-        (false, _) => out.paint(Tone::Bad, run.state.as_str()),
+    let doing = match (job.check, job.what) {
+        (true, _) => "checking",
+        (false, What::Reviewed) => "applying what was reviewed of",
+        (false, _) => "applying",
     };
-    out.line(&format!("{name}: {word}: {}{took}", view.counts.text()));
-    if is_ok {
-        return Exit::Ok;
+    if !context.out.json {
+        let (name, origin) = (clean::line(&host.name), clean::line(&job.origin));
+        context.out.note(&format!("{name}: {doing} {origin} ({resources})"));
     }
-    let said = [
-        view.failure.as_ref().map(|(address, message)| format!("{address}: {message}")),
-        view.finished.as_ref().map(|(_, message)| message.clone()),
-        Some(run.message.clone()),
-    ];
-    let why = said.into_iter().flatten().find(|text| !text.is_empty());
-    let why = why.unwrap_or_else(|| "no reason was given".into());
-    let error = CliError::failed(&format!("run-{}", run.state.as_str()), format!("{}: {why}", host.name));
-    let hint = match run.state {
-        RunState::Refused => {
-            "is the agent older than this program? `postern up … --bootstrap` upgrades it".to_owned()
-        }
-        RunState::Expired => "the host was away for too long: apply again when it is back".to_owned(),
-        _ => format!("`postern run show {}` shows it again; apply again to go on from here", run.id),
+    waits(context, host);
+    let order = Order {
+        check: job.check,
+        origin: job.origin.clone(),
+        approved: job.approved.clone(),
+        assign: job.assign.clone(),
     };
-    context.fail(&error.hint(hint));
-    Exit::Failed
+    let updates = client.apply(host.id, job.plan.clone(), order).await?;
+    let task = Task { host, what: job.what, check: job.check, prefixed };
+    attend(context, client, updates, task, interrupt, on_event).await
 }
 
 #[cfg(test)]
@@ -201,11 +167,14 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
-    use crate::cli::out::Volume;
+    use crate::cli::out::{Manner, Out, Volume};
     use crate::cli::{Env, Io};
+    use crate::client::Link;
 
     fn context() -> Context {
         let io = Io {
+            stdin: Box::new(std::io::empty()),
+            stdin_is_terminal: false,
             stdout: Box::new(std::io::sink()),
             stderr: Box::new(std::io::sink()),
             stdout_is_terminal: false,
@@ -214,7 +183,7 @@ mod tests {
         let here = std::path::Path::new("/");
         Context {
             env: Env::of(&[], here, here),
-            out: Out::new(io, false, Volume::Quiet, true, false),
+            out: Out::new(io, Manner { json: false, volume: Volume::Quiet, no_color: true, progress: false }),
             state_dir: None,
         }
     }

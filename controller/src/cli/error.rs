@@ -111,7 +111,9 @@ impl From<ClientError> for CliError {
             code => Self::usage(code, message),
         };
         match error.code() {
-            "not-found" => cli.hint("`postern hosts` and `postern runs` show what there is"),
+            "not-found" => {
+                cli.hint("`postern hosts`, `postern runs` and `postern secret list` show what there is")
+            }
             "daemon-foreign" => cli.hint("use a state directory of your own (--state-dir)"),
             "daemon-too-old" => cli.hint("the daemon that runs is older than this command: restart it"),
             "daemon-unreachable" => cli.hint("look at daemon.log in the state directory"),

@@ -185,8 +185,8 @@ impl Shown {
 
     fn is_terminal(&self, stream: Stream) -> bool {
         match stream {
-            Stream::Stdout => self.out.stdout_is_terminal(),
-            Stream::Stderr => self.out.stderr_is_terminal(),
+            Stream::Stdout => self.out.stdout_is_terminal,
+            Stream::Stderr => self.out.stderr_is_terminal,
         }
     }
 

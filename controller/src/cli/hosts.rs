@@ -1,5 +1,7 @@
 //! `postern hosts` and `postern host`: what is known of hosts, and ending it.
 
+use std::collections::BTreeMap;
+
 use serde_json::json;
 
 use super::args::{Forget, Hosts};
@@ -42,14 +44,14 @@ fn row(host: &HostInfo) -> Vec<String> {
         dash(clean::line(format!("{} {}", host.os_id, host.os_version).trim())),
         dash(clean::line(&host.agent_version)),
         seen(host),
-        labels(host),
+        pairs(&host.labels),
     ]
 }
 
-fn labels(host: &HostInfo) -> String {
-    let labels: Vec<_> =
-        host.labels.iter().map(|(key, value)| clean::line(&format!("{key}={value}"))).collect();
-    dash(labels.join(","))
+/// `a=1,b=2`, or a dash.
+pub(crate) fn pairs(pairs: &BTreeMap<String, String>) -> String {
+    let pairs: Vec<_> = pairs.iter().map(|(key, value)| clean::line(&format!("{key}={value}"))).collect();
+    dash(pairs.join(","))
 }
 
 fn seen(host: &HostInfo) -> String {
@@ -74,7 +76,7 @@ pub(crate) fn ago(ms: i64) -> String {
 }
 
 /// The host with this name or id.
-async fn find(client: &mut Client, name: &str) -> Result<HostInfo, CliError> {
+pub(crate) async fn find(client: &mut Client, name: &str) -> Result<HostInfo, CliError> {
     let hosts = client.hosts().await?;
     hosts.into_iter().find(|host| host.name == name || host.id.to_string() == name).ok_or_else(|| {
         CliError::usage("not-found", format!("there is no host {name:?}")).hint("`postern hosts` lists them")
@@ -103,7 +105,9 @@ pub(crate) async fn show(context: &Context, name: &str) -> Result<Exit, CliError
         ("hostname", clean::line(&host.hostname)),
         ("system", clean::line(format!("{} {} {}", host.os_id, host.os_version, host.arch).trim())),
         ("agent", clean::line(&host.agent_version)),
-        ("labels", labels(&host)),
+        ("labels", pairs(&host.labels)),
+        ("variables", pairs(&host.vars)),
+        ("profiles", dash(clean::line(&host.profiles.join(", ")))),
         ("detail", clean::line(&host.detail)),
     ];
     let rows: Vec<_> = rows

@@ -4,7 +4,7 @@ use postern_proto::event::{EventKind, LogBody, LogFrame, RunEvent, StepEnd, Stre
 use serde_json::{Map, Value, json};
 
 use super::view::{Counts, outcome_word};
-use crate::client::{HostInfo, RunInfo, Update, UpdateKind};
+use crate::client::{HostInfo, RunInfo, SecretInfo, Update, UpdateKind};
 
 /// Milliseconds since the Unix epoch as RFC 3339; null for 0.
 fn time_ms(ms: i64) -> Value {
@@ -38,6 +38,8 @@ pub(crate) fn host(host: &HostInfo) -> Value {
         "last_seen": time_ms(host.last_seen_ms),
         "peer": or_null(&host.peer),
         "detail": or_null(&host.detail),
+        "vars": host.vars,
+        "profiles": host.profiles,
     })
 }
 
@@ -54,6 +56,15 @@ pub(crate) fn run(run: &RunInfo) -> Value {
         "finished": time_ms(run.finished_ms),
         "plan_sha256": run.plan.map(|plan| plan.to_string()),
         "message": or_null(&run.message),
+        "resumes": run.resumes.map(|run| run.to_string()),
+        "undoes": run.undoes.map(|run| run.to_string()),
+    })
+}
+
+/// Of a secret, never the value.
+pub(crate) fn secret(secret: &SecretInfo) -> Value {
+    json!({
+        "name": secret.name, "version": secret.version, "set": time_ms(secret.set_ms), "used_by": secret.used_by,
     })
 }
 
@@ -153,15 +164,16 @@ fn body(body: &LogBody) -> Map<String, Value> {
     [(name.to_owned(), value)].into_iter().collect()
 }
 
-pub(crate) fn result(schema: &str, host: &HostInfo, run: &RunInfo, counts: &Counts) -> Value {
+pub(crate) fn result(schema: &str, run: &RunInfo, counts: &Counts) -> Value {
     let counts: Map<_, _> =
         counts.each().iter().map(|(word, count)| (word.replace(' ', "_"), Value::from(*count))).collect();
     json!({
         "schema": schema,
-        "host": host.name,
-        "host_id": host.id.to_string(),
+        "host": run.host_name,
+        "host_id": run.host_id.to_string(),
         "run": run.id.to_string(),
         "state": run.state.as_str(),
+        "check": run.check,
         "message": or_null(&run.message),
         "counts": counts,
     })

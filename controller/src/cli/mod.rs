@@ -3,39 +3,45 @@
 mod addresses;
 mod apply;
 mod args;
+mod attend;
+mod backup;
+mod bar;
 mod clean;
+mod compose;
 mod env;
 mod error;
 mod exec;
 mod follow;
+mod fresh;
 mod hosts;
 mod json;
 mod logging;
 mod out;
 mod profiles;
+mod records;
+mod redo;
+mod reviewed;
 mod runs;
+mod secrets;
 mod selector;
 mod serve;
 mod terminal;
 mod up;
 mod view;
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{CommandFactory as _, Parser as _};
-use serde_json::json;
 
 pub use env::Env;
 pub use error::Exit;
 pub use out::{Io, Stream};
 
 use crate::client::{Client, Starter};
-use crate::profile::{self, Compiled, Diagnostic};
-use args::{Cli, Command, Format, Host, Profile, Run};
+use args::{Cli, Command, Format, Host, Profile, Run, Secret};
 use error::CliError;
-use out::{Out, Volume};
+use out::{Manner, Out, Volume};
 
 /// This process as a command: its arguments, environment and streams.
 pub fn main() -> Exit {
@@ -80,8 +86,10 @@ pub async fn run(args: impl IntoIterator<Item = OsString>, env: Env, mut io: Io)
         (false, _) => Volume::Verbose,
     };
     let no_color = env.get("NO_COLOR").is_some() || env.get("TERM") == Some("dumb");
-    let progress = matches!(command, Command::Up(_));
-    let out = Out::new(io, global.output == Format::Json, volume, no_color, progress);
+    // A terminal that can do nothing cannot take a line back.
+    let progress = !global.no_progress && env.get("TERM") != Some("dumb");
+    let manner = Manner { json: global.output == Format::Json, volume, no_color, progress };
+    let out = Out::new(io, manner);
     if global.verbose > 1 && !matches!(command, Command::Serve(_)) {
         logging::to_stderr(global.verbose);
     }
@@ -123,12 +131,25 @@ async fn dispatch(context: &Context, command: Command, verbose: u8) -> Result<Ex
         Command::Hosts(args) => hosts::list(context, args).await,
         Command::Host(Host::Show { host }) => hosts::show(context, &host).await,
         Command::Host(Host::Forget(args)) => Box::pin(hosts::forget(context, args)).await,
+        Command::Host(Host::Rename { host, name }) => records::rename(context, &host, name).await,
+        Command::Host(Host::Label(changes)) => records::label(context, changes).await,
+        Command::Host(Host::Set(changes)) => records::set(context, changes).await,
+        Command::Host(Host::Unassign { host, profile }) => records::unassign(context, &host, profile).await,
         Command::Runs(args) => runs::list(context, args).await,
         Command::Run(Run::Show { run }) => runs::show(context, &run).await,
-        Command::Run(Run::Logs { run, no_follow }) => runs::logs(context, &run, no_follow).await,
+        Command::Run(Run::Logs { run, follow: _, no_follow }) => runs::logs(context, &run, no_follow).await,
         Command::Run(Run::Cancel { run }) => runs::cancel(context, &run).await,
+        Command::Run(Run::Resume { run }) => Box::pin(redo::resume(context, &run)).await,
+        Command::Run(Run::Undo { run, check }) => Box::pin(redo::undo(context, &run, check)).await,
+        Command::Secret(Secret::Set(args)) => secrets::set(context, args).await,
+        Command::Secret(Secret::List) => secrets::list(context).await,
+        Command::Secret(Secret::Remove { name }) => secrets::remove(context, name).await,
+        Command::Backup(args) => backup::backup(context, &args).await,
         Command::Profile(Profile::List) => profiles::list(context),
         Command::Profile(Profile::Show { profile }) => profiles::show(context, &profile),
+        Command::Profile(Profile::Copy { profile, file, force }) => {
+            profiles::copy(context, &profile, file.as_deref(), force)
+        }
         Command::Profile(Profile::Check { profiles, values }) => profiles::check(context, &profiles, &values),
         Command::Serve(args) => Box::pin(serve::serve(context, args, verbose)).await,
         Command::Completions { shell } => {
@@ -168,56 +189,10 @@ impl Context {
 
     /// Says an error.
     pub(crate) fn fail(&self, error: &CliError) {
-        self.out.end_activity();
         let text = match self.out.json {
             true => clean::json(&error.json().to_string()),
             false => error.text(),
         };
         self.out.tell(&text);
     }
-}
-
-/// Compiles profiles, or says everything that is wrong with them.
-pub(crate) fn compile(
-    context: &Context,
-    names: &[String],
-    values: &args::Values,
-) -> Result<Compiled, CliError> {
-    let mut given = BTreeMap::new();
-    for (name, value) in &values.vars {
-        if given.insert(name.clone(), value.clone()).is_some() {
-            return Err(CliError::usage("usage", format!("--var gives {name} twice")));
-        }
-    }
-    let (mut sources, mut found) = (Vec::new(), Vec::new());
-    for name in names {
-        match profile::load(name, &context.env.cwd) {
-            Ok(source) => sources.push(source),
-            Err(diagnostic) => found.push(diagnostic),
-        }
-    }
-    let compiled = match profile::compile(&sources, &given) {
-        // A variable may belong to the profile that was not found.
-        Ok(compiled) if found.is_empty() => return Ok(compiled),
-        Ok(_) => Vec::new(),
-        Err(more) => more,
-    };
-    found.extend(compiled);
-    if !context.out.json {
-        for diagnostic in &found {
-            context.out.tell(&clean::line(&diagnostic.to_string()));
-        }
-    }
-    let count = found.len();
-    let mistakes = if count == 1 { "one mistake".to_owned() } else { format!("{count} mistakes") };
-    let mut error = CliError::usage("profile", format!("{mistakes} in the profile; nothing was touched"));
-    if context.out.json {
-        error.details = found.iter().map(ToString::to_string).collect();
-        context.out.document(&diagnostics(&found));
-    }
-    Err(error)
-}
-
-fn diagnostics(found: &[Diagnostic]) -> serde_json::Value {
-    json!({"schema": "postern/profile-check/v1", "ok": false, "diagnostics": found})
 }

@@ -1,22 +1,26 @@
 //! Where a command writes: data on stdout, words for people on stderr, and nothing harmful on a terminal.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 
+use super::bar::Bar;
 use super::clean;
 
 /// A stream that a command writes to.
 pub type Stream = Box<dyn Write + Send>;
 
-/// Both streams and what is known of them.
+/// A command's streams and what is known of them.
 pub struct Io {
+    /// What is piped in.
+    pub stdin: Box<dyn Read + Send>,
     /// Data.
     pub stdout: Stream,
     /// Words for people.
     pub stderr: Stream,
+    /// stdin is a terminal.
+    pub stdin_is_terminal: bool,
     /// stdout is a terminal.
     pub stdout_is_terminal: bool,
     /// stderr is a terminal.
@@ -29,8 +33,10 @@ impl Io {
     pub fn of_process() -> Self {
         use std::io::IsTerminal as _;
         Self {
+            stdin_is_terminal: io::stdin().is_terminal(),
             stdout_is_terminal: io::stdout().is_terminal(),
             stderr_is_terminal: io::stderr().is_terminal(),
+            stdin: Box::new(io::stdin()),
             stdout: Box::new(io::stdout()),
             stderr: Box::new(io::stderr()),
         }
@@ -75,6 +81,18 @@ impl Tone {
     }
 }
 
+/// How a command speaks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Manner {
+    /// One JSON document a line instead of text.
+    pub(crate) json: bool,
+    pub(crate) volume: Volume,
+    /// Colours are not wanted.
+    pub(crate) no_color: bool,
+    /// A live line at the bottom of a terminal.
+    pub(crate) progress: bool,
+}
+
 /// Says things. Cheap to clone; all clones write to the same place.
 #[derive(Clone)]
 pub(crate) struct Out {
@@ -82,58 +100,65 @@ pub(crate) struct Out {
     /// One JSON document a line instead of text.
     pub(crate) json: bool,
     pub(crate) volume: Volume,
+    pub(crate) stdin_is_terminal: bool,
+    pub(crate) stdout_is_terminal: bool,
+    pub(crate) stderr_is_terminal: bool,
     color: bool,
-    bar: Option<ProgressBar>,
+    bar: Option<Bar>,
     /// stdout can no longer be written to: the reader went away.
     broken: Arc<std::sync::atomic::AtomicBool>,
 }
 
 impl Out {
-    pub(crate) fn new(io: Io, json: bool, volume: Volume, no_color: bool, progress: bool) -> Self {
-        let bar = (progress && io.stderr_is_terminal && !json && volume > Volume::Quiet).then(|| {
-            let bar = ProgressBar::new_spinner();
-            if let Ok(style) = ProgressStyle::with_template("{spinner} {wide_msg} {elapsed}") {
-                bar.set_style(style);
-            }
-            bar
-        });
+    pub(crate) fn new(io: Io, manner: Manner) -> Self {
+        let Manner { json, volume, no_color, progress } = manner;
+        let wants_bar = progress && io.stderr_is_terminal && !json && volume > Volume::Quiet;
+        let (stdin_is_terminal, stdout_is_terminal, stderr_is_terminal) =
+            (io.stdin_is_terminal, io.stdout_is_terminal, io.stderr_is_terminal);
+        let io = Arc::new(Mutex::new(io));
         Self {
-            color: io.stdout_is_terminal && !json && !no_color,
-            io: Arc::new(Mutex::new(io)),
             json,
             volume,
-            bar,
+            stdin_is_terminal,
+            stdout_is_terminal,
+            stderr_is_terminal,
+            color: stdout_is_terminal && !json && !no_color,
+            bar: wants_bar.then(|| Bar::new(io.clone())),
+            io,
             broken: Arc::default(),
         }
     }
 
-    fn with<R>(&self, work: impl FnOnce(&mut Io) -> R) -> R {
-        // A writer that panicked left at worst half a line.
-        let mut io = self.io.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Writes with the bar out of the way, where both go to the terminal.
+    fn with<R>(&self, to_terminal: bool, work: impl FnOnce(&mut Io) -> R) -> R {
+        // The bar's own lock comes first, here and when it draws itself. A writer that panicked left at worst
+        // half a line.
+        let locked = || work(&mut self.io.lock().unwrap_or_else(PoisonError::into_inner));
         match &self.bar {
-            Some(bar) if !bar.is_finished() => bar.suspend(|| work(&mut io)),
-            _ => work(&mut io),
+            Some(bar) if to_terminal => bar.aside(locked),
+            _ => locked(),
         }
     }
 
     fn to_stdout(&self, bytes: &[u8]) {
-        let result = self.with(|io| io.stdout.write_all(bytes).and_then(|()| io.stdout.flush()));
-        if result.is_err() {
+        let write = |io: &mut Io| io.stdout.write_all(bytes).and_then(|()| io.stdout.flush());
+        if self.with(self.stdout_is_terminal, write).is_err() {
             self.broken.store(true, std::sync::atomic::Ordering::Relaxed);
         }
+    }
+
+    /// All that is piped in, at most one byte more than `limit`.
+    pub(crate) fn read_stdin(&self, limit: usize) -> io::Result<zeroize::Zeroizing<Vec<u8>>> {
+        // No growth, which would leave pieces of it in memory.
+        let mut bytes = zeroize::Zeroizing::new(Vec::with_capacity(limit + 1));
+        let mut io = self.io.lock().unwrap_or_else(PoisonError::into_inner);
+        (&mut io.stdin).take(limit as u64 + 1).read_to_end(&mut bytes)?;
+        Ok(bytes)
     }
 
     /// True when nobody reads stdout any more (`| head`).
     pub(crate) fn is_broken(&self) -> bool {
         self.broken.load(std::sync::atomic::Ordering::Relaxed)
-    }
-
-    pub(crate) fn stdout_is_terminal(&self) -> bool {
-        self.with(|io| io.stdout_is_terminal)
-    }
-
-    pub(crate) fn stderr_is_terminal(&self) -> bool {
-        self.with(|io| io.stderr_is_terminal)
     }
 
     /// A piece of text in a tone; as it is where colours are not wanted.
@@ -157,7 +182,7 @@ impl Out {
 
     /// As it is, to stderr.
     pub(crate) fn raw_error(&self, bytes: &[u8]) {
-        self.with(|io| {
+        self.with(self.stderr_is_terminal, |io| {
             let _ = io.stderr.write_all(bytes).and_then(|()| io.stderr.flush());
         });
     }
@@ -179,29 +204,22 @@ impl Out {
         self.raw_error(format!("{text}\n").as_bytes());
     }
 
-    /// What goes on right now: in the bar on a terminal, nowhere otherwise.
-    pub(crate) fn activity(&self, text: &str) {
-        if let Some(bar) = &self.bar {
-            bar.set_message(clean::line(text));
-            bar.enable_steady_tick(std::time::Duration::from_millis(120));
-        }
+    /// The live line, where there is one.
+    pub(crate) fn bar(&self) -> Option<&Bar> {
+        self.bar.as_ref()
     }
 
-    /// Takes the bar away.
+    /// Takes the live line away.
     pub(crate) fn end_activity(&self) {
         if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
+            bar.end();
         }
-    }
-
-    pub(crate) fn has_bar(&self) -> bool {
-        self.bar.is_some()
     }
 
     /// Runs with the terminal to itself: to ask something.
     pub(crate) fn aside<R>(&self, work: impl FnOnce() -> R) -> R {
         match &self.bar {
-            Some(bar) => bar.suspend(work),
+            Some(bar) => bar.aside(work),
             None => work(),
         }
     }

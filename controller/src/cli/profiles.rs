@@ -1,13 +1,17 @@
 //! `postern profile`: list, show, check. Needs no daemon.
 
 use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::path::Path;
 
 use serde_json::json;
 
 use super::args::Values;
+use super::compose::Wanted;
 use super::error::CliError;
 use super::out::table;
-use super::{Context, Exit, clean, compile};
+use super::{Context, Exit, clean};
 use crate::profile::{self, Diagnostic, SHIPPED};
 
 pub(crate) fn list(context: &Context) -> Result<Exit, CliError> {
@@ -45,7 +49,7 @@ pub(crate) fn show(context: &Context, name: &str) -> Result<Exit, CliError> {
     let text = String::from_utf8_lossy(&source.bytes);
     if context.out.json {
         context.out.document(&json!({"schema": "postern/profile/v1", "file": source.file, "text": text}));
-    } else if context.out.stdout_is_terminal() {
+    } else if context.out.stdout_is_terminal {
         context.out.line(&clean::lines(&text));
     } else {
         context.out.raw(&source.bytes);
@@ -53,8 +57,44 @@ pub(crate) fn show(context: &Context, name: &str) -> Result<Exit, CliError> {
     Ok(Exit::Ok)
 }
 
+pub(crate) fn copy(
+    context: &Context,
+    name: &str,
+    file: Option<&Path>,
+    force: bool,
+) -> Result<Exit, CliError> {
+    let shipped = SHIPPED.iter().find(|shipped| shipped.name == name).ok_or_else(|| {
+        CliError::usage("profile", format!("there is no shipped profile {name:?}"))
+            .hint("`postern profile list` shows them; a file of your own is copied with cp")
+    })?;
+    let path = match file {
+        Some(file) => context.env.cwd.join(file),
+        None => context.env.cwd.join(format!("{name}.yaml")),
+    };
+    let mut options = OpenOptions::new();
+    match force {
+        true => options.write(true).create(true).truncate(true),
+        false => options.write(true).create_new(true),
+    };
+    let written = options.open(&path).and_then(|mut file| file.write_all(shipped.text.as_bytes()));
+    written.map_err(|error| match error.kind() {
+        std::io::ErrorKind::AlreadyExists => CliError::usage(
+            "file-exists",
+            format!("{} is there already; nothing was written", path.display()),
+        )
+        .hint("name another file, or write over it with --force"),
+        _ => CliError::usage("file", format!("writing {}: {error}", path.display())),
+    })?;
+    if context.out.json {
+        context.out.document(&json!({"schema": "postern/profile-copied/v1", "name": name, "file": path}));
+    } else {
+        context.out.line(&path.display().to_string());
+    }
+    Ok(Exit::Ok)
+}
+
 pub(crate) fn check(context: &Context, names: &[String], values: &Values) -> Result<Exit, CliError> {
-    let compiled = compile(context, names, values)?;
+    let compiled = Wanted::read(context, names, values)?.check(context)?;
     let (_, hash) = compiled.plan.to_bytes().map_err(|error| CliError::usage("plan", error.to_string()))?;
     if context.out.json {
         context.out.document(&json!({

@@ -13,7 +13,7 @@ use super::follow::{CUT, Followed, Interrupt, follow};
 use super::hosts::ago;
 use super::out::{Volume, table};
 use super::view::{View, truncated};
-use super::{Context, Exit, apply, clean, json as documents};
+use super::{Context, Exit, attend, clean, json as documents};
 use crate::client::{Client, RunInfo, Update, UpdateKind, Updates};
 
 /// Runs that are looked through for the end of an id.
@@ -41,13 +41,19 @@ pub(crate) async fn list(context: &Context, args: Runs) -> Result<Exit, CliError
     }
     let mut rows = vec![["RUN", "HOST", "STATE", "STARTED", "WHAT"].map(str::to_owned).to_vec()];
     rows.extend(runs.iter().map(|run| {
-        let check = if run.check { " (check)" } else { "" };
+        let what = match (run.check, run.resumes, run.undoes) {
+            (true, _, Some(_)) => " (check of an undo)",
+            (true, ..) => " (check)",
+            (false, _, Some(_)) => " (undo)",
+            (false, Some(_), None) => " (resumed)",
+            (false, None, None) => "",
+        };
         vec![
             short(run),
             clean::line(&run.host_name),
             run.state.as_str().to_owned(),
             ago(run.created_ms),
-            format!("{}{check}", clean::line(&run.origin)),
+            format!("{}{what}", clean::line(&run.origin)),
         ]
     }));
     table(&rows).iter().for_each(|line| out.line(line));
@@ -78,6 +84,20 @@ async fn find(client: &mut Client, text: &str) -> Result<RunId, CliError> {
             .hint("`postern runs` lists them")),
         (Some(_), Some(_)) => Err(CliError::usage("ambiguous", format!("several runs' ids end in {text}"))
             .hint("give more of the id")),
+    }
+}
+
+/// The run with this id, or the one whose id ends so, as it is now.
+pub(crate) async fn look_up(client: &mut Client, text: &str) -> Result<RunInfo, CliError> {
+    let id = find(client, text).await?;
+    let mut updates = client.follow(id, 0).await?;
+    // The run itself comes first.
+    match tokio::time::timeout(ANSWER, updates.next()).await {
+        Ok(update) => match update? {
+            Some(Update { kind: UpdateKind::Run(run), .. }) => Ok(run),
+            _ => Err(CliError::usage("not-found", format!("nothing is known of run {id}"))),
+        },
+        Err(_) => Err(CliError::usage("deadline-exceeded", "the daemon says nothing of the run")),
     }
 }
 
@@ -123,13 +143,7 @@ pub(crate) async fn show(context: &Context, text: &str) -> Result<Exit, CliError
     while let Some(update) = so_far(context, &mut updates, run.as_ref().map(|run| run.state), until).await? {
         if let UpdateKind::Run(info) = &update.kind {
             if run.is_none() && !out.json {
-                let check = if info.check { " (check)" } else { "" };
-                let (name, origin) = (clean::line(&info.host_name), clean::line(&info.origin));
-                out.line(&format!(
-                    "run {} on {name}: {origin}{check}, started {}",
-                    info.id,
-                    ago(info.created_ms)
-                ));
+                head(info).iter().for_each(|line| out.line(line));
             }
             run = Some(info.clone());
         }
@@ -137,7 +151,7 @@ pub(crate) async fn show(context: &Context, text: &str) -> Result<Exit, CliError
         if out.json {
             out.document(&documents::update(&update, &name));
         } else {
-            apply::say(out, view.update(&update));
+            attend::say(out, &view.update(&update));
         }
         if out.is_broken() {
             break;
@@ -147,11 +161,47 @@ pub(crate) async fn show(context: &Context, text: &str) -> Result<Exit, CliError
         return Err(CliError::usage("not-found", format!("nothing is known of run {id}")));
     };
     if !out.json {
-        let message =
-            if run.message.is_empty() { String::new() } else { format!(": {}", clean::line(&run.message)) };
-        out.line(&format!("{}: {}{message}", run.state.as_str(), view.counts.text()));
+        let why = match (&view.parked, run.state) {
+            (Some(why), RunState::Parked) => why,
+            _ => &run.message,
+        };
+        let why = if why.is_empty() { String::new() } else { format!(": {}", clean::line(why)) };
+        out.line(&format!("{}: {}{why}", run.state.as_str(), view.counts.text()));
+        if let Some(next) = next(&run) {
+            out.note(&next);
+        }
     }
     Ok(Exit::Ok)
+}
+
+/// What the run is.
+fn head(run: &RunInfo) -> Vec<String> {
+    let check = if run.check { " (check)" } else { "" };
+    let (name, origin) = (clean::line(&run.host_name), clean::line(&run.origin));
+    let started = ago(run.created_ms);
+    let mut lines = vec![format!("run {} on {name}: {origin}{check}, started {started}", run.id)];
+    lines.extend(run.plan.map(|plan| format!("plan {plan}")));
+    lines.extend(run.resumes.map(|other| format!("resumes run {other}")));
+    lines.extend(run.undoes.map(|other| format!("takes back what run {other} did")));
+    lines
+}
+
+/// What can be done with a run that is where it is. Of one that is parked it was said where it parked.
+fn next(run: &RunInfo) -> Option<String> {
+    let id = run.id;
+    match run.state {
+        RunState::Queued | RunState::Running => {
+            Some(format!("hint: it goes on; `postern run logs {id}` follows it"))
+        }
+        RunState::Failed | RunState::Interrupted | RunState::Cancelled
+            if !run.check && run.undoes.is_none() =>
+        {
+            Some(format!(
+                "hint: `postern run resume {id}` goes on from there, `postern run undo {id}` takes back what it did"
+            ))
+        }
+        _ => None,
+    }
 }
 
 pub(crate) async fn logs(context: &Context, text: &str, no_follow: bool) -> Result<Exit, CliError> {
@@ -168,8 +218,8 @@ pub(crate) async fn logs(context: &Context, text: &str, no_follow: bool) -> Resu
         let [stdout, stderr] = &mut cleaners;
         match (&frame.body, frame.stream) {
             (LogBody::Truncated { bytes, .. }, _) => out.tell(&truncated(*bytes)),
-            (LogBody::Data(data), Stream::Stdout) if !out.stdout_is_terminal() => out.raw(data),
-            (LogBody::Data(data), Stream::Stderr) if !out.stderr_is_terminal() => out.raw_error(data),
+            (LogBody::Data(data), Stream::Stdout) if !out.stdout_is_terminal => out.raw(data),
+            (LogBody::Data(data), Stream::Stderr) if !out.stderr_is_terminal => out.raw_error(data),
             (LogBody::Data(data), Stream::Stdout) => out.raw(stdout.push(data).as_bytes()),
             (LogBody::Data(data), Stream::Stderr) => out.raw_error(stderr.push(data).as_bytes()),
         }

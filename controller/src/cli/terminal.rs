@@ -123,9 +123,11 @@ impl Console for Terminal {
             return;
         }
         let times = count.map(|count| format!(" ({count})")).unwrap_or_default();
-        self.out.activity(&format!("[{number:>2}/{of}] {what}{after}{times}"));
+        if let Some(bar) = self.out.bar() {
+            bar.activity(&format!("[{number:>2}/{of}] {what}{after}{times}"));
+        }
         // Where there is no bar, a wait is told once, and each look only to those who want to see them.
-        let told = !self.out.has_bar() && count.is_some() && self.is_new_wait(*step);
+        let told = self.out.bar().is_none() && count.is_some() && self.is_new_wait(*step);
         if told || self.out.volume == Volume::Verbose {
             self.out.note(&format!("[{number:>2}/{of}] {what}{after}{times}…"));
         }

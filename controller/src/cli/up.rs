@@ -17,11 +17,12 @@ use serde_json::json;
 use zeroize::Zeroizing;
 
 use super::args::{Ssh, Up};
+use super::compose::Wanted;
 use super::error::{CliError, chain};
 use super::follow::Interrupt;
 use super::out::Volume;
 use super::terminal::{Terminal, secret};
-use super::{Context, Exit, addresses, apply, clean, compile};
+use super::{Context, Exit, addresses, apply, clean};
 use crate::bundle::Bundle;
 use crate::client::{Client, HostInfo, Info, Link};
 
@@ -30,11 +31,13 @@ const MAX_PASSWORD: u64 = 4096;
 
 pub(crate) async fn up(context: &Context, args: Up) -> Result<Exit, CliError> {
     // Everything that can be wrong without touching anything comes first.
-    let compiled = match args.profiles.is_empty() {
+    let wanted = match args.profiles.is_empty() {
         true => None,
-        false => Some(compile(context, &args.profiles, &args.values)?),
+        false => Some(Wanted::read(context, &args.profiles, &args.values)?),
     };
-    if compiled.is_none() && (args.check || !args.values.vars.is_empty()) {
+    if let Some(wanted) = &wanted {
+        wanted.check(context)?;
+    } else if args.check || !args.values.is_empty() {
         return Err(CliError::usage("usage", "--check and --var are for profiles, and there is none")
             .hint("name one with --profile"));
     }
@@ -64,12 +67,12 @@ pub(crate) async fn up(context: &Context, args: Up) -> Result<Exit, CliError> {
             (host, None)
         }
         None => {
-            let wanted = Wanted { ssh_address, name: args.name, labels: args.labels, named };
+            let listed = Listed { ssh_address, name: args.name, labels: args.labels, named };
             let options = Access { ssh: &args.ssh, agent_binary: args.agent_binary.as_deref() };
             let mut options = options.options(context, target)?;
             options.allow_temporary_route = !args.no_temporary_route;
             options.accept_clock = args.accept_clock;
-            let (host, report) = take_over(context, &mut client, &info, options, wanted).await?;
+            let (host, report) = take_over(context, &mut client, &info, options, listed).await?;
             told(context, &host, &report);
             (host, report.guard)
         }
@@ -77,9 +80,10 @@ pub(crate) async fn up(context: &Context, args: Up) -> Result<Exit, CliError> {
     context.out.end_activity();
 
     let mut interrupt = Interrupt::listen();
-    let exit = match &compiled {
-        Some(compiled) => {
-            apply::one(context, &mut client, &host, compiled, args.check, false, &mut interrupt).await?
+    let exit = match &wanted {
+        Some(wanted) => {
+            let job = wanted.job(context, &mut client, &host, args.check).await?;
+            apply::one(context, &mut client, &host, &job, false, &mut interrupt, |_| {}).await?
         }
         None => {
             if context.out.json {
@@ -239,7 +243,7 @@ fn first_line(file: &Path) -> Result<Zeroizing<String>, CliError> {
 }
 
 /// What the host is to be registered as.
-struct Wanted {
+struct Listed {
     ssh_address: String,
     name: Option<String>,
     labels: Vec<(String, String)>,
@@ -250,7 +254,7 @@ struct Wanted {
 /// The daemon, as the installer needs it.
 struct Registry {
     client: Client,
-    wanted: Wanted,
+    wanted: Listed,
     info: Info,
     target_is_local: bool,
     host: Mutex<Option<HostInfo>>,
@@ -274,7 +278,7 @@ impl Registry {
 #[async_trait]
 impl Controller for Registry {
     async fn ticket(&self) -> Result<Ticket, BoxError> {
-        let Wanted { ssh_address, name, labels, .. } = &self.wanted;
+        let Listed { ssh_address, name, labels, .. } = &self.wanted;
         let (host, token) =
             self.client.clone().prepare_host(ssh_address.clone(), name.clone(), labels.clone()).await?;
         let host_id = host.id;
@@ -331,7 +335,7 @@ async fn take_over(
     client: &mut Client,
     info: &Info,
     options: Options,
-    wanted: Wanted,
+    wanted: Listed,
 ) -> Result<(HostInfo, Report), CliError> {
     let target_is_local = addresses::is_local(&options.target.host, options.target.jumps.len());
     let registry = Registry {
@@ -422,11 +426,14 @@ fn told(context: &Context, host: &HostInfo, report: &Report) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::out::Manner;
     use crate::cli::out::Out;
     use crate::cli::{Env, Io};
 
     fn context(home: &Path) -> Context {
         let io = Io {
+            stdin: Box::new(std::io::empty()),
+            stdin_is_terminal: false,
             stdout: Box::new(std::io::sink()),
             stderr: Box::new(std::io::sink()),
             stdout_is_terminal: false,
@@ -434,7 +441,7 @@ mod tests {
         };
         Context {
             env: Env::of(&[("HOME", home.to_str().unwrap()), ("USER", "me")], home, home),
-            out: Out::new(io, false, Volume::Quiet, true, false),
+            out: Out::new(io, Manner { json: false, volume: Volume::Quiet, no_color: true, progress: false }),
             state_dir: None,
         }
     }

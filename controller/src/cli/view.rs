@@ -6,6 +6,8 @@ use postern_proto::event::{
     EventKind, LogBody, LogFrame, Outcome, RunEvent, RunState, StepEnd, StepId, Stream,
 };
 
+use postern_proto::ids::{Address, RunId};
+
 use super::clean::{self, Cleaner};
 use super::out::{Tone, Volume};
 use crate::client::{Update, UpdateKind};
@@ -43,15 +45,15 @@ pub(crate) struct Counts {
 }
 
 impl Counts {
-    fn add(&mut self, outcome: Outcome) {
-        *match outcome {
+    fn of(&mut self, outcome: Outcome) -> &mut u32 {
+        match outcome {
             Outcome::Unchanged => &mut self.unchanged,
             Outcome::Changed => &mut self.changed,
             Outcome::WouldChange => &mut self.would_change,
             Outcome::Failed => &mut self.failed,
             Outcome::Skipped => &mut self.skipped,
             Outcome::Interrupted => &mut self.interrupted,
-        } += 1;
+        }
     }
 
     pub(crate) fn each(&self) -> [(&'static str, u32); 6] {
@@ -123,6 +125,8 @@ pub(crate) struct View {
     volume: Volume,
     diffs: bool,
     steps: HashMap<StepId, StepView>,
+    /// How the last attempt at each resource ended.
+    outcomes: HashMap<Address, Outcome>,
     /// What the run did.
     pub(crate) counts: Counts,
     /// How it ended, from its last event.
@@ -131,6 +135,8 @@ pub(crate) struct View {
     pub(crate) last_end: Option<StepEnd>,
     /// What the last resource that failed said.
     pub(crate) failure: Option<(String, String)>,
+    /// What it waits for right now.
+    pub(crate) parked: Option<String>,
 }
 
 impl View {
@@ -141,11 +147,22 @@ impl View {
             volume,
             diffs,
             steps: HashMap::new(),
+            outcomes: HashMap::new(),
             counts: Counts::default(),
             finished: None,
             last_end: None,
             failure: None,
+            parked: None,
         }
+    }
+
+    /// A resource is counted once, however many attempts there were.
+    fn count(&mut self, address: &Address, outcome: Outcome) {
+        if let Some(earlier) = self.outcomes.insert(address.clone(), outcome) {
+            let count = self.counts.of(earlier);
+            *count = count.saturating_sub(1);
+        }
+        *self.counts.of(outcome) += 1;
     }
 
     /// What there is to show of an update.
@@ -188,7 +205,7 @@ impl View {
                 self.last_end = Some(end.clone());
             }
             EventKind::ResourceFinished { address, outcome, message, diff, duration_ns, .. } => {
-                self.counts.add(*outcome);
+                self.count(address, *outcome);
                 if matches!(outcome, Outcome::Failed | Outcome::Interrupted) {
                     self.failure = Some((address.to_string(), message.clone()));
                 }
@@ -211,9 +228,14 @@ impl View {
                 }
             }
             EventKind::Parked { why } => {
-                lines.push(Line::toned(Tone::Faint, "parked      ", format!(" {}", clean::line(why))));
+                self.parked = Some(why.clone());
+                lines.push(Line::toned(Tone::Change, "parked      ", format!(" {}", clean::line(why))));
+                lines.push(Line::plain(format!("    {}", parked_hint(event.run))));
             }
-            EventKind::Unparked => lines.push(Line::toned(Tone::Faint, "goes on     ", "")),
+            EventKind::Unparked => {
+                self.parked = None;
+                lines.push(Line::toned(Tone::Faint, "goes on", ""));
+            }
             EventKind::Finished { state, message } => self.finished = Some((*state, message.clone())),
         }
     }
@@ -250,6 +272,14 @@ impl View {
     }
 }
 
+/// What to do about a run that waits.
+fn parked_hint(run: RunId) -> String {
+    format!(
+        "what does not need it has gone on; the rest follows by itself as soon as it is there, and \
+         `postern run cancel {run}` ends the waiting"
+    )
+}
+
 /// What stands where output had to be dropped.
 pub(crate) fn truncated(bytes: u64) -> String {
     format!("[{bytes} bytes were dropped here: the host ran out of room for output]")
@@ -277,7 +307,6 @@ fn diff_line(line: &str) -> Line {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use postern_proto::ids::RunId;
 
     fn step() -> StepId {
         StepId { address: "p:command:x".parse().unwrap(), attempt: 1, step: 0 }
@@ -360,7 +389,22 @@ mod tests {
             seen: String::new(),
         });
         assert_eq!(show(&mut view, &[failed]), "failed       p:command:x  2 min 10 s  exit code 3\n");
-        assert_eq!(view.counts.text(), "1 changed, 1 failed");
+        assert_eq!(view.counts.text(), "1 failed", "the attempt that failed was the last one at it");
+    }
+
+    #[test]
+    fn a_parked_run_says_why_and_what_to_do() {
+        let mut view = View::new(None, Volume::Quiet, false);
+        let parked = event(EventKind::Parked { why: "it waits for secret db\u{1b}".into() });
+        let text = show(&mut view, std::slice::from_ref(&parked));
+        assert!(
+            text.starts_with("parked       it waits for secret db\\u{1b}\n    what does not need it"),
+            "{text}"
+        );
+        assert!(text.contains("`postern run cancel "), "{text}");
+        assert!(view.parked.is_some());
+        show(&mut view, &[event(EventKind::Unparked)]);
+        assert_eq!(view.parked, None);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Runs the command line inside of a test, against a stand-in for the daemon where one is wanted.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -8,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use postern::cli::{Env, Io, run};
 use postern_proto::event::{EventKind, LogBody, LogFrame, RunEvent, RunState, StepId, Stream};
-use postern_proto::ids::{HostId, RunId};
+use postern_proto::ids::RunId;
 use postern_proto::v1;
 use postern_proto::v1::operator_server::{Operator, OperatorServer};
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
@@ -22,8 +23,9 @@ pub(crate) struct Ended {
     pub(crate) code: u8,
 }
 
+/// What a command has written so far.
 #[derive(Clone, Default)]
-struct Buffer(Arc<Mutex<Vec<u8>>>);
+pub(crate) struct Buffer(Arc<Mutex<Vec<u8>>>);
 
 impl Write for Buffer {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
@@ -37,7 +39,7 @@ impl Write for Buffer {
 }
 
 impl Buffer {
-    fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
     }
 }
@@ -46,6 +48,8 @@ impl Buffer {
 pub(crate) struct Shell {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) terminal: bool,
+    /// What is piped in.
+    pub(crate) stdin: String,
     pub(crate) program: PathBuf,
 }
 
@@ -54,7 +58,7 @@ impl Shell {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("state")).unwrap();
         // A program that cannot be started: no test starts a daemon unless it means to.
-        Self { dir, terminal: false, program: "/nonexistent/postern".into() }
+        Self { dir, terminal: false, stdin: String::new(), program: "/nonexistent/postern".into() }
     }
 
     pub(crate) fn state(&self) -> PathBuf {
@@ -67,7 +71,15 @@ impl Shell {
 
     pub(crate) async fn run(&self, args: &[&str]) -> Ended {
         let (stdout, stderr) = (Buffer::default(), Buffer::default());
+        let code = self.run_into(args, &stdout, &stderr).await;
+        Ended { stdout: stdout.text(), stderr: stderr.text(), code }
+    }
+
+    /// The same, where what is written can be looked at while it goes on.
+    pub(crate) async fn run_into(&self, args: &[&str], stdout: &Buffer, stderr: &Buffer) -> u8 {
         let io = Io {
+            stdin: Box::new(std::io::Cursor::new(self.stdin.as_bytes().to_vec())),
+            stdin_is_terminal: false,
             stdout: Box::new(stdout.clone()),
             stderr: Box::new(stderr.clone()),
             stdout_is_terminal: self.terminal,
@@ -84,8 +96,7 @@ impl Shell {
         let env = Env::of(&variables, self.dir.path(), &self.program);
         let args = std::iter::once("postern").chain(args.iter().copied()).map(OsString::from);
         let ended = tokio::time::timeout(std::time::Duration::from_secs(60), run(args, env, io));
-        let code = ended.await.expect("the command ends").code();
-        Ended { stdout: stdout.text(), stderr: stderr.text(), code }
+        ended.await.expect("the command ends").code()
     }
 }
 
@@ -98,17 +109,23 @@ pub(crate) struct FakeOperator {
     /// How each run ends.
     pub(crate) end: Option<RunState>,
     pub(crate) message: String,
+    /// The run that each run takes back.
+    pub(crate) undoes: String,
+    pub(crate) assigned: Vec<v1::AssignedProfile>,
+    pub(crate) secrets: Vec<v1::SecretInfo>,
     /// What was asked for, in order.
     pub(crate) asked: Arc<Mutex<Vec<String>>>,
     /// Ends the first stream of a run in the middle, as a daemon that restarts does.
     pub(crate) breaks: Arc<Mutex<bool>>,
+    /// Sends the last update of a run only once this is told.
+    pub(crate) held: Option<Arc<tokio::sync::Notify>>,
     /// Waits so long before each update that follows a stream's first.
     pub(crate) slow: Option<std::time::Duration>,
 }
 
 pub(crate) fn host(name: &str, link: v1::LinkState) -> v1::Host {
     v1::Host {
-        id: HostId::generate().to_string(),
+        id: id_of(name),
         name: name.into(),
         ssh_address: format!("root@{name}.example:22"),
         labels: [("role".to_owned(), "web".to_owned())].into(),
@@ -123,18 +140,28 @@ pub(crate) fn host(name: &str, link: v1::LinkState) -> v1::Host {
     }
 }
 
+/// The same for the same name, so that goldens can have it.
+pub(crate) fn id_of(name: &str) -> String {
+    let sum = name.bytes().fold(0u32, |sum, byte| sum * 31 % 99_991 + u32::from(byte));
+    format!("0199bbbb-0000-7000-8000-{sum:012}")
+}
+
+/// The one run there is.
+pub(crate) fn run_id() -> RunId {
+    "0199aaaa-0000-7000-8000-00000000beef".parse().unwrap()
+}
+
 pub(crate) fn step() -> StepId {
     StepId { address: "exec:command:x".parse().unwrap(), attempt: 1, step: 0 }
 }
 
 pub(crate) fn event(kind: EventKind) -> v1::run_update::Kind {
-    v1::run_update::Kind::Event(RunEvent { run: RunId::generate(), seq: 1, time_ns: 0, kind }.into())
+    v1::run_update::Kind::Event(RunEvent { run: run_id(), seq: 1, time_ns: 0, kind }.into())
 }
 
 pub(crate) fn output(stream: Stream, data: &[u8]) -> v1::run_update::Kind {
     let body = LogBody::Data(data.to_vec());
-    let frame =
-        LogFrame { run: RunId::generate(), step: step(), frame_no: 0, stream, offset: 0, time_ns: 0, body };
+    let frame = LogFrame { run: run_id(), step: step(), frame_no: 0, stream, offset: 0, time_ns: 0, body };
     v1::run_update::Kind::Log(frame.into())
 }
 
@@ -160,7 +187,7 @@ impl FakeOperator {
     fn run_of(&self, host: &str, state: RunState, origin: &str, check: bool) -> v1::Run {
         let name = self.hosts.iter().find(|known| known.id == host).map(|known| known.name.clone());
         v1::Run {
-            id: "0199aaaa-0000-7000-8000-00000000beef".into(),
+            id: run_id().to_string(),
             host_id: host.into(),
             host_name: name.unwrap_or_default(),
             state: v1::RunState::from(state).into(),
@@ -170,6 +197,7 @@ impl FakeOperator {
             finished_unix_ms: if state.is_final() { 3_500 } else { 0 },
             plan_sha256: vec![7; 32].into(),
             message: if state.is_final() { self.message.clone() } else { String::new() },
+            undoes: self.undoes.clone(),
             ..Default::default()
         }
     }
@@ -190,6 +218,18 @@ impl FakeOperator {
                     let update = v1::RunUpdate { cursor: cursor as u64, kind: Some(kind) };
                     let _ = to.send(Ok(update)).await;
                     tokio::time::sleep(slow).await;
+                }
+            });
+            return Response::new(ReceiverStream::new(stream));
+        }
+        if let Some(held) = self.held.clone() {
+            tokio::spawn(async move {
+                let last = kinds.len() - 1;
+                for (cursor, kind) in kinds.into_iter().enumerate() {
+                    if cursor == last {
+                        held.notified().await;
+                    }
+                    let _ = to.send(Ok(v1::RunUpdate { cursor: cursor as u64, kind: Some(kind) })).await;
                 }
             });
             return Response::new(ReceiverStream::new(stream));
@@ -221,58 +261,103 @@ impl Operator for FakeOperator {
     type UndoRunStream = ReceiverStream<Result<v1::RunUpdate, Status>>;
     type BackupStream = ReceiverStream<Result<v1::BackupPiece, Status>>;
 
-    async fn resume_run(&self, _: Request<v1::ResumeRunRequest>) -> Result<Updates, Status> {
-        Err(Status::unimplemented("not in this stand-in"))
+    async fn resume_run(&self, request: Request<v1::ResumeRunRequest>) -> Result<Updates, Status> {
+        let run = request.into_inner().run_id;
+        self.note(format!("resume {run}"));
+        if self.end == Some(RunState::Ok) && self.message == "refuse" {
+            return Err(Status::failed_precondition("the run is ok: there is nothing to resume"));
+        }
+        let host = self.hosts.first().map(|host| host.id.clone()).unwrap_or_default();
+        Ok(self.stream(&host, "hello", false, 0))
     }
 
-    async fn undo_run(&self, _: Request<v1::UndoRunRequest>) -> Result<Updates, Status> {
-        Err(Status::unimplemented("not in this stand-in"))
+    async fn undo_run(&self, request: Request<v1::UndoRunRequest>) -> Result<Updates, Status> {
+        let request = request.into_inner();
+        self.note(format!("undo {} check={}", request.run_id, request.check));
+        let host = self.hosts.first().map(|host| host.id.clone()).unwrap_or_default();
+        Ok(self.stream(&host, "hello", request.check, 0))
     }
 
     async fn update_host(
         &self,
-        _: Request<v1::UpdateHostRequest>,
+        request: Request<v1::UpdateHostRequest>,
     ) -> Result<Response<v1::UpdateHostResponse>, Status> {
-        Err(Status::unimplemented("not in this stand-in"))
+        let change = request.into_inner();
+        let mut host = self.hosts.iter().find(|host| host.id == change.host).cloned().unwrap_or_default();
+        if !change.name.is_empty() {
+            if self.hosts.iter().any(|host| host.name == change.name) {
+                return Err(Status::already_exists(format!("another host is called {}", change.name)));
+            }
+            self.note(format!("rename {} {}", host.name, change.name));
+            host.name = change.name;
+        }
+        for (what, have, set, remove) in [
+            ("label", &mut host.labels, change.set_labels, change.remove_labels),
+            ("set", &mut host.vars, change.set_vars, change.remove_vars),
+        ] {
+            if !set.is_empty() || !remove.is_empty() {
+                let sorted: BTreeMap<_, _> = set.iter().collect();
+                self.note(format!("{what} {sorted:?} remove {remove:?}"));
+            }
+            have.extend(set);
+            have.retain(|key, _| !remove.contains(key));
+        }
+        Ok(Response::new(v1::UpdateHostResponse { host: Some(host) }))
     }
 
     async fn list_assigned(
         &self,
         _: Request<v1::ListAssignedRequest>,
     ) -> Result<Response<v1::ListAssignedResponse>, Status> {
-        Err(Status::unimplemented("not in this stand-in"))
+        Ok(Response::new(v1::ListAssignedResponse { profiles: self.assigned.clone() }))
     }
 
     async fn unassign(
         &self,
-        _: Request<v1::UnassignRequest>,
+        request: Request<v1::UnassignRequest>,
     ) -> Result<Response<v1::UnassignResponse>, Status> {
-        Err(Status::unimplemented("not in this stand-in"))
+        self.note(format!("unassign {}", request.into_inner().profile));
+        Ok(Response::new(v1::UnassignResponse {}))
     }
 
     async fn set_secret(
         &self,
-        _: Request<v1::SetSecretRequest>,
+        request: Request<v1::SetSecretRequest>,
     ) -> Result<Response<v1::SetSecretResponse>, Status> {
-        Err(Status::unimplemented("not in this stand-in"))
+        let request = request.into_inner();
+        // A test double may show what the program must not.
+        self.note(format!("secret {} {:?}", request.name, String::from_utf8_lossy(&request.value)));
+        Ok(Response::new(v1::SetSecretResponse { version: 3 }))
     }
 
     async fn list_secrets(
         &self,
         _: Request<v1::ListSecretsRequest>,
     ) -> Result<Response<v1::ListSecretsResponse>, Status> {
-        Err(Status::unimplemented("not in this stand-in"))
+        Ok(Response::new(v1::ListSecretsResponse { secrets: self.secrets.clone() }))
     }
 
     async fn remove_secret(
         &self,
-        _: Request<v1::RemoveSecretRequest>,
+        request: Request<v1::RemoveSecretRequest>,
     ) -> Result<Response<v1::RemoveSecretResponse>, Status> {
-        Err(Status::unimplemented("not in this stand-in"))
+        let name = request.into_inner().name;
+        if !self.secrets.iter().any(|secret| secret.name == name) {
+            return Err(Status::not_found(format!("there is no secret {name}")));
+        }
+        self.note(format!("remove secret {name}"));
+        Ok(Response::new(v1::RemoveSecretResponse {}))
     }
 
     async fn backup(&self, _: Request<v1::BackupRequest>) -> Result<Response<Self::BackupStream>, Status> {
-        Err(Status::unimplemented("not in this stand-in"))
+        let (to, stream) = tokio::sync::mpsc::channel(4);
+        to.try_send(Ok(v1::BackupPiece { data: b"the whole "[..].into() })).unwrap();
+        let last = match self.message.as_str() {
+            "break" => Err(Status::internal("the disk of the state failed")),
+            _ => Ok(v1::BackupPiece { data: b"state"[..].into() }),
+        };
+        to.try_send(last).unwrap();
+        Ok(Response::new(ReceiverStream::new(stream)))
     }
 
     async fn info(&self, _: Request<v1::InfoRequest>) -> Result<Response<v1::InfoResponse>, Status> {
@@ -315,7 +400,15 @@ impl Operator for FakeOperator {
         let request = request.into_inner();
         let plan = postern_proto::plan::Plan::from_bytes(&request.plan)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        self.note(format!("apply {} resources check={}", plan.resources.len(), request.check));
+        let mut note = format!("apply {} resources check={}", plan.resources.len(), request.check);
+        for approval in &request.approved {
+            note += &format!(" approved {}={}", approval.address, approval.seen);
+        }
+        for profile in &request.assign {
+            let vars: BTreeMap<_, _> = profile.vars.iter().collect();
+            note += &format!(" assign {} {vars:?}", profile.name);
+        }
+        self.note(note);
         Ok(self.stream(&request.host, &request.origin, request.check, 0))
     }
 
@@ -347,7 +440,10 @@ impl Operator for FakeOperator {
         &self,
         _: Request<v1::ListRunsRequest>,
     ) -> Result<Response<v1::ListRunsResponse>, Status> {
-        let runs = self.hosts.iter().map(|host| self.run_of(&host.id, RunState::Ok, "hello", true)).collect();
+        // The one run there is.
+        let state = self.end.unwrap_or(RunState::Ok);
+        let hosts = self.hosts.iter().take(1);
+        let runs = hosts.map(|host| self.run_of(&host.id, state, "hello", true)).collect();
         Ok(Response::new(v1::ListRunsResponse { runs }))
     }
 }

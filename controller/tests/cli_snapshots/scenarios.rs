@@ -1,0 +1,376 @@
+//! Commands that are played in order, each list against one daemon that answers as it was told to.
+
+use postern_proto::event::{EventKind, Outcome, RunState, StepEnd, Stream};
+use postern_proto::ids::Address;
+use postern_proto::v1::{self, LinkState};
+
+use super::cli_support::{FakeOperator, Shell, event, host, output, run_id, step};
+
+/// A list of commands and what is around them.
+pub(crate) struct Scenario {
+    /// Of the golden file.
+    pub(crate) name: &'static str,
+    /// The daemon; `None` where none can be started.
+    pub(crate) fake: Option<FakeOperator>,
+    pub(crate) stdin: &'static str,
+    /// Name and text.
+    pub(crate) files: &'static [(&'static str, &'static str)],
+    pub(crate) commands: &'static [&'static [&'static str]],
+}
+
+impl Scenario {
+    fn new(
+        name: &'static str,
+        fake: Option<FakeOperator>,
+        commands: &'static [&'static [&'static str]],
+    ) -> Self {
+        Self { name, fake, stdin: "", files: &[], commands }
+    }
+
+    pub(crate) fn shell(&self) -> Shell {
+        let mut shell = Shell::new();
+        shell.stdin = self.stdin.to_owned();
+        for (name, text) in self.files {
+            shell.file(name, text);
+        }
+        if let Some(fake) = &self.fake {
+            fake.serve(&shell.state());
+        }
+        shell
+    }
+}
+
+fn address(text: &str) -> Address {
+    text.parse().unwrap()
+}
+
+fn finished(text: &str, outcome: Outcome, message: &str, diff: &str, seen: &str) -> v1::run_update::Kind {
+    event(EventKind::ResourceFinished {
+        address: address(text),
+        attempt: 1,
+        outcome,
+        message: message.into(),
+        diff: diff.into(),
+        duration_ns: 31_000_000,
+        seen: seen.repeat(32),
+    })
+}
+
+fn daemon() -> FakeOperator {
+    let mut web = host("web1", LinkState::Up);
+    web.vars = [("admin".to_owned(), "ada".to_owned())].into();
+    web.profiles = vec!["hello".into()];
+    web.peer = "192.0.2.7:55122".into();
+    FakeOperator { hosts: vec![web, host("db\u{1b}1", LinkState::Down)], ..FakeOperator::default() }
+}
+
+fn end(state: RunState, message: &str) -> v1::run_update::Kind {
+    event(EventKind::Finished { state, message: message.into() })
+}
+
+/// A run of `hello` that changes something.
+pub(crate) fn changes() -> FakeOperator {
+    FakeOperator {
+        updates: vec![
+            event(EventKind::Accepted { plan: postern_proto::ids::PlanHash::of(b"x"), resources: 4 }),
+            finished("hello:package:cron", Outcome::Unchanged, "", "", ""),
+            event(EventKind::ResourceStarted { address: step().address, attempt: 1 }),
+            event(EventKind::StepStarted { step: step(), summary: "run x".into() }),
+            output(Stream::Stdout, b"one\ntwo \x1b[31m\n"),
+            output(Stream::Stderr, b"bad \xff\n"),
+            event(EventKind::StepFinished { step: step(), end: StepEnd::Exit(0), frames: 2 }),
+            finished("hello:file:motd", Outcome::Changed, "content", "--- a\n+++ b\n-old\n+new\n", ""),
+            end(RunState::Ok, ""),
+        ],
+        end: Some(RunState::Ok),
+        ..daemon()
+    }
+}
+
+/// A check of `hello` that sees everything.
+pub(crate) fn sees() -> FakeOperator {
+    let diff = "--- /etc/motd\n+++ /etc/motd\n@@ -1 +1 @@\n-old\n+Hello\n";
+    FakeOperator {
+        updates: vec![
+            finished("hello:package:cron", Outcome::Unchanged, "", "", "11"),
+            finished("hello:file:motd", Outcome::WouldChange, "content", diff, "22"),
+            finished("hello:service:cron", Outcome::Unchanged, "", "", "33"),
+            finished("hello:command:first-hello", Outcome::WouldChange, "known after apply", "", ""),
+            end(RunState::Ok, ""),
+        ],
+        end: Some(RunState::Ok),
+        ..daemon()
+    }
+}
+
+fn fails() -> FakeOperator {
+    FakeOperator {
+        updates: vec![
+            finished("hello:package:cron", Outcome::Failed, "apt-get: exit code 100", "", ""),
+            finished("hello:file:motd", Outcome::Skipped, "", "", ""),
+            end(RunState::Failed, "hello:package:cron failed"),
+        ],
+        end: Some(RunState::Failed),
+        ..daemon()
+    }
+}
+
+fn parks() -> FakeOperator {
+    let why = "it waits for the value of secret db, version 2";
+    FakeOperator {
+        updates: vec![
+            finished("hello:package:cron", Outcome::Unchanged, "", "", ""),
+            event(EventKind::Parked { why: why.into() }),
+            event(EventKind::Unparked),
+            finished("hello:file:motd", Outcome::Changed, "content", "", ""),
+            end(RunState::Ok, ""),
+        ],
+        end: Some(RunState::Ok),
+        ..daemon()
+    }
+}
+
+fn stays_parked() -> FakeOperator {
+    let mut fake = parks();
+    fake.updates.truncate(2);
+    fake.end = Some(RunState::Parked);
+    fake
+}
+
+fn secrets() -> FakeOperator {
+    let secret = |name: &str, version, used_by: &[&str]| v1::SecretInfo {
+        name: name.into(),
+        version,
+        set_unix_ms: 1_000,
+        used_by: used_by.iter().map(|host| (*host).to_owned()).collect(),
+    };
+    FakeOperator { secrets: vec![secret("db", 2, &["web1"]), secret("dns/token", 1, &[])], ..daemon() }
+}
+
+fn undoes() -> FakeOperator {
+    let mut fake = changes();
+    fake.undoes = run_id().to_string();
+    fake
+}
+
+const BAD: &str = "name: bad\nresources:\n  - pakage: {name: curl}\n  - file: {path: x, content: y}\n";
+
+/// All of them.
+pub(crate) fn scenarios() -> Vec<Scenario> {
+    let broken = FakeOperator { message: "break".into(), ..daemon() };
+    let refused = FakeOperator {
+        message: "the agent is too old for kind sudoers".into(),
+        end: Some(RunState::Refused),
+        ..daemon()
+    };
+    let resumed = FakeOperator { message: "refuse".into(), end: Some(RunState::Ok), ..daemon() };
+    vec![
+        Scenario::new(
+            "hosts",
+            Some(daemon()),
+            &[
+                &["hosts"],
+                &["hosts", "name=web*"],
+                &["hosts", "label role=db"],
+                &["host", "show", "web1"],
+                &["host", "show", "nope"],
+                &["--output", "json", "host", "show", "web1"],
+            ],
+        ),
+        Scenario::new(
+            "hosts-none",
+            Some(FakeOperator::default()),
+            &[&["hosts"], &["runs"], &["secret", "list"]],
+        ),
+        Scenario::new(
+            "host-changes",
+            Some(daemon()),
+            &[
+                &["host", "rename", "web1", "web9"],
+                &["host", "rename", "web1", "db\u{1b}1"],
+                &["host", "rename", "nope", "x"],
+                &["host", "label", "web1", "role=db", "zone=a", "old-"],
+                &["host", "label", "web1", "role"],
+                &["host", "label", "web1", "role=a", "role-"],
+                &["host", "label", "web1"],
+                &["host", "set", "web1", "admin=grace", "greeting=Hello there"],
+                &["host", "set", "web1", "admin-"],
+                &["host", "unassign", "web1", "hello"],
+                &["host", "unassign", "web1", "base"],
+                &["host", "forget", "web1"],
+                &["host", "forget", "db\u{1b}1"],
+                &["host", "forget", "db\u{1b}1", "--force"],
+            ],
+        ),
+        Scenario::new(
+            "runs",
+            Some(changes()),
+            &[
+                &["runs"],
+                &["run", "show", "beef"],
+                &["run", "show", "dead"],
+                &["run", "show", "?"],
+                &["run", "logs", "beef"],
+                &["run", "logs", "beef", "--follow"],
+                &["run", "cancel", "beef"],
+                &["run", "resume", "beef"],
+                &["run", "resume", "dead"],
+                &["run", "undo", "beef"],
+                &["run", "undo", "beef", "--check"],
+                &["run", "undo", "x"],
+            ],
+        ),
+        Scenario::new(
+            "run-failed",
+            Some(fails()),
+            &[
+                &["run", "show", "beef"],
+                &["run", "resume", "beef"],
+                &["run", "undo", "beef"],
+                &["run", "undo", "beef", "--check"],
+            ],
+        ),
+        Scenario::new("run-parked", Some(stays_parked()), &[&["run", "show", "beef"]]),
+        Scenario::new(
+            "run-undo",
+            Some(undoes()),
+            &[&["run", "show", "beef"], &["runs"], &["run", "resume", "beef"]],
+        ),
+        Scenario::new("run-resume-refused", Some(resumed), &[&["run", "resume", "beef"]]),
+        Scenario::new(
+            "apply",
+            Some(changes()),
+            &[
+                &["apply", "hello", "-H", "web1"],
+                &["-q", "apply", "hello", "-H", "web1"],
+                &["apply", "hello", "-H", "web1", "--check"],
+                &["--output", "json", "apply", "hello", "-H", "web1"],
+                &["apply", "hello", "-H", "nope"],
+                &["apply", "hello", "-H", "os=plan9"],
+                &["apply", "hello"],
+                &["up", "root@web1.example", "-p", "hello"],
+                &["up", "root@web1.example"],
+                &["up", "root@web1.example", "--check"],
+                &["up", "root@new.example", "--agent-binary", "none"],
+            ],
+        ),
+        Scenario::new(
+            "apply-failed",
+            Some(fails()),
+            &[
+                &["apply", "hello", "-H", "web1"],
+                &["apply", "hello", "-H", "web1", "--check"],
+                &["apply", "hello", "-H", "web1", "--plan-out", "plan.json"],
+            ],
+        ),
+        Scenario::new("apply-parked", Some(parks()), &[&["apply", "hello", "-H", "web1"]]),
+        Scenario::new("apply-refused", Some(refused), &[&["apply", "hello", "-H", "web1"]]),
+        Scenario {
+            files: &[
+                ("there.json", "mine"),
+                ("new.json", "{\n  \"schema\": \"postern/reviewed-plan/v99\"}"),
+                ("cut.json", "{\"schema\": \"postern/reviewed-plan/v1\", \"plan\":"),
+            ],
+            ..Scenario::new(
+                "apply-reviewed",
+                Some(sees()),
+                &[
+                    &["apply", "hello", "-H", "web1", "--plan-out", "plan.json"],
+                    &["apply", "plan.json", "-H", "web1"],
+                    &["apply", "plan.json", "-H", "db\u{1b}1"],
+                    &["apply", "plan.json", "-H", "all"],
+                    &["apply", "plan.json", "hello", "-H", "web1"],
+                    &["apply", "plan.json", "-H", "web1", "--var", "greeting=x"],
+                    &["apply", "hello", "-H", "web1", "--plan-out", "there.json"],
+                    &["apply", "hello", "-H", "all", "--plan-out", "other.json"],
+                    &["apply", "new.json", "-H", "web1"],
+                    &["apply", "cut.json", "-H", "web1"],
+                ],
+            )
+        },
+        Scenario::new(
+            "exec",
+            Some(changes()),
+            &[
+                &["exec", "web1", "--", "x", "a b"],
+                &["exec", "name=web*", "--", "x"],
+                &["exec", "", "--", "x"],
+                &["exec", "web1", "--"],
+            ],
+        ),
+        Scenario::new(
+            "secrets",
+            Some(secrets()),
+            &[
+                &["secret", "list"],
+                &["--output", "json", "secret", "list"],
+                &["secret", "remove", "db"],
+                &["secret", "remove", "nope"],
+                &["secret", "remove", ""],
+            ],
+        ),
+        Scenario {
+            stdin: "hunter2\n\n",
+            files: &[("key.pem", "-----BEGIN-----\n"), ("empty", "")],
+            ..Scenario::new(
+                "secret-set",
+                Some(secrets()),
+                &[
+                    &["secret", "set", "db"],
+                    &["--output", "json", "secret", "set", "db"],
+                    &["secret", "set", "key", "--file", "key.pem"],
+                    &["secret", "set", "key", "--file", "empty"],
+                    &["secret", "set", "key", "--file", "gone"],
+                    &["secret", "set", "bad name"],
+                ],
+            )
+        },
+        Scenario::new("secret-set-nothing", Some(secrets()), &[&["secret", "set", "db"]]),
+        Scenario {
+            files: &[("bad.yaml", BAD), ("mine.yaml", "mine")],
+            ..Scenario::new(
+                "profiles",
+                None,
+                &[
+                    &["profile", "list"],
+                    &["profile", "show", "hello"],
+                    &["profile", "show", "nope"],
+                    &["profile", "check", "hello"],
+                    &["profile", "check", "bad.yaml"],
+                    &["profile", "check", "hello", "--var", "greting=x"],
+                    &["profile", "copy", "hello"],
+                    &["profile", "copy", "hello"],
+                    &["profile", "copy", "hello", "mine.yaml"],
+                    &["profile", "copy", "hello", "mine.yaml", "--force"],
+                    &["profile", "copy", "bad.yaml"],
+                    &["profile", "copy", "hello", "no/such/place.yaml"],
+                ],
+            )
+        },
+        Scenario {
+            files: &[("there", "mine")],
+            ..Scenario::new(
+                "backup",
+                Some(daemon()),
+                &[&["backup", "state.backup"], &["backup", "there"], &["backup", "no/such/place"]],
+            )
+        },
+        Scenario::new("backup-broken", Some(broken), &[&["backup", "state.backup"]]),
+        Scenario::new(
+            "mistakes",
+            None,
+            &[
+                &[],
+                &["upp"],
+                &["up"],
+                &["up", "h", "--var", "novalue", "-p", "hello"],
+                &["up", "h", "--timeout", "soon"],
+                &["--output", "xml", "hosts"],
+                &["-q", "-v", "hosts"],
+                &["serve", "--listen", "nowhere:1"],
+                &["completions", "tcsh"],
+                &["hosts"],
+            ],
+        ),
+    ]
+}
