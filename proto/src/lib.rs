@@ -7,6 +7,7 @@ pub mod convert;
 pub mod event;
 pub mod host;
 pub mod ids;
+pub mod openpgp;
 pub mod plan;
 pub mod spec;
 pub mod text;
