@@ -1,16 +1,20 @@
 //! The kinds of resources: one file each, one row each in [`bind`].
 
 mod apt;
+mod apt_repository;
 mod base64_bytes;
 mod command;
 mod diff;
 mod directory;
 mod file;
+mod owned;
 mod package;
 mod reboot;
+mod security_updates;
 mod service;
 mod step;
 mod sysctl;
+mod time_sync;
 mod user;
 
 pub(crate) use diff::{hidden, unified};
@@ -303,13 +307,16 @@ type Row = (&'static str, fn(&serde_json::Value) -> Result<Box<dyn Bound>, serde
 
 /// One row a kind.
 const KINDS: &[Row] = &[
+    ("apt_repository", adapt::<apt_repository::AptRepository>),
     ("command", adapt::<command::Command>),
     ("directory", adapt::<directory::Directory>),
     ("file", adapt::<file::File>),
     ("package", adapt::<package::Package>),
     ("reboot", adapt::<reboot::Reboot>),
+    ("security_updates", adapt::<security_updates::SecurityUpdates>),
     ("service", adapt::<service::Service>),
     ("sysctl", adapt::<sysctl::Sysctl>),
+    ("time_sync", adapt::<time_sync::TimeSync>),
     ("user", adapt::<user::User>),
 ];
 

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use postern_proto::openpgp::Fingerprint;
+
 /// One change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -54,6 +56,16 @@ pub enum Step {
         path: String,
         /// Without a newline.
         value: String,
+    },
+    /// Puts keys in place that were fetched before, in the binary form, once every primary key among them was
+    /// seen to be one of these. What was fetched is removed, whatever it was.
+    InstallKey {
+        /// Where they were fetched to.
+        from: String,
+        /// Where they go.
+        path: String,
+        /// The keys that are trusted.
+        pinned: Vec<Fingerprint>,
     },
     /// Restarts the host. The run goes on after it.
     Reboot {
@@ -152,6 +164,7 @@ impl Step {
                 let name = path.trim_start_matches("/proc/sys/").replace('/', ".");
                 format!("set {name} to {value}")
             }
+            Self::InstallKey { path, .. } => format!("check the key and write {path}"),
             Self::Reboot { why } => format!("restart the host: {why}"),
         };
         let mut line: String =

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 
 use serde::{Deserialize, Serialize};
 
@@ -128,6 +128,24 @@ impl Sys {
     pub fn read(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>, SysError> {
         let opened = optional(self.open(path)).map_err(SysError::file("open", path))?;
         let Some(file) = opened else { return Ok(None) };
+        let mut bytes = Vec::new();
+        file.take(limit + 1).read_to_end(&mut bytes).map_err(SysError::file("read", path))?;
+        if bytes.len() as u64 > limit {
+            return Err(SysError::TooLarge { path: path.to_owned(), bytes: bytes.len() as u64, limit });
+        }
+        Ok(Some(bytes))
+    }
+
+    /// The same, links followed as any program would: for what is looked at only.
+    pub fn read_through(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>, SysError> {
+        let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+        let opened = optional(fs::OpenOptions::new().read(true).custom_flags(flags).open(self.real(path)))
+            .map_err(SysError::file("open", path))?;
+        let Some(file) = opened else { return Ok(None) };
+        // Anything but a file could keep us waiting.
+        if !file.metadata().map_err(SysError::file("look at", path))?.is_file() {
+            return Ok(None);
+        }
         let mut bytes = Vec::new();
         file.take(limit + 1).read_to_end(&mut bytes).map_err(SysError::file("read", path))?;
         if bytes.len() as u64 > limit {

@@ -73,8 +73,8 @@ impl Field {
 mod tests {
     use super::*;
     use crate::spec::{
-        CommandSpec, DirectorySpec, FileSpec, PackageSpec, RebootSpec, ResourceSpec, ServiceSpec, SysctlSpec,
-        UserSpec,
+        AptRepositorySpec, CommandSpec, DirectorySpec, FileSpec, PackageSpec, RebootSpec, ResourceSpec,
+        SecurityUpdatesSpec, ServiceSpec, SysctlSpec, TimeSyncSpec, UserSpec,
     };
     use serde::de::{self, Deserializer, Visitor};
     use std::collections::BTreeSet;
@@ -150,13 +150,16 @@ mod tests {
 
     #[test]
     fn tables_agree_with_the_structs() {
+        agrees::<AptRepositorySpec>();
         agrees::<CommandSpec>();
         agrees::<DirectorySpec>();
         agrees::<FileSpec>();
         agrees::<PackageSpec>();
         agrees::<RebootSpec>();
+        agrees::<SecurityUpdatesSpec>();
         agrees::<ServiceSpec>();
         agrees::<SysctlSpec>();
+        agrees::<TimeSyncSpec>();
         agrees::<UserSpec>();
     }
 }

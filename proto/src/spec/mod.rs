@@ -1,23 +1,29 @@
 //! The specs of resources: one file a kind, one row in [`KINDS`].
 
+mod apt_repository;
 mod command;
 mod directory;
 mod field;
 mod file;
 mod package;
 mod reboot;
+mod security_updates;
 mod service;
 mod sysctl;
+mod time_sync;
 mod user;
 
+pub use apt_repository::AptRepositorySpec;
 pub use command::{CommandSpec, Run};
 pub use directory::DirectorySpec;
 pub use field::{Field, Holds, Takes};
 pub use file::{FileMode, FileSpec};
 pub use package::PackageSpec;
 pub use reboot::RebootSpec;
+pub use security_updates::SecurityUpdatesSpec;
 pub use service::{Running, ServiceSpec};
 pub use sysctl::{SysctlSpec, sysctl_key};
+pub use time_sync::TimeSyncSpec;
 pub use user::UserSpec;
 
 use crate::text;
@@ -140,13 +146,16 @@ fn yields<S: ResourceSpec>(json: &serde_json::Value) -> Option<String> {
 
 /// Every kind of resource.
 pub const KINDS: &[KindInfo] = &[
+    KindInfo::of::<AptRepositorySpec>(),
     KindInfo::of::<CommandSpec>(),
     KindInfo::of::<DirectorySpec>(),
     KindInfo::of::<FileSpec>(),
     KindInfo::of::<PackageSpec>(),
     KindInfo::of::<RebootSpec>(),
+    KindInfo::of::<SecurityUpdatesSpec>(),
     KindInfo::of::<ServiceSpec>(),
     KindInfo::of::<SysctlSpec>(),
+    KindInfo::of::<TimeSyncSpec>(),
     KindInfo::of::<UserSpec>(),
 ];
 
@@ -191,6 +200,19 @@ pub(crate) fn check_account(field: &str, name: &str, errors: &mut Vec<SpecError>
 mod tests {
     use super::*;
     use serde_json::json;
+
+    /// A repository that is valid, with these fields changed.
+    fn repository(changed: serde_json::Value) -> serde_json::Value {
+        let mut spec = json!({
+            "name": "docker", "uris": ["https://a.example/debian"], "suites": ["bookworm"],
+            "components": ["main"], "key_url": "https://a.example/key",
+            "fingerprints": ["0123 4567 89AB CDEF 0123  4567 89AB CDEF 0123 4567"],
+        });
+        for (name, value) in changed.as_object().unwrap() {
+            spec[name] = value.clone();
+        }
+        spec
+    }
 
     /// Kind, spec, the fields that are wrong.
     #[test]
@@ -282,7 +304,7 @@ mod tests {
             ("command", json!({"argv": ["a"], "late": "b"}), &[]),
             ("command", json!({"argv": ["a"], "late": "b", "creates": "/x"}), &["late"]),
             ("command", json!({"argv": ["a"], "late": "b c"}), &["late"]),
-            ("package", json!({"name": {"$text": [{"late": "b"}]}}), &["name"]),
+            ("package", json!({"name": {"$text": [{"late": "b"}]}}), &["name", "name"]),
             ("user", json!({"name": "ada.l"}), &[]),
             ("user", json!({"name": "ada", "uid": 1500, "groups": ["adm"], "shell": "/bin/sh"}), &[]),
             ("user", json!({"name": "a:b"}), &["name"]),
@@ -310,6 +332,37 @@ mod tests {
                 &[],
             ),
             ("user", json!({"name": {"$text": [{"secret": {"id": "b", "version": 1}}]}}), &["name"]),
+            ("apt_repository", repository(json!({})), &[]),
+            ("apt_repository", json!({"name": "x", "state": "absent"}), &[]),
+            ("apt_repository", json!({"name": "x"}), &["uris", "suites", "fingerprints", "key"]),
+            ("apt_repository", json!({"name": "../x", "state": "absent"}), &["name"]),
+            ("apt_repository", repository(json!({"uris": ["ftp://a"]})), &["uris"]),
+            ("apt_repository", repository(json!({"uris": ["https://u:p@a"]})), &["uris"]),
+            ("apt_repository", repository(json!({"uris": ["https://a b"]})), &["uris"]),
+            ("apt_repository", repository(json!({"suites": ["s\nTrusted: yes"]})), &["suites"]),
+            ("apt_repository", repository(json!({"components": []})), &["components"]),
+            ("apt_repository", repository(json!({"suites": ["./"]})), &["components"]),
+            ("apt_repository", repository(json!({"suites": ["./"], "components": []})), &[]),
+            ("apt_repository", repository(json!({"types": ["rpm"]})), &["types"]),
+            ("apt_repository", repository(json!({"fingerprints": ["0123ABCD"]})), &["fingerprints"]),
+            ("apt_repository", repository(json!({"key": "x"})), &["key"]),
+            ("apt_repository", repository(json!({"key": "x", "key_url": null})), &["key"]),
+            ("apt_repository", repository(json!({"key_url": "file:///x"})), &["key_url"]),
+            ("apt_repository", repository(json!({"key_url": "http://a/key"})), &[]),
+            ("security_updates", json!({}), &[]),
+            (
+                "security_updates",
+                json!({"reboot": "04:30", "origins": ["origin=Docker,label=Docker CE"]}),
+                &[],
+            ),
+            ("security_updates", json!({"reboot": "24:00"}), &["reboot"]),
+            ("security_updates", json!({"reboot": "4:30"}), &["reboot"]),
+            ("security_updates", json!({"origins": ["Docker"]}), &["origins"]),
+            ("security_updates", json!({"origins": ["o=a\"; };"]}), &["origins"]),
+            ("time_sync", json!({}), &[]),
+            ("time_sync", json!({"servers": ["time.example", "2001:db8::1"], "max_offset_ms": 50}), &[]),
+            ("time_sync", json!({"servers": ["a b"]}), &["servers"]),
+            ("time_sync", json!({"max_offset_ms": 0}), &["max_offset_ms"]),
         ];
         for (name, spec, want) in cases {
             let got = (kind(name).unwrap().check)(spec);

@@ -1,0 +1,82 @@
+//! A configuration file that a kind has for itself: its whole content is Postern's, readable by all.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{ObserveError, Step, WriteFile, base64_bytes};
+use crate::sys::{FileKind, Sys};
+
+/// The most that is read of one, bytes.
+const LIMIT: u64 = 4 << 20;
+const MODE: u32 = 0o644;
+
+/// Such a file as it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Owned {
+    #[serde(with = "base64_bytes")]
+    pub(super) content: Vec<u8>,
+    pub(super) mode: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+}
+
+impl Owned {
+    /// A file as this module writes it.
+    #[cfg(test)]
+    pub(super) fn new(content: &[u8]) -> Self {
+        Self { content: content.to_vec(), mode: MODE, uid: 0, gid: 0 }
+    }
+
+    /// What lies there; an obstacle where that is no regular file.
+    pub(super) fn look(host: &Sys, path: &str) -> Result<Option<Self>, ObserveError> {
+        let Some(meta) = host.meta(path)? else { return Ok(None) };
+        if meta.kind != FileKind::File {
+            let what = meta.kind.as_str();
+            return Err(ObserveError::Obstacle(format!("{path} is {what}: remove it")));
+        }
+        let content = host.read(path, LIMIT)?;
+        Ok(content.map(|content| Self { content, mode: meta.mode, uid: meta.uid, gid: meta.gid }))
+    }
+
+    /// Whether anybody but root could have changed it, or somebody cannot read it.
+    pub(super) fn has_right_mode(&self) -> bool {
+        (self.mode, self.uid, self.gid) == (MODE, 0, 0)
+    }
+}
+
+/// Whether it is there with this content, or is not there as it is to be.
+pub(super) fn is(there: Option<&Owned>, content: Option<&[u8]>) -> bool {
+    match (there, content) {
+        (None, None) => true,
+        (Some(there), Some(content)) => there.content == content && there.has_right_mode(),
+        _ => false,
+    }
+}
+
+/// The step that puts it there.
+pub(super) fn put(path: &str, content: Vec<u8>) -> Step {
+    Step::WriteFile(WriteFile { path: path.to_owned(), content, mode: MODE, uid: 0, gid: 0, validate: None })
+}
+
+/// The step back to what it was; none where it is so.
+pub(super) fn back(path: &str, was: Option<&Owned>, is: Option<&Owned>) -> Option<Step> {
+    if was == is {
+        return None;
+    }
+    let path = path.to_owned();
+    Some(match was {
+        None => Step::Remove { path },
+        Some(was) => {
+            let (content, mode, uid, gid) = (was.content.clone(), was.mode, was.uid, was.gid);
+            Step::WriteFile(WriteFile { path, content, mode, uid, gid, validate: None })
+        }
+    })
+}
+
+/// What identifies it.
+pub(super) fn essence(there: Option<&Owned>) -> Value {
+    there.map_or(Value::Null, |there| {
+        let hash = postern_proto::ids::PlanHash::of(&there.content);
+        json!({"sha256": hash, "mode": there.mode, "uid": there.uid, "gid": there.gid})
+    })
+}
