@@ -5,17 +5,23 @@ use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use super::CaError;
+use zeroize::Zeroizing;
 
-/// The version of this layout.
-pub(super) const FORMAT: u32 = 1;
+use super::CaError;
+use crate::seal::{self, OpenTextError, SealKey};
+
+/// The version of this layout. In 1 the keys were in clear; in 2 they are encrypted, apart from what a start
+/// that was cut off has not come to yet.
+pub(super) const FORMAT: u32 = 2;
+/// The files that hold private keys.
+const KEYS: [&str; 3] = ["root.key", "servers.key", "agents.key"];
 /// No file of an authority is larger, bytes.
 const MAX_FILE: u64 = 64 * 1024;
 
 /// Certificate and key of one authority, PEM.
 pub(super) struct Part {
     pub(super) certificate: String,
-    pub(super) key: String,
+    pub(super) key: Zeroizing<String>,
 }
 
 /// All of it.
@@ -39,39 +45,84 @@ fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> CaErr
 }
 
 /// Writes beside the place and renames, so that a crash leaves all or nothing.
-pub(super) fn write(state_dir: &Path, material: &Material) -> Result<(), CaError> {
+pub(super) fn write(state_dir: &Path, material: &Material, key: &SealKey) -> Result<(), CaError> {
     let (target, scratch) = (directory(state_dir), scratch(state_dir));
     if fs::symlink_metadata(&target).is_ok() {
         return Err(CaError::Corrupt { path: target, why: "it is in the way of a first start".into() });
     }
     remove(&scratch)?;
     fs::DirBuilder::new().mode(0o700).create(&scratch).map_err(io("creating", &scratch))?;
-    let format = format!("{FORMAT}\n");
+    let sealed = |name: &str, clear: &str| key.seal_text(&place(name), clear);
     let files = [
-        ("format", &format),
-        ("root.crt", &material.root.certificate),
-        ("root.key", &material.root.key),
-        ("servers.crt", &material.servers.certificate),
-        ("servers.key", &material.servers.key),
-        ("agents.crt", &material.agents.certificate),
-        ("agents.key", &material.agents.key),
+        ("format", format!("{FORMAT}\n")),
+        ("root.crt", material.root.certificate.clone()),
+        ("root.key", sealed("root.key", &material.root.key)),
+        ("servers.crt", material.servers.certificate.clone()),
+        ("servers.key", sealed("servers.key", &material.servers.key)),
+        ("agents.crt", material.agents.certificate.clone()),
+        ("agents.key", sealed("agents.key", &material.agents.key)),
     ];
     for (name, content) in files {
-        let path = scratch.join(name);
-        fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)
-            .and_then(|mut file| {
-                file.write_all(content.as_bytes())?;
-                file.sync_all()
-            })
-            .map_err(io("writing", &path))?;
+        write_new(&scratch.join(name), &content)?;
     }
     sync(&scratch)?;
     fs::rename(&scratch, &target).map_err(io("renaming into place", &target))?;
     sync(state_dir)
+}
+
+/// What a sealed key is of: it opens in no other's place.
+fn place(name: &str) -> String {
+    format!("ca/{name}")
+}
+
+fn write_new(path: &Path, content: &str) -> Result<(), CaError> {
+    fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .and_then(|mut file| {
+            file.write_all(content.as_bytes())?;
+            file.sync_all()
+        })
+        .map_err(io("writing", path))
+}
+
+/// One file, old or new and never half.
+fn replace(dir: &Path, name: &str, content: &str) -> Result<(), CaError> {
+    let (path, scratch) = (dir.join(name), dir.join(format!("{name}.new")));
+    match fs::remove_file(&scratch) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(io("removing", &scratch)(error)),
+        _ => {}
+    }
+    write_new(&scratch, content)?;
+    fs::rename(&scratch, &path).map_err(io("renaming into place", &path))?;
+    sync(dir)
+}
+
+/// True when some private key here is encrypted.
+pub(super) fn has_sealed(state_dir: &Path) -> bool {
+    let dir = directory(state_dir);
+    KEYS.iter().any(|name| read_file(&dir, name).is_ok_and(|text| seal::is_sealed_text(&text)))
+}
+
+/// Encrypts what is still in clear, file by file: each says itself what it is, so that a start that is cut off
+/// here goes on at the next one. An older build finds a format that is too new, not a key that is none.
+pub(super) fn encrypt(state_dir: &Path, key: &SealKey) -> Result<bool, CaError> {
+    let dir = directory(state_dir);
+    let mut changed = false;
+    if read_file(&dir, "format")?.trim_end() != FORMAT.to_string() {
+        replace(&dir, "format", &format!("{FORMAT}\n"))?;
+        changed = true;
+    }
+    for name in KEYS {
+        let text = Zeroizing::new(read_file(&dir, name)?);
+        if !seal::is_sealed_text(&text) {
+            replace(&dir, name, &key.seal_text(&place(name), &text))?;
+            changed = true;
+        }
+    }
+    Ok(changed)
 }
 
 fn sync(dir: &Path) -> Result<(), CaError> {
@@ -90,7 +141,7 @@ pub(super) fn discard(state_dir: &Path) -> Result<(), CaError> {
     remove(&scratch(state_dir))
 }
 
-pub(super) fn read(state_dir: &Path) -> Result<Material, CaError> {
+pub(super) fn read(state_dir: &Path, key: &SealKey) -> Result<Material, CaError> {
     let dir = directory(state_dir);
     match fs::symlink_metadata(&dir) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Err(CaError::Missing(dir)),
@@ -102,7 +153,7 @@ pub(super) fn read(state_dir: &Path) -> Result<Material, CaError> {
     }
     let format = read_file(&dir, "format")?;
     match format.trim_end().parse::<u32>() {
-        Ok(FORMAT) => {}
+        Ok(1..=FORMAT) => {}
         Ok(found) if found > FORMAT => {
             return Err(CaError::TooNew { path: dir, found, known: FORMAT });
         }
@@ -113,10 +164,21 @@ pub(super) fn read(state_dir: &Path) -> Result<Material, CaError> {
     let part = |name: &str| {
         Ok::<_, CaError>(Part {
             certificate: read_file(&dir, &format!("{name}.crt"))?,
-            key: read_file(&dir, &format!("{name}.key"))?,
+            key: read_key(&dir, &format!("{name}.key"), key)?,
         })
     };
     Ok(Material { root: part("root")?, servers: part("servers")?, agents: part("agents")? })
+}
+
+fn read_key(dir: &Path, name: &str, key: &SealKey) -> Result<Zeroizing<String>, CaError> {
+    let text = Zeroizing::new(read_file(dir, name)?);
+    if !seal::is_sealed_text(&text) {
+        return Ok(text);
+    }
+    key.open_text(&place(name), &text).map_err(|error| match error {
+        OpenTextError::Key(error) => CaError::Key(error),
+        OpenTextError::Broken(error) => CaError::Corrupt { path: dir.join(name), why: error.to_string() },
+    })
 }
 
 fn read_file(dir: &Path, name: &str) -> Result<String, CaError> {

@@ -4,8 +4,7 @@
 //! issuers carry the one key usage of their leaves, so that neither side's certificate is of use on the
 //! other (T32). Every name in a certificate is set here; a CSR gives its public key and nothing else.
 //!
-//! The keys lie in the state directory in clear, 0600 in a 0700 directory. Encrypting them at rest with a
-//! key file is planned and not done yet.
+//! The private keys lie in the state directory, encrypted with the key of [`crate::seal`].
 
 mod csr;
 mod files;
@@ -23,8 +22,10 @@ use rcgen::{
 };
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use zeroize::Zeroizing;
 
 use self::files::{Material, Part};
+use crate::seal::{KeyError, SealKey};
 
 /// The prefix of the URI that names a host in its certificate.
 pub const HOST_URI: &str = "postern:host:";
@@ -61,6 +62,9 @@ pub enum CaError {
         /// [`files::FORMAT`].
         known: u32,
     },
+    /// Its private keys are encrypted with another key.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// The disk would not.
     #[error("{action} {path}")]
     Io {
@@ -124,16 +128,16 @@ pub struct ServerCertificate {
 
 impl Authority {
     /// Makes root and issuers in `state_dir`. The caller has made sure that this is a first start.
-    pub fn create(state_dir: &Path, now: SystemTime) -> Result<Self, CaError> {
+    pub fn create(state_dir: &Path, now: SystemTime, key: &SealKey) -> Result<Self, CaError> {
         let material = generate(now)?;
-        files::write(state_dir, &material)?;
-        Self::open(state_dir)
+        files::write(state_dir, &material, key)?;
+        Self::open(state_dir, key)
     }
 
     /// Reads what [`Authority::create`] made.
-    pub fn open(state_dir: &Path) -> Result<Self, CaError> {
+    pub fn open(state_dir: &Path, key: &SealKey) -> Result<Self, CaError> {
         let dir = files::directory(state_dir);
-        let material = files::read(state_dir)?;
+        let material = files::read(state_dir, key)?;
         let corrupt = |part: &str, why: String| CaError::Corrupt { path: dir.join(part), why };
         let root_der = CertificateDer::from_pem_slice(material.root.certificate.as_bytes())
             .map_err(|error| corrupt("root.crt", error.to_string()))?;
@@ -148,6 +152,16 @@ impl Authority {
     /// True when something lies where an authority would.
     pub fn exists(state_dir: &Path) -> bool {
         std::fs::symlink_metadata(files::directory(state_dir)).is_ok()
+    }
+
+    /// True when a private key of it is encrypted, so that its key must not be made anew.
+    pub fn is_sealed(state_dir: &Path) -> bool {
+        files::has_sealed(state_dir)
+    }
+
+    /// Encrypts the private keys that an older version left in clear. True when there were some.
+    pub fn encrypt(state_dir: &Path, key: &SealKey) -> Result<bool, CaError> {
+        files::encrypt(state_dir, key)
     }
 
     /// Removes what an unfinished first start left behind. Never called once anything was handed out.
@@ -243,12 +257,12 @@ fn generate(now: SystemTime) -> Result<Material, CaError> {
     let action = "signing the certificate authority";
     let root_params = issuer_params("postern root", now, 1, None)?;
     let root = root_params.self_signed(&root_key).map_err(sign_error(action))?;
-    let root_part = Part { certificate: root.pem(), key: root_key.serialize_pem() };
+    let root_part = Part { certificate: root.pem(), key: Zeroizing::new(root_key.serialize_pem()) };
     let signer = Issuer::new(root_params, root_key);
     let part = |name, usage, key: KeyPair| {
         let certificate =
             issuer_params(name, now, 0, Some(usage))?.signed_by(&key, &signer).map_err(sign_error(action))?;
-        Ok::<_, CaError>(Part { certificate: certificate.pem(), key: key.serialize_pem() })
+        Ok::<_, CaError>(Part { certificate: certificate.pem(), key: Zeroizing::new(key.serialize_pem()) })
     };
     Ok(Material {
         root: root_part,
@@ -318,14 +332,72 @@ mod tests {
 
     fn fresh() -> (tempfile::TempDir, Authority) {
         let dir = tempfile::tempdir().unwrap();
-        let ca = Authority::create(dir.path(), SystemTime::now()).unwrap();
+        let key = SealKey::create(&dir.path().join("key")).unwrap();
+        let ca = Authority::create(dir.path(), SystemTime::now(), &key).unwrap();
         (dir, ca)
+    }
+
+    fn key(dir: &Path) -> SealKey {
+        SealKey::read(&dir.join("key")).unwrap().unwrap()
+    }
+
+    /// As version 0.1.0 left it.
+    fn in_clear(dir: &Path) {
+        let ca = dir.join("ca");
+        for name in ["root.key", "servers.key", "agents.key"] {
+            let sealed = std::fs::read_to_string(ca.join(name)).unwrap();
+            let clear = key(dir).open_text(&format!("ca/{name}"), &sealed).unwrap();
+            std::fs::write(ca.join(name), &**clear).unwrap();
+        }
+        std::fs::write(ca.join("format"), "1\n").unwrap();
+    }
+
+    fn clear_keys(dir: &Path) -> usize {
+        let files = std::fs::read_dir(dir.join("ca")).unwrap();
+        let texts = files.map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap());
+        texts.filter(|text| text.contains("PRIVATE KEY")).count()
+    }
+
+    #[test]
+    fn keys_in_clear_are_encrypted_also_after_a_cut_at_any_place() {
+        let (dir, ca) = fresh();
+        assert_eq!(clear_keys(dir.path()), 0);
+        let sealed = |name: &str| std::fs::read(dir.path().join("ca").join(name)).unwrap();
+        let names = ["format", "root.key", "servers.key", "agents.key"];
+        let done: Vec<_> = names.iter().map(|name| sealed(name)).collect();
+        for cut in 0..=names.len() {
+            in_clear(dir.path());
+            assert_eq!(clear_keys(dir.path()), 3);
+            for (name, content) in names.iter().zip(&done).take(cut) {
+                std::fs::write(dir.path().join("ca").join(name), content).unwrap();
+            }
+            // The next one was being written.
+            std::fs::write(dir.path().join("ca/root.key.new"), "half").unwrap();
+            let key = key(dir.path());
+            assert_eq!(Authority::is_sealed(dir.path()), cut >= 2);
+            assert_eq!(Authority::open(dir.path(), &key).unwrap().fingerprint(), ca.fingerprint(), "{cut}");
+            assert_eq!(Authority::encrypt(dir.path(), &key).unwrap(), cut < names.len());
+            assert_eq!(clear_keys(dir.path()), 0, "{cut}");
+            assert_eq!(Authority::open(dir.path(), &key).unwrap().fingerprint(), ca.fingerprint());
+        }
+    }
+
+    #[test]
+    fn another_key_is_told_from_damage() {
+        let (dir, _ca) = fresh();
+        let other = SealKey::create(&dir.path().join("other")).unwrap();
+        let error = Authority::open(dir.path(), &other).err().unwrap();
+        assert!(matches!(error, CaError::Key(KeyError::Wrong { .. })), "{error}");
+        // One in the place of another.
+        std::fs::copy(dir.path().join("ca/agents.key"), dir.path().join("ca/servers.key")).unwrap();
+        let error = Authority::open(dir.path(), &key(dir.path())).err().unwrap();
+        assert!(matches!(error, CaError::Corrupt { .. }), "{error}");
     }
 
     #[test]
     fn opens_what_it_made() {
         let (dir, ca) = fresh();
-        let again = Authority::open(dir.path()).unwrap();
+        let again = Authority::open(dir.path(), &key(dir.path())).unwrap();
         assert_eq!(again.fingerprint(), ca.fingerprint());
         assert_eq!(again.root_pem(), ca.root_pem());
     }
@@ -373,25 +445,39 @@ mod tests {
         for gone in ["root.crt", "root.key", "servers.crt", "agents.key", "format"] {
             let (dir, _ca) = fresh();
             std::fs::remove_file(dir.path().join("ca").join(gone)).unwrap();
-            assert!(matches!(Authority::open(dir.path()), Err(CaError::Corrupt { .. })), "{gone}");
-            assert!(matches!(Authority::create(dir.path(), SystemTime::now()), Err(CaError::Corrupt { .. })));
+            assert!(
+                matches!(Authority::open(dir.path(), &key(dir.path())), Err(CaError::Corrupt { .. })),
+                "{gone}"
+            );
+            assert!(matches!(
+                Authority::create(dir.path(), SystemTime::now(), &key(dir.path())),
+                Err(CaError::Corrupt { .. })
+            ));
         }
     }
 
     #[test]
     fn missing_corrupt_and_too_new_differ() {
-        let dir = tempfile::tempdir().unwrap();
-        assert!(matches!(Authority::open(dir.path()), Err(CaError::Missing(_))));
+        let (dir, _ca) = fresh();
+        std::fs::rename(dir.path().join("ca"), dir.path().join("elsewhere")).unwrap();
+        assert!(matches!(Authority::open(dir.path(), &key(dir.path())), Err(CaError::Missing(_))));
         let (dir, _ca) = fresh();
         let file = |name: &str| dir.path().join("ca").join(name);
         std::fs::write(file("format"), "99\n").unwrap();
-        assert!(matches!(Authority::open(dir.path()), Err(CaError::TooNew { found: 99, .. })));
+        assert!(matches!(
+            Authority::open(dir.path(), &key(dir.path())),
+            Err(CaError::TooNew { found: 99, .. })
+        ));
         std::fs::write(file("format"), "1\n").unwrap();
         let (other_dir, _other) = fresh();
         std::fs::copy(other_dir.path().join("ca/agents.crt"), file("agents.crt")).unwrap();
-        assert!(matches!(Authority::open(dir.path()), Err(CaError::Corrupt { .. })));
+        assert!(matches!(Authority::open(dir.path(), &key(dir.path())), Err(CaError::Corrupt { .. })));
+        // The other's key, in clear as format 1 had it: it opens, and does not belong here.
+        in_clear(other_dir.path());
         std::fs::copy(other_dir.path().join("ca/agents.key"), file("agents.key")).unwrap();
-        let Err(CaError::Corrupt { why, .. }) = Authority::open(dir.path()) else { panic!() };
+        let Err(CaError::Corrupt { why, .. }) = Authority::open(dir.path(), &key(dir.path())) else {
+            panic!()
+        };
         assert!(why.contains("not signed by root"), "{why}");
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::ca::CaError;
+use crate::seal::{KEY_FILE_VARIABLE, KeyError};
 use crate::store::StoreError;
 
 /// What a daemon is started with. `DaemonConfig::new` gives the defaults.
@@ -17,6 +18,9 @@ pub struct DaemonConfig {
     pub listen: SocketAddr,
     /// Addresses (`host:port`) that agents are told to dial, in order.
     pub advertise: Vec<String>,
+    /// The file with the key that secrets are encrypted with, when it lies elsewhere than in `state_dir`. It is
+    /// never made there. By default what [`KEY_FILE_VARIABLE`] names.
+    pub secrets_key: Option<PathBuf>,
     /// End after being idle so long: no operator connected and no unfinished run.
     pub private: Option<Duration>,
     /// What time it is.
@@ -33,6 +37,7 @@ impl DaemonConfig {
             state_dir: state_dir.into(),
             listen,
             advertise: Vec::new(),
+            secrets_key: std::env::var_os(KEY_FILE_VARIABLE).map(PathBuf::from),
             private: None,
             clock: Clock::default(),
             limits: Limits::default(),
@@ -187,6 +192,9 @@ pub enum StartError {
     /// The certificate authority is missing, corrupt or too new.
     #[error(transparent)]
     Authority(#[from] CaError),
+    /// The key of what is encrypted is missing, corrupt or wrong.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// The database is missing, corrupt or too new.
     #[error(transparent)]
     Store(#[from] StoreError),

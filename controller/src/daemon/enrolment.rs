@@ -24,10 +24,16 @@ pub(crate) struct EnrolmentService(pub(crate) Arc<Shared>);
 /// What the store said, as a status. Details stay in the log.
 pub(crate) fn store_status(error: &OpError) -> Status {
     match error {
-        OpError::NoSuchHost(_) | OpError::NoSuchRun(_) => Status::not_found(error.to_string()),
+        OpError::NoSuchHost(_)
+        | OpError::NoSuchRun(_)
+        | OpError::NoSuchSecret(_)
+        | OpError::NotAssigned { .. } => Status::not_found(error.to_string()),
         OpError::NameTaken(_) => Status::already_exists(error.to_string()),
-        OpError::TooManyRuns(_) => Status::resource_exhausted(error.to_string()),
-        OpError::Quarantined(_) => Status::failed_precondition(error.to_string()),
+        OpError::TooManyRuns(_) | OpError::TooMany { .. } => Status::resource_exhausted(error.to_string()),
+        OpError::Quarantined(_)
+        | OpError::NoSuchSecrets(_)
+        | OpError::SecretInUse { .. }
+        | OpError::NotAgain { .. } => Status::failed_precondition(error.to_string()),
         OpError::Closed => Status::unavailable("the controller stops"),
         OpError::Busy(_) => Status::unavailable(error.to_string()),
         _ => {

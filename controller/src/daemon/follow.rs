@@ -27,13 +27,13 @@ pub(crate) fn run_message(run: RunRecord) -> v1::Run {
         host_name: run.host_name,
         state: v1::RunState::from(run.state).into(),
         origin: run.origin,
-        check: run.check,
+        check: run.terms.check,
         created_unix_ms: run.created_ms,
         finished_unix_ms: run.finished_ms,
         plan_sha256: run.plan.as_bytes().to_vec().into(),
         message: run.message,
-        resumes: String::new(),
-        undoes: String::new(),
+        resumes: run.resumes.map(|run| run.to_string()).unwrap_or_default(),
+        undoes: run.undoes.map(|run| run.to_string()).unwrap_or_default(),
     }
 }
 

@@ -233,6 +233,10 @@ impl Driver {
                 tracing::info!(%name, "session up");
                 self.shared.hub.hosts.wake(host);
             }
+            Effect::UnknownRuns(runs) => {
+                let (count, first) = (runs.len(), runs.first().map(ToString::to_string).unwrap_or_default());
+                tracing::warn!(count, %first, "the agent has runs that are not on record here: they stay there");
+            }
             Effect::Append(batch) => {
                 let append = async move { Answer::Input(Input::Committed(store.append(batch).await)) };
                 self.asked.push(append.boxed());
@@ -245,6 +249,17 @@ impl Driver {
                     Answer::Input(Input::Refused(run, result))
                 };
                 self.asked.push(refuse.boxed());
+            }
+            Effect::Reveal { run, epoch, secrets } => {
+                let reveal = async move {
+                    Answer::Input(Input::Revealed(run, store.reveal(host, epoch, run, secrets).await))
+                };
+                self.asked.push(reveal.boxed());
+            }
+            Effect::Withheld { run, secrets, why } => {
+                let first = secrets.first().map(|secret| secret.id.as_str()).unwrap_or_default();
+                let count = secrets.len();
+                tracing::warn!(%run, %first, count, %why, "secrets withheld from an agent");
             }
             Effect::Send(frame) => {
                 if self.out.send_timeout(Ok(frame.into()), SEND).await.is_err() {

@@ -33,7 +33,7 @@ use postern_proto::v1::enrolment_server::EnrolmentServer;
 use postern_proto::v1::link_server::LinkServer;
 use postern_proto::v1::operator_server::OperatorServer;
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -48,8 +48,8 @@ use self::shared::Shared;
 const MAX_LINK_MESSAGE: usize = 4 * 1024 * 1024;
 /// Tokens and CSRs.
 const MAX_ENROLMENT_MESSAGE: usize = 64 * 1024;
-/// A plan and what is said about it.
-const MAX_OPERATOR_MESSAGE: usize = MAX_PLAN_BYTES + 64 * 1024;
+/// A plan, the profiles it was made from, and what is said about both.
+const MAX_OPERATOR_MESSAGE: usize = MAX_PLAN_BYTES + crate::store::MAX_BUNDLES + 1024 * 1024;
 /// HTTP/2 PING so often.
 const KEEPALIVE: Duration = Duration::from_secs(20);
 /// A peer that does not answer one is gone.
@@ -85,8 +85,8 @@ pub struct Daemon {
 pub async fn start(config: DaemonConfig) -> Result<Daemon, StartError> {
     config::check_socket_path(&config.state_dir)?;
     let now = config.clock.now();
-    let dir = config.state_dir.clone();
-    let opened = tokio::task::spawn_blocking(move || state::open(&dir, now)).await;
+    let (dir, key) = (config.state_dir.clone(), config.secrets_key.clone());
+    let opened = tokio::task::spawn_blocking(move || state::open(&dir, key.as_deref(), now)).await;
     let state = opened.map_err(|error| StartError::State {
         action: "opening",
         path: config.state_dir.clone(),
@@ -103,6 +103,7 @@ pub async fn start(config: DaemonConfig) -> Result<Daemon, StartError> {
 
     let (stop_accepting, stop_all) = (CancellationToken::new(), CancellationToken::new());
     let shared = Arc::new(Shared {
+        state_dir: config.state_dir.clone(),
         store: state.store,
         ca: state.ca,
         hub: Hub::new(config.limits.probe),
@@ -114,7 +115,8 @@ pub async fn start(config: DaemonConfig) -> Result<Daemon, StartError> {
         started: Instant::now(),
         sessions: TaskTracker::new(),
         stop_sessions: CancellationToken::new(),
-        new_run: Notify::new(),
+        backup: Arc::default(),
+        expiry: upkeep::Expiry::default(),
     });
     let operators = Connections::new();
     let port = AgentPort {
@@ -142,7 +144,8 @@ pub async fn start(config: DaemonConfig) -> Result<Daemon, StartError> {
         let (shared, finished) = (Arc::clone(&shared), Arc::clone(&finished_sender));
         tokio::spawn(upkeep::idle(shared, operators, after, finished, stop_accepting.clone()));
     }
-    tracing::info!(%listen, socket = %socket.display(), private = shared.private, "controller up");
+    let generation = shared.store.generation();
+    tracing::info!(%listen, generation, socket = %socket.display(), private = shared.private, "controller up");
     Ok(Daemon {
         shared,
         socket,

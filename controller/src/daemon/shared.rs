@@ -1,19 +1,22 @@
 //! What every part of a running daemon holds.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::config::{Clock, Limits};
 use super::hub::Hub;
 use super::session::Now;
+use super::upkeep::Expiry;
 use crate::ca::Authority;
 use crate::store::Store;
 
 pub(crate) struct Shared {
+    pub(crate) state_dir: PathBuf,
     pub(crate) store: Store,
     pub(crate) ca: Authority,
     pub(crate) hub: Hub,
@@ -26,8 +29,10 @@ pub(crate) struct Shared {
     /// Session drivers, so that a stop can wait for their last words.
     pub(crate) sessions: TaskTracker,
     pub(crate) stop_sessions: CancellationToken,
-    /// A run was written down that may expire.
-    pub(crate) new_run: Notify,
+    /// Held by the backup that is under way.
+    pub(crate) backup: Arc<tokio::sync::Mutex<()>>,
+    /// When the next run expires.
+    pub(crate) expiry: Expiry,
 }
 
 impl Shared {

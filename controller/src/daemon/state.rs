@@ -4,10 +4,12 @@ use std::fs;
 use std::io::{ErrorKind, Read as _, Seek as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::config::StartError;
-use crate::ca::Authority;
+use crate::ca::{Authority, CaError};
+use crate::seal::{self, KeyError, SealKey};
 use crate::store::Store;
 
 /// Lies there while a first start is under way. Nothing has been handed out before it is gone, so what is
@@ -32,13 +34,13 @@ fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Start
 }
 
 /// Opens the state in `dir`, or makes one where there is nothing.
-pub(crate) fn open(dir: &Path, now: SystemTime) -> Result<State, StartError> {
+pub(crate) fn open(dir: &Path, key_file: Option<&Path>, now: SystemTime) -> Result<State, StartError> {
     secure(dir)?;
     let lock = lock(dir)?;
     let unfinished = dir.join(UNFINISHED);
     let started_over = fs::symlink_metadata(&unfinished).is_ok();
     let (ca, store) = (Authority::exists(dir), Store::exists(dir));
-    if started_over && ca && store && is_used(dir) {
+    if started_over && ca && store && is_used(dir, key_file)? {
         // Restored over a first start that was cut off: what has hosts is not made anew.
         tracing::warn!(dir = %dir.display(), "a first start was cut off, and a state with hosts is there: it is kept");
         fs::remove_file(&unfinished).map_err(io("removing", &unfinished))?;
@@ -47,25 +49,54 @@ pub(crate) fn open(dir: &Path, now: SystemTime) -> Result<State, StartError> {
         if started_over {
             tracing::warn!(dir = %dir.display(), "a first start was cut off; it is made anew");
         }
-        first_start(dir, &unfinished, now)?;
+        first_start(dir, key_file, &unfinished, now)?;
     }
+    let key = Arc::new(key(dir, key_file)?);
     // One without the other is not a first start: each says that it is missing.
-    let ca = Authority::open(dir)?;
-    let store = Store::open(dir, &ca.fingerprint())?;
+    let ca = Authority::open(dir, &key)?;
+    let store = Store::open(dir, &ca.fingerprint(), Arc::clone(&key))?;
+    // After the store has noted which key it is.
+    if Authority::encrypt(dir, &key)? {
+        tracing::info!("the private keys of the authority were in clear; they are encrypted now");
+    }
+    crate::backup::clear(dir).map_err(io("removing what a backup left behind in", dir))?;
     Ok(State { ca, store, lock })
 }
 
-/// True when authority and database open, belong together and know a host.
-fn is_used(dir: &Path) -> bool {
-    let Ok(ca) = Authority::open(dir) else { return false };
-    Store::has_hosts(dir, &ca.fingerprint()).unwrap_or(false)
+/// The key of what is encrypted. One in the state directory is made where nothing was ever encrypted; one that
+/// lies elsewhere is only read.
+fn key(dir: &Path, elsewhere: Option<&Path>) -> Result<SealKey, StartError> {
+    let path = seal::key_path(dir, elsewhere);
+    if let Some(key) = SealKey::read(&path)? {
+        return Ok(key);
+    }
+    if elsewhere.is_some() || Authority::is_sealed(dir) || Store::key_id(dir)?.is_some() {
+        return Err(KeyError::Missing { path }.into());
+    }
+    Ok(SealKey::create(&path)?)
+}
+
+/// True when authority and database open, belong together and know a host. Without the right key nothing is
+/// known, and nothing may be removed.
+fn is_used(dir: &Path, key_file: Option<&Path>) -> Result<bool, StartError> {
+    let key = key(dir, key_file)?;
+    match Authority::open(dir, &key) {
+        Ok(ca) => Ok(Store::has_hosts(dir, &ca.fingerprint()).unwrap_or(false)),
+        Err(CaError::Key(error)) => Err(error.into()),
+        Err(_) => Ok(false),
+    }
 }
 
 fn sync(dir: &Path) -> Result<(), StartError> {
     fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(io("syncing", dir))
 }
 
-fn first_start(dir: &Path, unfinished: &Path, now: SystemTime) -> Result<(), StartError> {
+fn first_start(
+    dir: &Path,
+    key_file: Option<&Path>,
+    unfinished: &Path,
+    now: SystemTime,
+) -> Result<(), StartError> {
     fs::OpenOptions::new()
         .write(true)
         .create(true)
@@ -76,7 +107,7 @@ fn first_start(dir: &Path, unfinished: &Path, now: SystemTime) -> Result<(), Sta
     sync(dir)?;
     Store::discard(dir)?;
     Authority::discard(dir)?;
-    let ca = Authority::create(dir, now)?;
+    let ca = Authority::create(dir, now, &key(dir, key_file)?)?;
     Store::create(dir, &ca.fingerprint())?;
     fs::remove_file(unfinished).map_err(io("removing", unfinished))?;
     sync(dir)

@@ -1,9 +1,10 @@
 //! What happens by the clock: runs expire, the controller's certificate is renewed, a private daemon ends.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::listen::Connections;
@@ -19,10 +20,38 @@ const LOOK_AT_CLOCK: Duration = Duration::from_secs(60);
 /// After a failure.
 const RETRY: Duration = Duration::from_secs(10);
 
+/// When the next run expires, so that a new one costs a look at all of them only when it comes first.
+pub(crate) struct Expiry {
+    /// Milliseconds since the Unix epoch.
+    due_ms: AtomicI64,
+    sooner: Notify,
+}
+
+impl Default for Expiry {
+    fn default() -> Self {
+        Self { due_ms: AtomicI64::new(i64::MAX), sooner: Notify::new() }
+    }
+}
+
+impl Expiry {
+    /// A run was written down that expires then.
+    pub(crate) fn expect(&self, at_ms: i64) {
+        if self.due_ms.fetch_min(at_ms, Ordering::AcqRel) > at_ms {
+            self.sooner.notify_one();
+        }
+    }
+
+    /// Before the runs are looked at: whoever comes after this is seen by that look, or calls for another.
+    fn forget(&self) {
+        self.due_ms.store(i64::MAX, Ordering::Release);
+    }
+}
+
 /// Expires runs when they are due.
 pub(crate) async fn expire(shared: Arc<Shared>, stop: CancellationToken) {
     loop {
         let now_ms = shared.clock.now_ms();
+        shared.expiry.forget();
         let grace_ms = i64::try_from(EXPIRY_GRACE.as_millis()).unwrap_or(0);
         let sleep = match shared.store.expire(now_ms, grace_ms).await {
             Ok(expiry) => {
@@ -30,6 +59,7 @@ pub(crate) async fn expire(shared: Arc<Shared>, stop: CancellationToken) {
                     tracing::info!(%run, "run expired");
                     shared.hub.runs.wake(run);
                 }
+                shared.expiry.due_ms.fetch_min(expiry.next_ms.unwrap_or(i64::MAX), Ordering::AcqRel);
                 expiry.next_ms.map_or(LONGEST_SLEEP, |next_ms| {
                     Duration::from_millis(u64::try_from(next_ms.saturating_sub(now_ms)).unwrap_or(0))
                 })
@@ -42,7 +72,7 @@ pub(crate) async fn expire(shared: Arc<Shared>, stop: CancellationToken) {
         };
         tokio::select! {
             () = stop.cancelled() => return,
-            () = shared.new_run.notified() => {
+            () = shared.expiry.sooner.notified() => {
                 // A run's time to live is much longer than this; many at once are looked at once.
                 tokio::select! {
                     () = stop.cancelled() => return,

@@ -4,15 +4,16 @@ use std::collections::HashSet;
 
 use postern_proto::convert::WireError;
 use postern_proto::event::{LogFrame, RunEvent, RunOffset};
-use postern_proto::ids::{BootId, ClusterId, HostId, InstanceId, RunId, SessionId};
-use postern_proto::plan::Terms;
+use postern_proto::ids::{BootId, ClusterId, HostId, InstanceId, RunId, SecretRef, SessionId};
 use postern_proto::v1;
 
 use super::text::neutral;
-use crate::store::{Dispatch, Facts};
+use crate::store::{Dispatch, Facts, Revealed};
 
 /// An agent names no more runs than this in its first frame.
 const MAX_RUNS: usize = 10_000;
+/// Secrets that are asked for at once.
+const MAX_SECRETS: usize = 256;
 /// The longest fact about a host, bytes.
 const MAX_FACT: usize = 255;
 
@@ -25,6 +26,7 @@ pub(crate) enum AgentFrame {
     Log(Box<LogFrame>),
     Pong(u64),
     Left(Vec<String>),
+    SecretsWanted { run: RunId, secrets: Vec<SecretRef> },
 }
 
 /// The first frame.
@@ -68,6 +70,10 @@ pub(crate) enum ControllerFrame {
         retry_after_ms: u64,
     },
     Leave,
+    Secrets {
+        run: RunId,
+        values: Vec<Revealed>,
+    },
 }
 
 /// Why a session ends.
@@ -131,6 +137,19 @@ fn hello(hello: v1::Hello) -> Result<Hello, WireError> {
     })
 }
 
+fn secret_value(revealed: Revealed) -> v1::SecretValue {
+    let secret = Some(revealed.secret.into());
+    match revealed.value {
+        // The memory is wiped when the last part of the message was sent.
+        Ok(value) => v1::SecretValue {
+            secret,
+            value: bytes::Bytes::from_owner(value.into_inner()),
+            refused: String::new(),
+        },
+        Err(refused) => v1::SecretValue { secret, value: bytes::Bytes::new(), refused },
+    }
+}
+
 fn refusal(reason: v1::RefusalReason) -> &'static str {
     use v1::RefusalReason as R;
     match reason {
@@ -165,8 +184,14 @@ impl TryFrom<v1::AgentFrame> for AgentFrame {
             Kind::Event(it) => Self::Event(Box::new(it.try_into()?)),
             Kind::Log(it) => Self::Log(Box::new(it.try_into()?)),
             Kind::Pong(it) => Self::Pong(it.nonce),
-            // No plan of this build has references yet.
-            Kind::SecretsWanted(_) => return Err(WireError::Missing("secrets")),
+            Kind::SecretsWanted(it) => {
+                if it.secrets.len() > MAX_SECRETS {
+                    let why = format!("more than {MAX_SECRETS} at once");
+                    return Err(WireError::Invalid { what: "secrets", why });
+                }
+                let secrets = it.secrets.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?;
+                Self::SecretsWanted { run: it.run_id.parse()?, secrets }
+            }
             Kind::Left(it) => Self::Left(it.left_behind.iter().take(100).map(|text| neutral(text)).collect()),
         })
     }
@@ -194,7 +219,7 @@ impl From<ControllerFrame> for v1::ControllerFrame {
                 plan: dispatch.plan.into(),
                 plan_sha256: dispatch.plan_hash.as_bytes().to_vec().into(),
                 epoch,
-                terms: Some(Terms { check: dispatch.check, ..Terms::default() }.into()),
+                terms: Some(dispatch.terms.into()),
                 not_after_unix_ms: dispatch.not_after_ms,
                 operator_signature: Default::default(),
                 policy_ref: String::new(),
@@ -208,6 +233,10 @@ impl From<ControllerFrame> for v1::ControllerFrame {
                 retry_after_ms,
             }),
             ControllerFrame::Leave => Kind::Leave(v1::Leave {}),
+            ControllerFrame::Secrets { run, values } => Kind::Secrets(v1::Secrets {
+                run_id: run.to_string(),
+                values: values.into_iter().map(secret_value).collect(),
+            }),
         };
         Self { kind: Some(kind) }
     }

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use postern_proto::ids::RunId;
 
+use crate::seal::KeyError;
+
 /// Why the database does not open.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -38,6 +40,9 @@ pub enum StoreError {
         /// The file.
         path: PathBuf,
     },
+    /// What is encrypted in it is encrypted with another key.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// SQLite would not.
     #[error("{action} {path}")]
     Database {
@@ -109,6 +114,47 @@ pub enum OpError {
     /// The host has too much to do already.
     #[error("{0} runs of this host wait or go on already")]
     TooManyRuns(u32),
+    /// More of something on a host than there may be.
+    #[error("a host has at most {limit} {what}")]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// How many there may be.
+        limit: usize,
+    },
+    /// The host has no such profile assigned.
+    #[error("{host} has no assigned profile {profile:?}")]
+    NotAssigned {
+        /// The host's name.
+        host: String,
+        /// The profile's name.
+        profile: String,
+    },
+    /// What a plan refers to and is not there.
+    #[error(
+        "the plan refers to secrets that this controller does not have: {}; set them with postern secret set",
+        .0.join(", ")
+    )]
+    NoSuchSecrets(Vec<String>),
+    /// No secret has this name.
+    #[error("there is no secret {0:?}")]
+    NoSuchSecret(String),
+    /// A run that is not over needs it.
+    #[error("secret {name:?} is needed by runs that are not over: {}", .runs.join(", "))]
+    SecretInUse {
+        /// The secret.
+        name: String,
+        /// The runs, each with its host.
+        runs: Vec<String>,
+    },
+    /// It cannot be resumed or taken back.
+    #[error("run {run} {why}")]
+    NotAgain {
+        /// The run.
+        run: RunId,
+        /// Why, for people.
+        why: &'static str,
+    },
     /// The host is not to be given work.
     #[error("the host is quarantined: {0}")]
     Quarantined(String),

@@ -6,10 +6,15 @@ use postern_proto::ids::{HostId, RunId};
 use rusqlite::{Connection, Row, params};
 
 use super::sql::{all, execute, malformed, optional, parsed};
-use super::{Facts, HostRecord, HostState, OpError, Store};
+use super::{Facts, HostChange, HostRecord, HostState, OpError, Store};
 
 const COLUMNS: &str = "id, name, ssh_address, labels, state, detail, agent_version, os_id, os_version, arch, \
-                       hostname, boot_id, last_seen_ms";
+                       hostname, boot_id, last_seen_ms, vars";
+
+/// Labels on one host.
+const MAX_LABELS: usize = 64;
+/// Variables of one host.
+const MAX_VARS: usize = 256;
 
 /// What forgetting a host did.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +25,7 @@ pub struct Forgotten {
 
 fn read(row: &Row<'_>) -> rusqlite::Result<HostRecord> {
     let labels: String = row.get("labels")?;
+    let vars: String = row.get("vars")?;
     let boot_id: Option<String> = row.get("boot_id")?;
     Ok(HostRecord {
         id: parsed(row, "id")?,
@@ -37,18 +43,27 @@ fn read(row: &Row<'_>) -> rusqlite::Result<HostRecord> {
             boot_id: boot_id.map(|id| id.parse().map_err(malformed)).transpose()?,
         },
         last_seen_ms: row.get("last_seen_ms")?,
+        vars: serde_json::from_str(&vars).map_err(malformed)?,
+        // They are in a table of their own: see `whole`.
+        profiles: Vec::new(),
     })
+}
+
+/// With the names of its assigned profiles.
+fn whole(db: &Connection, mut host: HostRecord) -> Result<HostRecord, OpError> {
+    host.profiles = super::assigned::names(db, host.id)?;
+    Ok(host)
 }
 
 /// By id, tombstones left out.
 pub(super) fn by_id(db: &Connection, id: HostId) -> Result<Option<HostRecord>, OpError> {
     let sql = format!("SELECT {COLUMNS} FROM hosts WHERE id = $1 AND state <> 'forgotten'");
-    optional(db, &sql, params![id.to_string()], read)
+    optional(db, &sql, params![id.to_string()], read)?.map(|host| whole(db, host)).transpose()
 }
 
 fn by_name(db: &Connection, name: &str) -> Result<Option<HostRecord>, OpError> {
     let sql = format!("SELECT {COLUMNS} FROM hosts WHERE name = $1 AND state <> 'forgotten'");
-    optional(db, &sql, params![name], read)
+    optional(db, &sql, params![name], read)?.map(|host| whole(db, host)).transpose()
 }
 
 /// By id or name, tombstones left out.
@@ -65,7 +80,7 @@ impl Store {
     pub async fn hosts(&self) -> Result<Vec<HostRecord>, OpError> {
         self.read("listing the hosts", |db| {
             let sql = format!("SELECT {COLUMNS} FROM hosts WHERE state <> 'forgotten' ORDER BY name");
-            all(db, &sql, [], read)
+            all(db, &sql, [], read)?.into_iter().map(|host| whole(db, host)).collect()
         })
         .await
     }
@@ -90,12 +105,23 @@ impl Store {
             let known = if ssh_address.is_empty() {
                 name.as_deref().map(|name| by_name(db, name)).transpose()?.flatten()
             } else {
-                optional(db, &sql, params![ssh_address], read)?
+                optional(db, &sql, params![ssh_address], read)?.map(|host| whole(db, host)).transpose()?
             };
             match known {
-                Some(host) => update(db, host, name, labels),
+                Some(host) => {
+                    update(db, host, HostChange { name, set_labels: labels, ..HostChange::default() })
+                }
                 None => insert(db, ssh_address, name, &suggestion, labels, now_ms),
             }
+        })
+        .await
+    }
+
+    /// Changes what the operator says about a host.
+    pub async fn update_host(&self, host: HostId, change: HostChange) -> Result<HostRecord, OpError> {
+        self.write("changing a host", move |db| {
+            let known = by_id(db, host)?.ok_or_else(|| OpError::NoSuchHost(host.to_string()))?;
+            update(db, known, change)
         })
         .await
     }
@@ -129,6 +155,7 @@ impl Store {
                 return Err(OpError::NoSuchHost(id));
             }
             execute(db, "DELETE FROM tokens WHERE host = $1", params![id])?;
+            execute(db, "DELETE FROM assigned WHERE host = $1", params![id])?;
             revoke_keys(db, host, now_ms, "the host was forgotten")?;
             let ended = super::runs::end_all(
                 db,
@@ -149,22 +176,31 @@ pub(super) fn revoke_keys(db: &Connection, host: HostId, now_ms: i64, why: &str)
     execute(db, sql, params![now_ms, why, host.to_string()])
 }
 
-fn update(
-    db: &Connection,
-    mut host: HostRecord,
-    name: Option<String>,
-    labels: BTreeMap<String, String>,
-) -> Result<HostRecord, OpError> {
-    if let Some(name) = name.filter(|name| *name != host.name) {
+fn update(db: &Connection, mut host: HostRecord, change: HostChange) -> Result<HostRecord, OpError> {
+    if let Some(name) = change.name.filter(|name| *name != host.name) {
         if by_name(db, &name)?.is_some() {
             return Err(OpError::NameTaken(name));
         }
         host.name = name;
     }
-    host.labels.extend(labels);
-    let sql = "UPDATE hosts SET name = $1, labels = $2 WHERE id = $3";
-    execute(db, sql, params![host.name, labels_json(&host.labels), host.id.to_string()])?;
+    edit(&mut host.labels, change.set_labels, &change.remove_labels, MAX_LABELS, "labels")?;
+    edit(&mut host.vars, change.set_vars, &change.remove_vars, MAX_VARS, "variables")?;
+    let sql = "UPDATE hosts SET name = $1, labels = $2, vars = $3 WHERE id = $4";
+    let (labels, vars) = (map_json(&host.labels), map_json(&host.vars));
+    execute(db, sql, params![host.name, labels, vars, host.id.to_string()])?;
     Ok(host)
+}
+
+fn edit(
+    map: &mut BTreeMap<String, String>,
+    set: BTreeMap<String, String>,
+    remove: &[String],
+    limit: usize,
+    what: &'static str,
+) -> Result<(), OpError> {
+    map.retain(|key, _| !remove.contains(key));
+    map.extend(set);
+    if map.len() > limit { Err(OpError::TooMany { what, limit }) } else { Ok(()) }
 }
 
 fn insert(
@@ -189,11 +225,13 @@ fn insert(
         detail: String::new(),
         facts: Facts::default(),
         last_seen_ms: 0,
+        vars: BTreeMap::new(),
+        profiles: Vec::new(),
     };
     let sql = "INSERT INTO hosts (id, name, ssh_address, labels, state, created_ms, detail, epoch, next_seq, \
                agent_version, os_id, os_version, arch, hostname, last_seen_ms) \
                VALUES ($1, $2, $3, $4, $5, $6, '', 0, 1, '', '', '', '', '', 0)";
-    let labels = labels_json(&host.labels);
+    let labels = map_json(&host.labels);
     let id = host.id.to_string();
     execute(db, sql, params![id, host.name, host.ssh_address, labels, host.state.as_str(), now_ms])?;
     Ok(host)
@@ -209,6 +247,6 @@ fn free_name(db: &Connection, suggestion: &str) -> Result<String, OpError> {
     Ok(name)
 }
 
-fn labels_json(labels: &BTreeMap<String, String>) -> String {
-    serde_json::Value::from_iter(labels.iter().map(|(key, value)| (key.as_str(), value.as_str()))).to_string()
+pub(super) fn map_json(map: &BTreeMap<String, String>) -> String {
+    serde_json::Value::from_iter(map.iter().map(|(key, value)| (key.as_str(), value.as_str()))).to_string()
 }

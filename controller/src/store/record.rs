@@ -35,6 +35,8 @@ pub struct RunBatch {
     steps: Vec<StepMove>,
     ends: Vec<(StepId, u64)>,
     accepted: bool,
+    /// Why it waits, or that it goes on again: what was said last.
+    parked: Option<Option<String>>,
     finished: Option<(RunState, String)>,
 }
 
@@ -70,6 +72,7 @@ impl RunBatch {
             steps: Vec::new(),
             ends: Vec::new(),
             accepted: false,
+            parked: None,
             finished: None,
         }
     }
@@ -98,6 +101,8 @@ impl RunBatch {
         self.events += 1;
         match &event.kind {
             EventKind::Accepted { .. } => self.accepted = true,
+            EventKind::Parked { why } => self.parked = Some(Some(why.clone())),
+            EventKind::Unparked => self.parked = Some(None),
             EventKind::StepFinished { step, frames, .. } => self.ends.push((step.clone(), *frames)),
             EventKind::Finished { state, message } => self.finished = Some((*state, message.clone())),
             _ => {}
@@ -154,7 +159,7 @@ pub(super) fn progress(db: &Connection, run: RunId) -> Result<Progress, OpError>
 }
 
 /// Refuses a session that is not the host's owner any more.
-fn fence(db: &Connection, host: HostId, epoch: u64) -> Result<(), OpError> {
+pub(super) fn fence(db: &Connection, host: HostId, epoch: u64) -> Result<(), OpError> {
     let sql = "SELECT epoch FROM hosts WHERE id = $1 AND state <> 'forgotten'";
     match optional(db, sql, params![host.to_string()], |row| row.get::<_, u64>(0))? {
         Some(current) if current == epoch => Ok(()),
@@ -239,10 +244,16 @@ fn append(db: &Connection, host: HostId, batch: &RunBatch, now_ms: i64) -> Resul
     let sql = "UPDATE runs SET last_event = last_event + $1, last_cursor = $2 WHERE no = $3";
     execute(db, sql, params![batch.events, cursor, no])?;
     if batch.accepted {
-        // Also of one that was taken for expired: the truth is that it runs.
+        // Also of one that was taken for expired, or that waited when a backup was made: the truth is that it
+        // runs.
         let sql = "UPDATE runs SET state = 'running', message = '', finished_ms = 0 \
-                   WHERE no = $1 AND state IN ('queued', 'expired')";
-        execute(db, sql, params![no])?;
+                   WHERE no = $1 AND (state IN ('queued', 'expired') OR (state = 'interrupted' AND $2 = 0))";
+        execute(db, sql, params![no, last_event])?;
+    }
+    if let Some(parked) = &batch.parked {
+        let state = if parked.is_some() { RunState::Parked } else { RunState::Running };
+        let sql = "UPDATE runs SET state = $1, message = $2 WHERE no = $3 AND state IN ('running', 'parked')";
+        execute(db, sql, params![state.as_str(), parked.as_deref().unwrap_or_default(), no])?;
     }
     if let Some((state, message)) = &batch.finished {
         let sql = "UPDATE runs SET state = $1, message = $2, finished_ms = $3 WHERE no = $4";

@@ -2,14 +2,15 @@
 
 use postern_proto::event::RunState;
 use postern_proto::ids::{HostId, PlanHash, RunId};
+use postern_proto::plan::Terms;
 use rusqlite::{Connection, Row, params};
 
 use super::sql::{all, execute, malformed, one, optional, parsed};
 use super::types::run_state;
 use super::{Dispatch, HostState, NewRun, OpError, RunRecord, Store, hosts};
 
-const COLUMNS: &str = "runs.id, runs.host, hosts.name AS host_name, runs.state, runs.origin, runs.check_only, \
-                       runs.created_ms, runs.finished_ms, runs.plan_sha256, runs.message";
+const COLUMNS: &str = "runs.id, runs.host, hosts.name AS host_name, runs.state, runs.origin, runs.terms, \
+                       runs.resumes, runs.undoes, runs.created_ms, runs.finished_ms, runs.plan_sha256, runs.message";
 const FROM: &str = "runs JOIN hosts ON hosts.id = runs.host";
 
 /// The states in which a run is not over.
@@ -44,6 +45,15 @@ pub(super) fn plan_hash(row: &Row<'_>) -> rusqlite::Result<PlanHash> {
     PlanHash::try_from(bytes.as_slice()).map_err(malformed)
 }
 
+fn terms(row: &Row<'_>) -> rusqlite::Result<Terms> {
+    serde_json::from_str(row.get_ref("terms")?.as_str()?).map_err(malformed)
+}
+
+fn other_run(row: &Row<'_>, column: &str) -> rusqlite::Result<Option<RunId>> {
+    let id: Option<String> = row.get(column)?;
+    id.map(|id| id.parse().map_err(malformed)).transpose()
+}
+
 fn read(row: &Row<'_>) -> rusqlite::Result<RunRecord> {
     Ok(RunRecord {
         id: parsed(row, "id")?,
@@ -51,7 +61,9 @@ fn read(row: &Row<'_>) -> rusqlite::Result<RunRecord> {
         host_name: row.get("host_name")?,
         state: state(row)?,
         origin: row.get("origin")?,
-        check: row.get("check_only")?,
+        terms: terms(row)?,
+        resumes: other_run(row, "resumes")?,
+        undoes: other_run(row, "undoes")?,
         created_ms: row.get("created_ms")?,
         finished_ms: row.get("finished_ms")?,
         plan: plan_hash(row)?,
@@ -70,7 +82,7 @@ pub(super) fn dispatch(row: &Row<'_>, seq: u64) -> rusqlite::Result<Dispatch> {
         run: parsed(row, "id")?,
         plan: row.get("plan")?,
         plan_hash: plan_hash(row)?,
-        check: row.get("check_only")?,
+        terms: terms(row)?,
         not_after_ms: row.get("not_after_ms")?,
     })
 }
@@ -205,10 +217,12 @@ fn create(db: &Connection, new: NewRun) -> Result<(RunRecord, Option<Dispatch>),
     if open >= new.limit {
         return Err(OpError::TooManyRuns(open));
     }
+    super::secrets::require(db, &new.secrets)?;
+    let terms = serde_json::to_string(&new.terms).map_err(malformed)?;
     let seq = if new.send_now { Some(next_seq(db, new.host)?) } else { None };
-    let sql = "INSERT INTO runs (id, host, state, origin, check_only, created_ms, not_after_ms, plan_sha256, \
-               plan, seq, finished_ms, message, cancel, last_event, last_cursor) \
-               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 0, '', 0, 0, 0)";
+    let sql = "INSERT INTO runs (id, host, state, origin, terms, resumes, undoes, created_ms, not_after_ms, \
+               plan_sha256, plan, seq, finished_ms, message, cancel, last_event, last_cursor) \
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, 0, '', 0, 0, 0)";
     execute(
         db,
         sql,
@@ -217,7 +231,9 @@ fn create(db: &Connection, new: NewRun) -> Result<(RunRecord, Option<Dispatch>),
             id,
             RunState::Queued.as_str(),
             new.origin,
-            new.check,
+            terms,
+            new.resumes.map(|run| run.to_string()),
+            new.undoes.map(|run| run.to_string()),
             new.created_ms,
             new.not_after_ms,
             new.plan_hash.as_bytes(),
@@ -225,13 +241,16 @@ fn create(db: &Connection, new: NewRun) -> Result<(RunRecord, Option<Dispatch>),
             seq
         ],
     )?;
+    super::assigned::assign(db, new.host, &new.assign, new.created_ms)?;
     let record = RunRecord {
         id: new.id,
         host: new.host,
         host_name: host.name,
         state: RunState::Queued,
         origin: new.origin,
-        check: new.check,
+        terms: new.terms.clone(),
+        resumes: new.resumes,
+        undoes: new.undoes,
         created_ms: new.created_ms,
         finished_ms: 0,
         plan: new.plan_hash,
@@ -242,7 +261,7 @@ fn create(db: &Connection, new: NewRun) -> Result<(RunRecord, Option<Dispatch>),
         run: new.id,
         plan: new.plan,
         plan_hash: new.plan_hash,
-        check: new.check,
+        terms: new.terms,
         not_after_ms: new.not_after_ms,
     });
     Ok((record, dispatch))
@@ -250,7 +269,7 @@ fn create(db: &Connection, new: NewRun) -> Result<(RunRecord, Option<Dispatch>),
 
 /// Numbers what was not sent yet, oldest first.
 pub(super) fn waiting(db: &Connection, host: HostId) -> Result<Vec<Dispatch>, OpError> {
-    let sql = "SELECT id, plan, plan_sha256, check_only, not_after_ms FROM runs \
+    let sql = "SELECT id, plan, plan_sha256, terms, not_after_ms FROM runs \
                WHERE host = $1 AND state = 'queued' AND seq IS NULL ORDER BY no";
     let mut found = all(db, sql, params![host.to_string()], |row| dispatch(row, 0))?;
     for dispatch in &mut found {

@@ -6,9 +6,10 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use postern_proto::ids::ClusterId;
-use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _};
 
 use super::StoreError;
+use crate::seal::SealKey;
 
 /// "PSTN": what a database of ours says it is.
 const APPLICATION_ID: i64 = 0x5053_544e;
@@ -16,7 +17,7 @@ const APPLICATION_ID: i64 = 0x5053_544e;
 const CHECK_BYTES: u64 = 32 * 1024 * 1024;
 
 /// Each brings the schema from its index to the next; none is ever changed once released.
-const MIGRATIONS: &[&str] = &[include_str!("schema_1.sql")];
+const MIGRATIONS: &[&str] = &[include_str!("schema_1.sql"), include_str!("schema_2.sql")];
 
 pub(super) fn database(state_dir: &Path) -> PathBuf {
     state_dir.join("postern.db")
@@ -25,7 +26,14 @@ pub(super) fn database(state_dir: &Path) -> PathBuf {
 pub(super) struct Opened {
     pub(super) connection: Connection,
     pub(super) cluster: ClusterId,
+    pub(super) generation: u64,
 }
+
+/// The keys of `meta`.
+const CLUSTER: &str = "cluster";
+const AUTHORITY: &str = "authority";
+const SECRETS_KEY: &str = "secrets_key";
+const GENERATION: &str = "generation";
 
 fn known() -> i64 {
     i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX)
@@ -56,7 +64,7 @@ pub(super) fn create(state_dir: &Path, authority: &str) -> Result<(), StoreError
     db.pragma_update(None, "application_id", APPLICATION_ID).map_err(&failed)?;
     migrate(&db, &path, 0)?;
     let cluster = ClusterId::generate().to_string();
-    for (key, value) in [("cluster", cluster.as_str()), ("authority", authority)] {
+    for (key, value) in [(CLUSTER, cluster.as_str()), (AUTHORITY, authority)] {
         db.execute("INSERT INTO meta (key, value) VALUES ($1, $2)", [key, value]).map_err(&failed)?;
     }
     db.close().map_err(|(_, error)| failed(error))?;
@@ -146,11 +154,42 @@ pub(super) fn open(state_dir: &Path, authority: &str) -> Result<Opened, StoreErr
             },
         )
     };
-    if meta("authority")? != authority {
+    if meta(AUTHORITY)? != authority {
         return Err(StoreError::Mismatch { path });
     }
-    let cluster = meta("cluster")?.parse().map_err(|_| corrupt("it does not say whose it is"))?;
-    Ok(Opened { connection: db, cluster })
+    let cluster = meta(CLUSTER)?.parse().map_err(|_| corrupt("it does not say whose it is"))?;
+    let generation = match optional_meta(&db, &path, GENERATION)? {
+        None => 1,
+        Some(text) => text.parse().map_err(|_| corrupt("its generation is not a number"))?,
+    };
+    Ok(Opened { connection: db, cluster, generation })
+}
+
+fn optional_meta(db: &Connection, path: &Path, key: &str) -> Result<Option<String>, StoreError> {
+    db.query_row("SELECT value FROM meta WHERE key = $1", [key], |row| row.get(0))
+        .optional()
+        .map_err(failed("reading", path))
+}
+
+/// The id of the key that was adopted; `None` when there is no database or it never had one.
+pub(super) fn key_id(state_dir: &Path) -> Result<Option<String>, StoreError> {
+    let path = database(state_dir);
+    match fs::symlink_metadata(&path) {
+        Ok(meta) if meta.len() > 0 => optional_meta(&connect(&path)?, &path, SECRETS_KEY),
+        _ => Ok(None),
+    }
+}
+
+/// Notes which key is used from now on; another one than before is an error.
+pub(super) fn adopt_key(db: &Connection, state_dir: &Path, key: &SealKey) -> Result<(), StoreError> {
+    let path = database(state_dir);
+    match optional_meta(db, &path, SECRETS_KEY)? {
+        Some(known) => Ok(key.check(&known)?),
+        None => {
+            let sql = "INSERT INTO meta (key, value) VALUES ($1, $2)";
+            db.execute(sql, [SECRETS_KEY, &key.id().to_string()]).map(drop).map_err(failed("writing", &path))
+        }
+    }
 }
 
 /// A second connection that can only read, so that a long read does not hold up a commit.
@@ -159,6 +198,55 @@ pub(super) fn open_reader(state_dir: &Path) -> Result<Connection, StoreError> {
     let db = connect(&path)?;
     db.execute_batch("PRAGMA query_only=ON").map_err(failed("opening", &path))?;
     Ok(db)
+}
+
+pub(super) fn snapshot(state_dir: &Path, to: &Path) -> Result<(), StoreError> {
+    let path = database(state_dir);
+    // SQLite fills an empty file and leaves its mode.
+    fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(to)
+        .map_err(|source| StoreError::Io { action: "creating", path: to.to_owned(), source })?;
+    let db = connect(&path)?;
+    let target = to.to_string_lossy();
+    db.execute("VACUUM INTO $1", [&*target]).map(drop).map_err(failed("copying", &path))
+}
+
+pub(super) fn mark_restored(
+    state_dir: &Path,
+    authority: &str,
+    key: &SealKey,
+    now_ms: i64,
+) -> Result<u64, StoreError> {
+    let Opened { connection: mut db, generation, .. } = open(state_dir, authority)?;
+    adopt_key(&db, state_dir, key)?;
+    let path = database(state_dir);
+    let failed = failed("marking as restored", &path);
+    let generation = generation.saturating_add(1);
+    let mark = |db: &mut Connection| {
+        let change = db.transaction()?;
+        change.execute(
+            "INSERT INTO meta (key, value) VALUES ($1, $2) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+            [GENERATION, &generation.to_string()],
+        )?;
+        change.execute("UPDATE hosts SET behind = 1 WHERE state <> 'forgotten'", [])?;
+        // Whether it was sent and done since the backup cannot be known: it is never sent again.
+        change.execute(
+            "UPDATE runs SET state = 'interrupted', finished_ms = $1, message = 'it waited when the backup was \
+             made that this controller was restored from; whether it was done since then is not known' \
+             WHERE state = 'queued'",
+            [now_ms],
+        )?;
+        // One that was used since then must not be good again.
+        change.execute("DELETE FROM tokens WHERE used_ms IS NULL", [])?;
+        change.commit()?;
+        db.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")
+    };
+    mark(&mut db).map_err(&failed)?;
+    db.close().map_err(|(_, error)| failed(error))?;
+    Ok(generation)
 }
 
 /// `user_version` is the schema's number and changes in the same transaction as the tables.
@@ -236,5 +324,80 @@ mod tests {
             let entry = entry.unwrap();
             assert_eq!(entry.metadata().unwrap().permissions().mode() & 0o077, 0, "{:?}", entry.path());
         }
+    }
+
+    /// A database as version 0.1.0 made it, with a host and two runs.
+    fn version_1() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let path = database(dir.path());
+        fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).unwrap();
+        let db = connect(&path).unwrap();
+        db.pragma_update(None, "application_id", APPLICATION_ID).unwrap();
+        db.execute_batch(include_str!("schema_1.sql")).unwrap();
+        db.execute_batch(
+            "PRAGMA user_version=1;
+             INSERT INTO meta VALUES ('cluster', '0192f0c1-2a3b-7c4d-8e5f-0123456789ab'), ('authority', 'aa');
+             INSERT INTO hosts VALUES ('0192f0c1-2a3b-7c4d-8e5f-0123456789ac', 'web', 'root@web',
+               '{\"role\":\"web\"}', 'enrolled', '', 5, 3, 9, '0.1.0', 'debian', '12', 'x86_64', 'web', NULL, 7);
+             INSERT INTO runs (id, host, state, origin, check_only, created_ms, finished_ms, not_after_ms,
+               plan_sha256, plan, message, cancel, seq, last_event, last_cursor)
+             VALUES ('0192f0c1-2a3b-7c4d-8e5f-0123456789ad', '0192f0c1-2a3b-7c4d-8e5f-0123456789ac', 'ok',
+               'base', 1, 5, 6, 0, zeroblob(32), x'7b7d', '', 0, 7, 1, 1),
+             ('0192f0c1-2a3b-7c4d-8e5f-0123456789ae', '0192f0c1-2a3b-7c4d-8e5f-0123456789ac', 'running',
+               'base', 0, 5, 0, 0, zeroblob(32), x'7b7d', '', 0, 8, 1, 1);
+             INSERT INTO updates SELECT no, 1, 1, 'event', x'00' FROM runs;",
+        )
+        .unwrap();
+        dir
+    }
+
+    fn rows(db: &Connection, sql: &str) -> Vec<String> {
+        let mut statement = db.prepare(sql).unwrap();
+        let rows = statement.query_map([], |row| row.get(0)).unwrap();
+        rows.map(Result::unwrap).collect()
+    }
+
+    #[test]
+    fn a_database_of_version_1_keeps_what_is_in_it() {
+        let dir = version_1();
+        let kept = "SELECT id || name || labels || epoch || next_seq || last_seen_ms FROM hosts UNION ALL \
+                    SELECT id || host || state || origin || seq || last_event || hex(plan) FROM runs UNION ALL \
+                    SELECT run || last_cursor || kind || hex(body) FROM updates";
+        let before = rows(&connect(&database(dir.path())).unwrap(), kept);
+        let opened = open(dir.path(), "aa").unwrap();
+        assert_eq!(rows(&opened.connection, kept), before);
+        assert_eq!(before.len(), 5);
+        assert_eq!(
+            rows(&opened.connection, "SELECT terms FROM runs ORDER BY no"),
+            ["{\"check\":true}", "{}"]
+        );
+        assert_eq!(rows(&opened.connection, "SELECT vars || behind FROM hosts"), ["{}0"]);
+        assert_eq!(opened.generation, 1);
+        let version = |db: &Connection| {
+            db.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0)).unwrap()
+        };
+        assert_eq!(version(&opened.connection), known());
+        // The same tables as a new one has, however it came to them.
+        let fresh = fresh();
+        let shape = |db: &Connection| {
+            let sql = "SELECT m.name || ' ' || i.name || ' ' || i.type FROM sqlite_master m \
+                       JOIN pragma_table_info(m.name) i WHERE m.type = 'table' ORDER BY 1";
+            rows(db, sql)
+        };
+        assert_eq!(shape(&opened.connection), shape(&connect(&database(fresh.path())).unwrap()));
+        drop(opened);
+        open(dir.path(), "aa").unwrap();
+    }
+
+    /// Forward only, and whole or not at all.
+    #[test]
+    fn a_migration_that_fails_changes_nothing() {
+        let dir = version_1();
+        let path = database(dir.path());
+        connect(&path).unwrap().execute_batch("CREATE TABLE secrets (other)").unwrap();
+        assert!(matches!(open(dir.path(), "aa"), Err(StoreError::Database { .. })));
+        let db = connect(&path).unwrap();
+        assert_eq!(db.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0)).unwrap(), 1);
+        assert_eq!(rows(&db, "SELECT name FROM pragma_table_info('runs') WHERE name = 'terms'"), [""; 0]);
     }
 }

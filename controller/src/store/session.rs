@@ -10,9 +10,12 @@ use rusqlite::{Connection, params};
 use super::enrol::{KeyStatus, key_status};
 use super::record::progress;
 use super::runs::{OPEN, dispatch, end, next_seq, state};
-use super::sql::{all, execute, optional, parsed};
+use super::sql::{all, execute, one, optional, parsed};
 use super::{Dispatch, Facts, HostState, OpError, Progress, Store, hosts};
 use crate::ca::KeyHash;
+
+/// No epoch and no number of a dispatch is higher: a host that says so is not believed after a restore either.
+const MAX_COUNT: u64 = 1 << 48;
 
 /// What an agent says about itself.
 #[derive(Clone, Debug)]
@@ -59,6 +62,8 @@ pub struct Opened {
 pub enum OpenRefusal {
     /// The key is not good, or not this host's.
     Revoked,
+    /// The key or its host was never registered here: it came after the backup that this was restored from.
+    Unknown,
     /// Two lived with this identity.
     Quarantined(String),
     /// The agent has seen more than is on record: this is an old copy of the controller.
@@ -75,28 +80,36 @@ impl Store {
 }
 
 fn open(db: &Connection, request: &OpenRequest) -> Result<Result<Opened, OpenRefusal>, OpError> {
-    let host = match hosts::by_id(db, request.host)? {
-        Some(host) if key_status(db, request.key)? == KeyStatus::Good(host.id) => host,
+    let host = match (hosts::by_id(db, request.host)?, key_status(db, request.key)?) {
+        (Some(host), KeyStatus::Good(owner)) if owner == host.id => host,
+        (_, KeyStatus::Unknown) => return Ok(Err(OpenRefusal::Unknown)),
         _ => return Ok(Err(OpenRefusal::Revoked)),
     };
     if host.state == HostState::Quarantined {
         return Ok(Err(OpenRefusal::Quarantined(host.detail)));
     }
     let id = host.id.to_string();
-    let (epoch, next): (u64, u64) =
-        super::sql::one(db, "SELECT epoch, next_seq FROM hosts WHERE id = $1", params![id], |row| {
-            Ok((row.get(0)?, row.get(1)?))
-        })?;
+    let sql = "SELECT epoch, next_seq, behind FROM hosts WHERE id = $1";
+    let (mut epoch, mut next, behind): (u64, u64, bool) =
+        one(db, sql, params![id], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+    let taken = request.above.iter().copied().fold(request.floor, u64::max);
+    if behind && request.epoch <= MAX_COUNT && taken <= MAX_COUNT {
+        // Restored from a backup: what the agent has seen since then is gone on from, so that it neither takes
+        // this owner for an old one nor new dispatches for ones that it has had.
+        tracing::info!(host = %host.id, epoch, seen = request.epoch, next, taken, "first session after a restore");
+        (epoch, next) = (epoch.max(request.epoch), next.max(taken + 1));
+    }
     if request.epoch > epoch {
         return Ok(Err(OpenRefusal::BehindAgent("epochs")));
     }
-    if request.floor >= next || request.above.iter().any(|seq| *seq >= next) {
+    if taken >= next {
         return Ok(Err(OpenRefusal::BehindAgent("dispatches")));
     }
     let mut opened = Opened { epoch: epoch + 1, name: host.name, ..Opened::default() };
     let facts = &request.facts;
     let sql = "UPDATE hosts SET epoch = $1, last_seen_ms = $2, agent_version = $3, os_id = $4, os_version = $5, \
-               arch = $6, hostname = $7, boot_id = $8, state = 'enrolled', detail = '' WHERE id = $9";
+               arch = $6, hostname = $7, boot_id = $8, next_seq = $9, behind = 0, state = 'enrolled', \
+               detail = '' WHERE id = $10";
     execute(
         db,
         sql,
@@ -109,6 +122,7 @@ fn open(db: &Connection, request: &OpenRequest) -> Result<Result<Opened, OpenRef
             facts.arch,
             facts.hostname,
             facts.boot_id.map(|boot| boot.to_string()),
+            next,
             id
         ],
     )?;
@@ -125,7 +139,7 @@ fn open(db: &Connection, request: &OpenRequest) -> Result<Result<Opened, OpenRef
             }
         }
     }
-    settle(db, request, &known, &mut opened)?;
+    settle(db, request, &known, behind, &mut opened)?;
     Ok(Ok(opened))
 }
 
@@ -134,10 +148,11 @@ fn settle(
     db: &Connection,
     request: &OpenRequest,
     named: &HashSet<RunId>,
+    restored: bool,
     opened: &mut Opened,
 ) -> Result<(), OpError> {
     let sql = format!(
-        "SELECT id, state, seq, cancel, plan, plan_sha256, check_only, not_after_ms FROM runs \
+        "SELECT id, state, seq, cancel, plan, plan_sha256, terms, not_after_ms FROM runs \
          WHERE host = $1 AND state IN {OPEN} ORDER BY seq IS NULL, seq, no"
     );
     let rows = all(db, &sql, params![request.host.to_string()], |row| {
@@ -163,10 +178,12 @@ fn settle(
             continue;
         }
         let over = if state != RunState::Queued {
-            Some((
-                RunState::Interrupted,
-                "the agent lost its record of this run; how far it got is not known",
-            ))
+            let message = if restored {
+                "this controller was restored from a backup; how the run ended was told before that"
+            } else {
+                "the agent lost its record of this run; how far it got is not known"
+            };
+            Some((RunState::Interrupted, message))
         } else if taken {
             Some((RunState::Refused, "the agent refused it; the reason was lost with the connection"))
         } else if cancel {

@@ -1,10 +1,11 @@
 //! What the store keeps, in the domain's own words.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 
 use postern_proto::event::{RunState, StepId, Stream};
-use postern_proto::ids::{BootId, HostId, PlanHash, RunId};
+use postern_proto::ids::{BootId, HostId, PlanHash, RunId, SecretRef};
+use postern_proto::plan::Terms;
 
 /// What a host is to the controller, apart from whether its session is up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +72,10 @@ pub struct HostRecord {
     pub facts: Facts,
     /// When something last came from it, milliseconds since the Unix epoch; 0 is never.
     pub last_seen_ms: i64,
+    /// Values for profiles' variables, set by the operator.
+    pub vars: BTreeMap<String, String>,
+    /// Names of the assigned profiles, in the order in which they compose.
+    pub profiles: Vec<String>,
 }
 
 /// What an agent says about its host.
@@ -103,8 +108,12 @@ pub struct RunRecord {
     pub state: RunState,
     /// Where the plan came from, for people.
     pub origin: String,
-    /// Observe and plan only.
-    pub check: bool,
+    /// How the plan is to be executed.
+    pub terms: Terms,
+    /// The run that this one resumes.
+    pub resumes: Option<RunId>,
+    /// The run that this one takes back.
+    pub undoes: Option<RunId>,
     /// Milliseconds since the Unix epoch.
     pub created_ms: i64,
     /// Milliseconds since the Unix epoch; 0 while it is not over.
@@ -113,6 +122,34 @@ pub struct RunRecord {
     pub plan: PlanHash,
     /// For people.
     pub message: String,
+}
+
+/// A profile that a host is to have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Assigned {
+    /// Unique on its host.
+    pub name: String,
+    /// What compiles it again; made and read by the command line alone.
+    pub bundle: Vec<u8>,
+    /// As given when it was applied.
+    pub vars: BTreeMap<String, String>,
+    /// Milliseconds since the Unix epoch.
+    pub assigned_ms: i64,
+}
+
+/// What an operator changes about a host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostChange {
+    /// `None`: stays.
+    pub name: Option<String>,
+    /// Added, or given another value.
+    pub set_labels: BTreeMap<String, String>,
+    /// Removed, where they are there.
+    pub remove_labels: Vec<String>,
+    /// Added, or given another value.
+    pub set_vars: BTreeMap<String, String>,
+    /// Removed, where they are there.
+    pub remove_vars: Vec<String>,
 }
 
 /// A run to be written down.
@@ -124,8 +161,16 @@ pub struct NewRun {
     pub host: HostId,
     /// Where the plan came from, for people.
     pub origin: String,
-    /// Observe and plan only.
-    pub check: bool,
+    /// How the plan is to be executed.
+    pub terms: Terms,
+    /// The run that this one resumes.
+    pub resumes: Option<RunId>,
+    /// The run that this one takes back.
+    pub undoes: Option<RunId>,
+    /// Written down in the same commit; those that the host has already are replaced in their place.
+    pub assign: Vec<Assigned>,
+    /// What the plan refers to: all of it must be there.
+    pub secrets: BTreeSet<SecretRef>,
     /// The exact bytes.
     pub plan: Vec<u8>,
     /// Their hash.
@@ -151,8 +196,8 @@ pub struct Dispatch {
     pub plan: Vec<u8>,
     /// Their hash.
     pub plan_hash: PlanHash,
-    /// Observe and plan only.
-    pub check: bool,
+    /// How the plan is to be executed.
+    pub terms: Terms,
     /// Milliseconds since the Unix epoch; 0 is never.
     pub not_after_ms: i64,
 }

@@ -128,8 +128,11 @@ async fn trap_32_a_controllers_certificate_is_no_agents() {
 
     let ca = rig.state_dir().join("ca");
     let read = |name: &str| std::fs::read_to_string(ca.join(name)).unwrap();
+    let seal = postern::seal::SealKey::read(&rig.state_dir().join("secrets.key")).unwrap().unwrap();
     let signed_by = |issuer: &str| {
-        let issuer_key = KeyPair::from_pem(&read(&format!("{issuer}.key"))).unwrap();
+        let file = format!("{issuer}.key");
+        let clear = seal.open_text(&format!("ca/{file}"), &read(&file)).unwrap();
+        let issuer_key = KeyPair::from_pem(&clear).unwrap();
         let issuer = rcgen::Issuer::from_ca_cert_pem(&read(&format!("{issuer}.crt")), issuer_key).unwrap();
         params.signed_by(&key, &issuer).unwrap().der().clone()
     };

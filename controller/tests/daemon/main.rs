@@ -6,10 +6,13 @@
     reason = "clippy knows tests by their attribute, not what they call"
 )]
 
+mod again;
 mod authorisation;
+mod backup;
 mod enrolment;
 mod lifecycle;
 mod runs;
+mod secrets;
 mod sessions;
 mod state;
 mod support;

@@ -66,15 +66,17 @@ async fn missing_corrupt_and_too_new() {
     assert!(matches!(error, StartError::Authority(CaError::Corrupt { .. })), "{error}");
     let error = after(|dir| fs::write(dir.join("ca/root.crt"), "rubbish").unwrap()).await;
     assert!(matches!(error, StartError::Authority(CaError::Corrupt { .. })), "{error}");
-    let error = after(|dir| fs::write(dir.join("ca/format"), "2\n").unwrap()).await;
+    let error = after(|dir| fs::write(dir.join("ca/format"), "3\n").unwrap()).await;
     assert!(matches!(error, StartError::Authority(CaError::TooNew { .. })), "{error}");
 
     // Someone else's authority beside this database.
     let mut other = Rig::start().await;
     other.stop().await;
     let error = after(|dir| {
-        fs::remove_dir_all(dir.join("ca")).unwrap();
-        fs::rename(other.state_dir().join("ca"), dir.join("ca")).unwrap();
+        for name in ["ca", "secrets.key"] {
+            fs::rename(dir.join(name), dir.join(format!("old-{name}"))).unwrap();
+            fs::rename(other.state_dir().join(name), dir.join(name)).unwrap();
+        }
     })
     .await;
     assert!(matches!(error, StartError::Store(StoreError::Mismatch { .. })), "{error}");
@@ -147,4 +149,52 @@ async fn a_marker_beside_a_state_with_hosts_removes_nothing() {
     assert_eq!(rig.host(&host).await.name, "one");
     assert_eq!(rig.root_pem().await, root);
     assert!(!rig.state_dir().join("first-start").exists());
+}
+
+/// The same where the key is not there: nothing is known of the state, so nothing of it is removed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_marker_beside_a_state_without_its_key_removes_nothing() {
+    let mut rig = Rig::start().await;
+    rig.prepare("one").await;
+    rig.stop().await;
+    fs::write(rig.state_dir().join("first-start"), "").unwrap();
+    let file = rig.state_dir().join("secrets.key");
+    let key = fs::read(&file).unwrap();
+    fs::remove_file(&file).unwrap();
+    for _ in 0..2 {
+        let error = daemon::start(rig.config.clone()).await.err().unwrap();
+        assert!(matches!(error, StartError::Key(_)), "{error}");
+        // Nor with another key.
+        let _ = fs::remove_file(&file);
+        postern::seal::SealKey::create(&file).unwrap();
+    }
+    fs::write(&file, key).unwrap();
+    rig.restart().await;
+    rig.operator().await;
+    assert!(!rig.state_dir().join("first-start").exists());
+}
+
+/// A state as version 0.1.0 left it: private keys in clear and no key of secrets.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_in_clear_is_encrypted_at_its_next_start() {
+    let mut rig = Rig::start().await;
+    let mut agent = rig.agent("one").await;
+    rig.stop().await;
+    let (ca, file) = (rig.state_dir().join("ca"), rig.state_dir().join("secrets.key"));
+    let key = postern::seal::SealKey::read(&file).unwrap().unwrap();
+    for name in ["root.key", "servers.key", "agents.key"] {
+        let sealed = fs::read_to_string(ca.join(name)).unwrap();
+        fs::write(ca.join(name), &**key.open_text(&format!("ca/{name}"), &sealed).unwrap()).unwrap();
+    }
+    fs::write(ca.join("format"), "1\n").unwrap();
+    fs::remove_file(&file).unwrap();
+    let db = rusqlite::Connection::open(rig.state_dir().join("postern.db")).unwrap();
+    db.execute("DELETE FROM meta WHERE key = 'secrets_key'", []).unwrap();
+    drop(db);
+    rig.restart().await;
+    for name in ["root.key", "servers.key", "agents.key"] {
+        assert!(!fs::read_to_string(ca.join(name)).unwrap().contains("PRIVATE"), "{name}");
+    }
+    agent.session(&rig).await;
+    rig.restart().await;
 }

@@ -4,6 +4,7 @@
 //! order; an agent speaks only of its own runs; whatever it sends, this ends in a Goodbye, not a panic.
 
 mod port;
+mod secrets;
 
 pub(crate) use port::{ClaimError, Effect, Identity, Input, Now};
 
@@ -14,6 +15,7 @@ use postern_proto::event::{EventKind, LogFrame, RunEvent, RunOffset, StepId};
 use postern_proto::ids::RunId;
 use postern_proto::{WIRE_MAX, WIRE_MIN};
 
+use self::secrets::Asks;
 use super::wire::{AgentFrame, ControllerFrame, Hello, Reason};
 use crate::store::{
     Batch, Dispatch, OpError, OpenRefusal, OpenRequest, Opened, Progress, RunBatch, StepProgress,
@@ -69,6 +71,7 @@ pub(crate) struct Session {
     /// Duplicates: what is committed is said again.
     reack: HashSet<(RunId, Option<StepId>)>,
     early: Vec<Input>,
+    asks: Asks,
     heard: Duration,
     ping: Option<Ping>,
     probing: bool,
@@ -96,6 +99,7 @@ impl Session {
             in_flight: None,
             reack: HashSet::new(),
             early: Vec::new(),
+            asks: Asks::default(),
             heard: now.mono,
             ping: None,
             probing: false,
@@ -148,6 +152,7 @@ impl Session {
                 Ok(()) => effects.push(Effect::Changed(vec![run])),
                 Err(error) => self.store_failed(&error, &mut effects),
             },
+            Input::Revealed(run, result) => self.revealed(run, result, &mut effects),
             Input::Close(reason, message) => self.goodbye(reason, message, 0, &mut effects),
             Input::Tick => self.tick(now, &mut effects),
             // What is asked for while the session comes up is done when it is up.
@@ -194,6 +199,7 @@ impl Session {
                     }
                 }
             }
+            AgentFrame::SecretsWanted { run, secrets } => self.wanted(run, secrets, now, effects),
             AgentFrame::Left(left_behind) => {
                 self.flush(now, effects);
                 effects.push(Effect::Left(left_behind));
@@ -255,6 +261,12 @@ impl Session {
             Ok(Err(refusal)) => {
                 let (reason, message) = match refusal {
                     OpenRefusal::Revoked => (Reason::Revoked, "this key is not good any more".to_owned()),
+                    OpenRefusal::Unknown => (
+                        Reason::Protocol,
+                        "this host is not on record here: the controller was restored from a backup that is \
+                         older than its enrolment; enrol it anew"
+                            .to_owned(),
+                    ),
                     OpenRefusal::Quarantined(why) => (Reason::Quarantined, why),
                     OpenRefusal::BehindAgent(what) => (
                         Reason::Protocol,
@@ -275,6 +287,9 @@ impl Session {
         self.epoch = opened.epoch;
         self.heard = now.mono;
         let unknown = opened.unknown;
+        if !unknown.is_empty() {
+            effects.push(Effect::UnknownRuns(unknown.clone()));
+        }
         let acked = opened.progress.iter().map(offset).collect();
         self.runs.extend(opened.progress.into_iter().map(|progress| (progress.run, Track::from(progress))));
         effects.push(Effect::Up { name: opened.name });

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use postern_proto::ids::{ClusterId, HostId, InstanceId, RunId, SessionId};
+use postern_proto::ids::{ClusterId, HostId, InstanceId, RunId, SecretRef, SessionId};
 
 use crate::ca::KeyHash;
 use crate::daemon::wire::{AgentFrame, ControllerFrame, Reason};
-use crate::store::{Batch, Dispatch, OpError, OpenRefusal, OpenRequest, Opened};
+use crate::store::{Batch, Dispatch, OpError, OpenRefusal, OpenRequest, Opened, Revealed};
 
 /// Now, by both clocks.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +48,8 @@ pub(crate) enum Input {
     Committed(Result<(), OpError>),
     /// The answer to [`Effect::Refuse`].
     Refused(RunId, Result<(), OpError>),
+    /// The answer to [`Effect::Reveal`].
+    Revealed(RunId, Result<Vec<Revealed>, OpError>),
     /// To be sent.
     Dispatch(Dispatch),
     /// To be told to stop.
@@ -80,10 +82,16 @@ pub(crate) enum Effect {
     Open(Box<OpenRequest>),
     /// The session is up.
     Up { name: String },
+    /// For the log: runs that the agent has and that are not on record. They stay there and are not sent.
+    UnknownRuns(Vec<RunId>),
     /// Write down; answered by [`Input::Committed`].
     Append(Batch),
     /// Write down; answered by [`Input::Refused`].
     Refuse { run: RunId, epoch: u64, message: String },
+    /// Ask the store for the values of secrets; answered by [`Input::Revealed`].
+    Reveal { run: RunId, epoch: u64, secrets: Vec<SecretRef> },
+    /// For the log: secrets that the agent asked for and does not get.
+    Withheld { run: RunId, secrets: Vec<SecretRef>, why: String },
     /// To the agent.
     Send(ControllerFrame),
     /// Wake who follows these.

@@ -4,11 +4,12 @@ use proptest::prelude::*;
 
 use super::*;
 use postern_proto::event::{LogBody, Stream};
-use postern_proto::ids::{ClusterId, HostId, InstanceId, PlanHash, SessionId};
+use postern_proto::ids::{ClusterId, HostId, InstanceId, PlanHash, SecretRef, SessionId};
+use postern_proto::plan::Terms;
 
 use crate::ca::KeyHash;
 
-use crate::store::Facts;
+use crate::store::{Facts, Revealed, SecretBytes};
 
 const QUIET: Duration = Duration::from_secs(60);
 const DAY_MS: i64 = 24 * 3600 * 1000;
@@ -70,7 +71,7 @@ fn live() -> Rig {
 
 fn dispatch(run: RunId) -> Dispatch {
     let plan_hash = PlanHash::of(b"plan");
-    Dispatch { seq: 1, run, plan: b"plan".to_vec(), plan_hash, check: false, not_after_ms: 0 }
+    Dispatch { seq: 1, run, plan: b"plan".to_vec(), plan_hash, terms: Terms::default(), not_after_ms: 0 }
 }
 
 impl Rig {
@@ -282,4 +283,45 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn secrets_are_asked_of_the_store_and_not_too_often() {
+    let Rig { mut session, run } = live();
+    let secret = |n: u32| SecretRef { id: format!("s{n}"), version: 1 };
+    let wanted = |secrets| Input::Frame(AgentFrame::SecretsWanted { run, secrets });
+    for _ in 0..64 {
+        let effects = session.handle(wanted(vec![secret(1)]), at(1));
+        assert!(matches!(effects[..], [Effect::Reveal { epoch: 7, .. }]), "{effects:?}");
+    }
+    let effects = session.handle(wanted(vec![secret(1)]), at(30));
+    let [Effect::Withheld { .. }, Effect::Send(ControllerFrame::Secrets { values, .. })] = &effects[..]
+    else {
+        panic!("{effects:?}")
+    };
+    assert!(values[0].value.as_ref().unwrap_err().contains("too often"));
+    let effects = session.handle(wanted(vec![secret(1)]), at(61));
+    assert!(matches!(effects[..], [Effect::Reveal { .. }]), "{effects:?}");
+}
+
+#[test]
+fn large_answers_go_out_in_pieces() {
+    let Rig { mut session, run } = live();
+    let value = |n: u32| Revealed {
+        secret: SecretRef { id: format!("s{n}"), version: 1 },
+        value: Ok(SecretBytes::new(zeroize::Zeroizing::new(vec![7; 64 * 1024]))),
+    };
+    let effects = session.handle(Input::Revealed(run, Ok((0..40).map(value).collect())), at(1));
+    let sizes: Vec<_> = effects
+        .iter()
+        .map(|effect| match effect {
+            Effect::Send(ControllerFrame::Secrets { values, .. }) => values.len(),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(sizes, [16, 16, 8]);
+    assert!(!format!("{effects:?}").contains("7, 7"), "a value is not shown");
+    let error = OpError::Fenced;
+    let effects = session.handle(Input::Revealed(run, Err(error)), at(1));
+    assert_eq!(goodbye(&effects), Reason::Replaced);
 }

@@ -1,0 +1,80 @@
+//! Secrets that an agent asks for: how often it may, and how the answer goes out.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use postern_proto::ids::{RunId, SecretRef};
+
+use super::{Effect, Effects, Now, Session};
+use crate::daemon::wire::ControllerFrame;
+use crate::store::{OpError, Revealed};
+
+/// Questions of one session within [`WINDOW`]: a run asks once, and once more after each reconnect.
+const MAX_ASKS: usize = 64;
+const WINDOW: Duration = Duration::from_secs(60);
+/// Values in one frame, bytes: a frame must fit what an agent takes, and the largest value does.
+const FRAME: usize = 1024 * 1024;
+
+/// When the last questions came.
+#[derive(Default)]
+pub(super) struct Asks(VecDeque<Duration>);
+
+impl Asks {
+    /// False when there were too many of late.
+    fn admit(&mut self, now: Duration) -> bool {
+        while self.0.front().is_some_and(|at| *at + WINDOW <= now) {
+            self.0.pop_front();
+        }
+        let admitted = self.0.len() < MAX_ASKS;
+        if admitted {
+            self.0.push_back(now);
+        }
+        admitted
+    }
+}
+
+impl Session {
+    /// Whether the run may have them is decided in the store, in one look at the run, its host and its plan.
+    pub(super) fn wanted(&mut self, run: RunId, secrets: Vec<SecretRef>, now: Now, effects: &mut Effects) {
+        if self.asks.admit(now.mono) {
+            effects.push(Effect::Reveal { run, epoch: self.epoch, secrets });
+            return;
+        }
+        let why = "asked for too often; ask again in a minute".to_owned();
+        let values = secrets.into_iter().map(|secret| Revealed { secret, value: Err(why.clone()) });
+        answer(run, values.collect(), effects);
+    }
+
+    pub(super) fn revealed(
+        &mut self,
+        run: RunId,
+        result: Result<Vec<Revealed>, OpError>,
+        effects: &mut Effects,
+    ) {
+        match result {
+            Ok(values) => answer(run, values, effects),
+            Err(error) => self.store_failed(&error, effects),
+        }
+    }
+}
+
+fn answer(run: RunId, values: Vec<Revealed>, effects: &mut Effects) {
+    let withheld = values.iter().filter_map(|it| Some((&it.secret, it.value.as_ref().err()?)));
+    let (secrets, whys): (Vec<_>, Vec<_>) = withheld.unzip();
+    if let Some(why) = whys.first() {
+        let secrets = secrets.into_iter().cloned().collect();
+        effects.push(Effect::Withheld { run, secrets, why: (*why).clone() });
+    }
+    let (mut frame, mut bytes) = (Vec::new(), 0);
+    for value in values {
+        let more = value.value.as_ref().map_or(0, |value| value.expose().len());
+        if bytes + more > FRAME {
+            let values = std::mem::take(&mut frame);
+            effects.push(Effect::Send(ControllerFrame::Secrets { run, values }));
+            bytes = 0;
+        }
+        bytes += more;
+        frame.push(value);
+    }
+    effects.push(Effect::Send(ControllerFrame::Secrets { run, values: frame }));
+}
