@@ -2,6 +2,7 @@
 
 mod apt;
 mod apt_repository;
+mod authorized_key;
 mod base64_bytes;
 mod command;
 mod diff;
@@ -13,6 +14,7 @@ mod reboot;
 mod security_updates;
 mod service;
 mod step;
+mod sudoers;
 mod sysctl;
 mod time_sync;
 mod user;
@@ -308,6 +310,7 @@ type Row = (&'static str, fn(&serde_json::Value) -> Result<Box<dyn Bound>, serde
 /// One row a kind.
 const KINDS: &[Row] = &[
     ("apt_repository", adapt::<apt_repository::AptRepository>),
+    ("authorized_key", adapt::<authorized_key::AuthorizedKey>),
     ("command", adapt::<command::Command>),
     ("directory", adapt::<directory::Directory>),
     ("file", adapt::<file::File>),
@@ -315,6 +318,7 @@ const KINDS: &[Row] = &[
     ("reboot", adapt::<reboot::Reboot>),
     ("security_updates", adapt::<security_updates::SecurityUpdates>),
     ("service", adapt::<service::Service>),
+    ("sudoers", adapt::<sudoers::Sudoers>),
     ("sysctl", adapt::<sysctl::Sysctl>),
     ("time_sync", adapt::<time_sync::TimeSync>),
     ("user", adapt::<user::User>),

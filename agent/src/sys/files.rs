@@ -154,6 +154,21 @@ impl Sys {
         Ok(Some(bytes))
     }
 
+    /// A whole regular file and whose it is, by one descriptor: nobody can change one for the other in
+    /// between.
+    pub fn read_owned(&self, path: &str, limit: u64) -> Result<Option<(Meta, Vec<u8>)>, SysError> {
+        let opened = optional(self.open(path)).map_err(SysError::file("open", path))?;
+        let Some(file) = opened else { return Ok(None) };
+        let stat =
+            rustix::fs::fstat(&file).map_err(io::Error::from).map_err(SysError::file("look at", path))?;
+        let mut bytes = Vec::new();
+        file.take(limit + 1).read_to_end(&mut bytes).map_err(SysError::file("read", path))?;
+        if bytes.len() as u64 > limit {
+            return Err(SysError::TooLarge { path: path.to_owned(), bytes: bytes.len() as u64, limit });
+        }
+        Ok(Some((meta_of(&stat), bytes)))
+    }
+
     /// What a symbolic link says, unfollowed.
     pub fn link_target(&self, path: &str) -> Result<String, SysError> {
         let target = self.parent(path).and_then(|(dir, name)| {

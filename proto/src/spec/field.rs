@@ -73,8 +73,8 @@ impl Field {
 mod tests {
     use super::*;
     use crate::spec::{
-        AptRepositorySpec, CommandSpec, DirectorySpec, FileSpec, PackageSpec, RebootSpec, ResourceSpec,
-        SecurityUpdatesSpec, ServiceSpec, SysctlSpec, TimeSyncSpec, UserSpec,
+        AptRepositorySpec, AuthorizedKeySpec, CommandSpec, DirectorySpec, FileSpec, PackageSpec, RebootSpec,
+        ResourceSpec, SecurityUpdatesSpec, ServiceSpec, SudoersSpec, SysctlSpec, TimeSyncSpec, UserSpec,
     };
     use serde::de::{self, Deserializer, Visitor};
     use std::collections::BTreeSet;
@@ -151,6 +151,7 @@ mod tests {
     #[test]
     fn tables_agree_with_the_structs() {
         agrees::<AptRepositorySpec>();
+        agrees::<AuthorizedKeySpec>();
         agrees::<CommandSpec>();
         agrees::<DirectorySpec>();
         agrees::<FileSpec>();
@@ -158,6 +159,7 @@ mod tests {
         agrees::<RebootSpec>();
         agrees::<SecurityUpdatesSpec>();
         agrees::<ServiceSpec>();
+        agrees::<SudoersSpec>();
         agrees::<SysctlSpec>();
         agrees::<TimeSyncSpec>();
         agrees::<UserSpec>();

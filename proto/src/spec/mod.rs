@@ -1,6 +1,7 @@
 //! The specs of resources: one file a kind, one row in [`KINDS`].
 
 mod apt_repository;
+mod authorized_key;
 mod command;
 mod directory;
 mod field;
@@ -9,11 +10,13 @@ mod package;
 mod reboot;
 mod security_updates;
 mod service;
+mod sudoers;
 mod sysctl;
 mod time_sync;
 mod user;
 
 pub use apt_repository::AptRepositorySpec;
+pub use authorized_key::{AuthorizedKeySpec, LoginKey};
 pub use command::{CommandSpec, Run};
 pub use directory::DirectorySpec;
 pub use field::{Field, Holds, Takes};
@@ -22,6 +25,7 @@ pub use package::PackageSpec;
 pub use reboot::RebootSpec;
 pub use security_updates::SecurityUpdatesSpec;
 pub use service::{Running, ServiceSpec};
+pub use sudoers::SudoersSpec;
 pub use sysctl::{SysctlSpec, sysctl_key};
 pub use time_sync::TimeSyncSpec;
 pub use user::UserSpec;
@@ -147,6 +151,7 @@ fn yields<S: ResourceSpec>(json: &serde_json::Value) -> Option<String> {
 /// Every kind of resource.
 pub const KINDS: &[KindInfo] = &[
     KindInfo::of::<AptRepositorySpec>(),
+    KindInfo::of::<AuthorizedKeySpec>(),
     KindInfo::of::<CommandSpec>(),
     KindInfo::of::<DirectorySpec>(),
     KindInfo::of::<FileSpec>(),
@@ -154,6 +159,7 @@ pub const KINDS: &[KindInfo] = &[
     KindInfo::of::<RebootSpec>(),
     KindInfo::of::<SecurityUpdatesSpec>(),
     KindInfo::of::<ServiceSpec>(),
+    KindInfo::of::<SudoersSpec>(),
     KindInfo::of::<SysctlSpec>(),
     KindInfo::of::<TimeSyncSpec>(),
     KindInfo::of::<UserSpec>(),
@@ -213,6 +219,7 @@ mod tests {
         }
         spec
     }
+    const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGT2/5hLlLC12ZgUEoud+FIUtp0Szc6E48Spq1r+GtnI a b";
 
     /// Kind, spec, the fields that are wrong.
     #[test]
@@ -305,6 +312,27 @@ mod tests {
             ("command", json!({"argv": ["a"], "late": "b", "creates": "/x"}), &["late"]),
             ("command", json!({"argv": ["a"], "late": "b c"}), &["late"]),
             ("package", json!({"name": {"$text": [{"late": "b"}]}}), &["name", "name"]),
+            ("authorized_key", json!({"user": "ada", "key": "hello"}), &["key"]),
+            ("authorized_key", json!({"user": "a b", "key": KEY}), &["user"]),
+            ("authorized_key", json!({"user": "ada.l", "key": KEY, "options": "restrict,pty"}), &[]),
+            ("authorized_key", json!({"user": "ada", "key": KEY, "options": "a\nssh-rsa A"}), &["options"]),
+            (
+                "authorized_key",
+                json!({"user": "ada", "key": KEY, "options": "pty", "state": "absent"}),
+                &["options"],
+            ),
+            ("sudoers", json!({"user": "ada.l"}), &[]),
+            ("sudoers", json!({"user": "%sudo", "nopasswd": false, "commands": ["/usr/bin/id -u"]}), &[]),
+            ("sudoers", json!({"user": "ADA", "run_as": "ROOT"}), &["user", "run_as"]),
+            ("sudoers", json!({"user": "ALL"}), &["user"]),
+            ("sudoers", json!({"user": "%%x"}), &["user"]),
+            ("sudoers", json!({"user": "ada ALL=ALL", "run_as": "root) ALL"}), &["user", "run_as"]),
+            ("sudoers", json!({"user": "ada", "commands": []}), &["commands"]),
+            (
+                "sudoers",
+                json!({"user": "ada", "commands": ["id", "/bin/*", "!/bin/sh", "/bin/a\nx ALL=ALL", "/bin/"]}),
+                &["commands", "commands", "commands", "commands", "commands"],
+            ),
             ("user", json!({"name": "ada.l"}), &[]),
             ("user", json!({"name": "ada", "uid": 1500, "groups": ["adm"], "shell": "/bin/sh"}), &[]),
             ("user", json!({"name": "a:b"}), &["name"]),
