@@ -11,8 +11,8 @@ use tokio_util::task::AbortOnDropHandle;
 use super::run::RunTask;
 use crate::resources::{Depth, ObserveError, View};
 
-/// Looks under way or waiting for their turn.
-const AT_ONCE: usize = 8;
+/// Looks that were begun and not used yet: what they saw is held in memory.
+const HELD: usize = 64;
 
 /// A look that was begun; dropping it ends it.
 pub(super) struct Looking(AbortOnDropHandle<Result<View, ObserveError>>);
@@ -46,7 +46,8 @@ impl RunTask {
     /// Begins looks at this resource and at those after it. The caller makes sure that nothing was changed yet.
     pub(super) fn look_ahead(&mut self, from: usize) {
         for index in from..self.past.len() {
-            if self.ahead.0.len() >= AT_ONCE {
+            let under_way = self.ahead.0.values().filter(|look| !look.0.is_finished()).count();
+            if under_way >= self.ctx.config.limits.look_ahead || self.ahead.0.len() >= HELD {
                 return;
             }
             if self.ahead.0.contains_key(&index) || self.past[index].outcome.is_some() {

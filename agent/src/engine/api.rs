@@ -69,6 +69,8 @@ pub struct Limits {
     pub lock_wait: Duration,
     /// How long the host may take to go down for a restart.
     pub reboot_wait: Duration,
+    /// Resources that are looked at at once while nothing was changed yet; 1 looks at each in its turn.
+    pub look_ahead: usize,
     /// After so much waiting for the controller a run says that it is parked.
     pub park_after: Duration,
     /// Log bytes of one run on their way without being acked.
@@ -89,6 +91,7 @@ impl Default for Limits {
             backup_bytes: 256 << 20,
             lock_wait: Duration::from_secs(900),
             reboot_wait: Duration::from_secs(600),
+            look_ahead: 8,
             park_after: Duration::from_secs(2),
             run_window: postern_proto::RUN_WINDOW_BYTES,
             agent_window: postern_proto::AGENT_WINDOW_BYTES,

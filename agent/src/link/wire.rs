@@ -345,6 +345,45 @@ mod tests {
     }
 
     #[test]
+    fn values_of_secrets_by_table() {
+        let value = |value: &[u8], refused: &str| v1::SecretValue {
+            secret: Some(v1::SecretRef { id: "db/password".into(), version: 2 }),
+            value: value.to_vec().into(),
+            refused: refused.into(),
+        };
+        let cases = [
+            (value(b"hunter2", ""), Ok("hunter2")),
+            (value(b"", ""), Ok("")),
+            (value(&[b'x'; MAX_SECRET_BYTES + 1], ""), Err("the limit is 65536")),
+            (value(b"\xff", ""), Err("not text")),
+            (value(b"hunter2", "gone\x1b[31m"), Err("gone [31m")),
+        ];
+        for (it, want) in cases {
+            let got = answer(it).unwrap();
+            assert_eq!((got.secret.id.as_str(), got.secret.version), ("db/password", 2));
+            match (got.value, want) {
+                (Ok(got), Ok(want)) => assert_eq!(got, SecretText::new(want.into())),
+                (Err(got), Err(want)) => assert!(got.contains(want), "{got}"),
+                (got, want) => panic!("{got:?}, wanted {want:?}"),
+            }
+        }
+        let run = RunId::generate();
+        let frame = |values| v1::ControllerFrame {
+            kind: Some(v1::controller_frame::Kind::Secrets(v1::Secrets { run_id: run.to_string(), values })),
+        };
+        let good = FromController::try_from(frame(vec![value(b"hunter2", "")])).unwrap();
+        assert!(!format!("{good:?}").contains("hunter2"), "{good:?}");
+        assert!(matches!(good, FromController::Secrets(of, answers) if of == run && answers.len() == 1));
+        // Ids are typed: one that cannot be is no answer to anything.
+        for secret in
+            [None, Some(v1::SecretRef { id: "../x".into(), version: 1 }), Some(v1::SecretRef::default())]
+        {
+            let bad = v1::SecretValue { secret, ..value(b"x", "") };
+            assert!(FromController::try_from(frame(vec![bad])).is_err());
+        }
+    }
+
+    #[test]
     fn text_of_a_peer_is_made_harmless() {
         assert_eq!(readable("a\x1b[31m\nb"), "a [31m b");
         assert_eq!(readable(&"x".repeat(1000)).len(), MAX_TEXT);

@@ -43,6 +43,7 @@ impl Host {
         use std::os::unix::fs::MetadataExt as _;
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("root");
+        std::fs::create_dir(dir.path().join("bin")).unwrap();
         for path in ["etc", "tmp"] {
             std::fs::create_dir_all(root.join(path)).unwrap();
         }
@@ -73,7 +74,8 @@ impl Host {
     pub(crate) fn config(&self) -> EngineConfig {
         let supervisor = SupervisorCommand::of(PathBuf::from(supervisor()));
         let mut config = EngineConfig::new(self.state(), self.boot, supervisor);
-        config.sys = Sys::rooted(self.root(), Sys::host().path_env().to_owned());
+        let path = format!("{}:{}", self.path("bin"), Sys::host().path_env());
+        config.sys = Sys::rooted(self.root(), path);
         (self.tune)(&mut config);
         config
     }
@@ -108,6 +110,14 @@ impl Host {
             terms: Default::default(),
             expired: false,
         }
+    }
+
+    /// Puts a script in the place of one of the host's programs.
+    pub(crate) fn fake(&self, program: &str, script: &str) {
+        use std::os::unix::fs::PermissionsExt as _;
+        let path = self.path(&format!("bin/{program}"));
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
     }
 
     /// The same plan as another run.
