@@ -582,6 +582,7 @@ proptest! {
                         0 => FromController::Ping(1),
                         1 => FromController::Unknown,
                         2 => FromController::Cancel(RunId::generate()),
+                        3 => FromController::Secrets(RunId::generate(), Vec::new()),
                         _ => FromController::Dispatch { dispatch: dispatch(1, 5), not_after_ms: None },
                     };
                     sim.frame(conn, frame);

@@ -1,6 +1,10 @@
 //! What a person approved against what is there now: looked at before anything is done.
 
 use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
 
 use postern_proto::ids::{Address, PlanHash};
 use postern_proto::plan::Approval;
@@ -9,15 +13,43 @@ use serde_json::json;
 use super::run::{RunTask, Stop};
 use crate::resources::{Step, View};
 
+/// What makes the digests of this host its own. A new one only makes what was approved before differ.
+pub(super) struct Key([u8; 32]);
+
+impl Key {
+    /// The key of this state directory, made where there is none or where it is not whole.
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
+        match std::fs::read(path) {
+            Ok(bytes) => {
+                if let Ok(key) = bytes.try_into() {
+                    return Ok(Self(key));
+                }
+                tracing::warn!(path = %path.display(), "the key of previews was damaged and is made anew");
+                std::fs::remove_file(path)?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        let key: [u8; 32] = rand::random();
+        let mut options = OpenOptions::new();
+        let mut file = options.write(true).create_new(true).mode(0o600).open(path)?;
+        file.write_all(&key)?;
+        file.sync_all()?;
+        Ok(Self(key))
+    }
+}
+
 /// How many of what differs is named.
 const NAMED: usize = 3;
 
-/// Stands for what was observed of a resource and what would be done: SHA-256 of both as JSON, hex.
-pub(super) fn digest(view: &View) -> String {
+/// Stands for what was observed of a resource and what would be done: SHA-256 of both as JSON, hex, with a key
+/// that stays on this host. Without it, who reads the controller's database could try out what is in a private
+/// file (I7).
+pub(super) fn digest(key: &Key, view: &View) -> String {
     let steps: Vec<String> = view.steps.iter().map(Step::summary).collect();
     // Objects of this JSON library have their keys in order.
     let text = json!({"essence": view.essence, "steps": steps}).to_string();
-    PlanHash::of(text.as_bytes()).to_string()
+    PlanHash::of(&[&key.0[..], text.as_bytes()].concat()).to_string()
 }
 
 /// Each resource that is not as it was approved, with why. Pure.
@@ -65,7 +97,7 @@ impl RunTask {
                 match self.look(index).await? {
                     Ok(view) => {
                         would_change |= !view.steps.is_empty();
-                        Ok(digest(&view))
+                        Ok(digest(&self.ctx.seen_key, &view))
                     }
                     Err(unseen) if unseen.after_apply || would_change => {
                         would_change = true;
@@ -137,10 +169,17 @@ mod tests {
             essence,
             ..View::default()
         };
-        let one = digest(&view(json!({"a": 1, "b": 2}), "/x"));
-        assert_eq!(one, digest(&view(serde_json::from_str("{\"b\":2,\"a\":1}").unwrap(), "/x")));
-        assert_ne!(one, digest(&view(json!({"a": 1, "b": 3}), "/x")));
-        assert_ne!(one, digest(&view(json!({"a": 1, "b": 2}), "/y")));
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        let key = Key::open(&path).unwrap();
+        let one = digest(&key, &view(json!({"a": 1, "b": 2}), "/x"));
+        assert_eq!(one, digest(&key, &view(serde_json::from_str("{\"b\":2,\"a\":1}").unwrap(), "/x")));
+        assert_ne!(one, digest(&key, &view(json!({"a": 1, "b": 3}), "/x")));
+        assert_ne!(one, digest(&key, &view(json!({"a": 1, "b": 2}), "/y")));
         assert_eq!(one.len(), 64);
+        let seen = view(json!({"a": 1, "b": 2}), "/x");
+        assert_eq!(one, digest(&Key::open(&path).unwrap(), &seen), "the same after a restart");
+        std::fs::write(&path, "torn").unwrap();
+        assert_ne!(one, digest(&Key::open(&path).unwrap(), &seen), "of no use without the key");
     }
 }

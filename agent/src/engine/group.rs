@@ -39,11 +39,11 @@ impl RunTask {
         let (mut changing, mut plans, mut diffs, mut seen) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (index, view) in members.zip(views) {
             if view.steps.is_empty() {
-                let digest = if self.terms.check { digest(&view) } else { String::new() };
+                let digest = if self.terms.check { digest(&self.ctx.seen_key, &view) } else { String::new() };
                 self.unchanged(index, digest, began.elapsed());
             } else if self.terms.check {
                 let end = End::new(Outcome::WouldChange, summary_of(&view.steps), began.elapsed());
-                let digest = digest(&view);
+                let digest = digest(&self.ctx.seen_key, &view);
                 self.finish(index, end.diff(view.diff).seen(digest));
             } else {
                 changing.push(index);

@@ -60,6 +60,7 @@ struct Ctx {
     config: EngineConfig,
     spool_dir: PathBuf,
     backup_dir: PathBuf,
+    seen_key: approve::Key,
 }
 
 /// A cheap handle to the engine; clones are the same engine.

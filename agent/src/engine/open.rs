@@ -16,7 +16,7 @@ use super::owner::Owner;
 use super::run::room_for;
 use super::shared::Shared;
 use super::writer::{Writer, WriterState};
-use super::{Ctx, Engine, EngineConfig, EngineError, ORDERS, OpenError, backup};
+use super::{Ctx, Engine, EngineConfig, EngineError, ORDERS, OpenError, approve, backup};
 use crate::journal::{FORMAT, Journal, JournalError, WrapDisk, file_disk, sync_dir};
 
 /// The journal.
@@ -29,6 +29,8 @@ const LOCK: &str = "engine.lock";
 const SPOOL: &str = "spool";
 /// What runs replaced.
 const BACKUP: &str = "backup";
+/// Makes digests of what was seen this host's own.
+const SEEN_KEY: &str = "seen.key";
 /// How long the lock of an engine that is ending is waited for.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
 
@@ -74,7 +76,9 @@ pub fn open_on(
         lock,
     };
     let writer = Writer::start(state).map_err(failed("start the thread for", &dir))?;
-    let ctx = Arc::new(Ctx { shared, writer, config, spool_dir, backup_dir });
+    let seen_key = dir.join(SEEN_KEY);
+    let seen_key = approve::Key::open(&seen_key).map_err(failed("read or make", &seen_key))?;
+    let ctx = Arc::new(Ctx { shared, writer, config, spool_dir, backup_dir, seen_key });
     let (orders, inbox) = mpsc::channel(ORDERS);
     let owner = Owner::new(Arc::clone(&ctx), inbox);
     Ok((Engine { ctx, orders }, owner.drive()))
