@@ -502,7 +502,7 @@ fn any_move() -> impl Strategy<Value = Move> {
             .prop_map(|(epoch, foreign, renew)| Move::Welcome { epoch, foreign: foreign && renew, renew }),
         2 => (0..7u8, any::<u64>()).prop_map(|(reason, after)| Move::Goodbye(reason, after)),
         2 => (0..5u8, any::<bool>()).prop_map(|(how, old)| Move::End(how, old)),
-        2 => (0..4u8).prop_map(Move::Frame),
+        2 => (0..5u8).prop_map(Move::Frame),
         2 => any::<bool>().prop_map(Move::Renew),
     ]
 }
