@@ -3,17 +3,17 @@
 
 use std::collections::BTreeMap;
 
-use postern::profile::{Compiled, Source, compile};
+use postern::profile::{Bundle, Compiled, Inputs, compile};
 
 fn run(text: &[u8], vars: &[(&str, &str)]) -> Result<Compiled, Vec<String>> {
     run_many(&[("p.yaml", text)], vars)
 }
 
 fn run_many(files: &[(&str, &[u8])], vars: &[(&str, &str)]) -> Result<Compiled, Vec<String>> {
-    let sources: Vec<_> =
-        files.iter().map(|(file, text)| Source { file: (*file).into(), bytes: text.to_vec() }).collect();
+    let bundles: Vec<_> = files.iter().map(|(file, text)| Bundle::new(file, text)).collect();
     let vars: BTreeMap<_, _> = vars.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-    compile(&sources, &vars).map_err(|found| found.iter().map(ToString::to_string).collect())
+    let inputs = Inputs { vars, ..Inputs::default() };
+    compile(&bundles, &[], &inputs).map_err(|found| found.iter().map(ToString::to_string).collect())
 }
 
 /// The resources, under `name: p`.
@@ -339,8 +339,7 @@ mod never_panics {
         #[test]
         fn and_places_are_in_the_file(pieces in proptest::collection::vec(piece(), 0..30)) {
             let text = resources(&pieces.concat());
-            let sources = [Source { file: "p".into(), bytes: text.clone().into_bytes() }];
-            let compiled = compile(&sources, &BTreeMap::new());
+            let compiled = compile(&[Bundle::new("p", text.as_bytes())], &[], &Inputs::default());
             let silent = format!("{compiled:?}").contains("mistake in Postern");
             prop_assert!(!silent, "a resource was left out in silence");
             if let Err(found) = compiled {

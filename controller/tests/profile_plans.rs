@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use postern::profile::{Compiled, SHIPPED, Source, compile, load};
+use postern::profile::{Bundle, Compiled, Inputs, SHIPPED, about, compile, load};
 use serde_json::json;
 
 fn plan(text: &str, vars: &[(&str, &str)]) -> Compiled {
@@ -12,11 +12,11 @@ fn plan(text: &str, vars: &[(&str, &str)]) -> Compiled {
 }
 
 fn plans(texts: &[&str], vars: &[(&str, &str)]) -> Result<Compiled, Vec<String>> {
-    let source =
-        |(i, text): (usize, &&str)| Source { file: format!("{i}.yaml"), bytes: text.as_bytes().into() };
-    let sources: Vec<_> = texts.iter().enumerate().map(source).collect();
+    let bundle = |(i, text): (usize, &&str)| Bundle::new(&format!("{i}.yaml"), text.as_bytes());
+    let bundles: Vec<_> = texts.iter().enumerate().map(bundle).collect();
     let vars: BTreeMap<_, _> = vars.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-    compile(&sources, &vars).map_err(|found| found.iter().map(ToString::to_string).collect())
+    let inputs = Inputs { vars, ..Inputs::default() };
+    compile(&bundles, &[], &inputs).map_err(|found| found.iter().map(ToString::to_string).collect())
 }
 
 fn addresses(compiled: &Compiled) -> Vec<&str> {
@@ -114,7 +114,8 @@ fn profiles_compose() {
     assert_eq!(
         plans(&[a, other], &[]).unwrap_err(),
         [
-            "1.yaml:3:5: package \"curl\" contradicts 0.yaml:4 (one plan cannot want two things of one resource)"
+            "1.yaml:3:5: package \"curl\" of profile c contradicts profile a, 0.yaml:4 (one plan cannot want two \
+             things of one resource)"
         ]
     );
     let same = "name: a\nresources:\n  - command: {argv: [date], idempotent: true}\n";
@@ -145,16 +146,31 @@ fn the_same_profile_is_the_same_plan() {
 #[test]
 fn every_shipped_profile_compiles_and_says_what_it_is() {
     for shipped in SHIPPED {
-        let source = load(shipped.name, Path::new("/")).unwrap();
-        let compiled = compile(&[source], &BTreeMap::new()).unwrap_or_else(|found| panic!("{found:?}"));
-        assert_eq!(compiled.names, [shipped.name]);
-        assert!(!compiled.description.is_empty());
+        let bundle = load(shipped.name, Path::new("/")).unwrap();
+        let about = about(&bundle);
+        assert_eq!(about.name.as_deref(), Some(shipped.name));
+        assert!(!about.description.is_empty());
+        // What must be given has a value that any text would do for.
+        let missing = about.variables.into_iter().filter(|(_, default)| default.is_none());
+        let vars = missing.map(|(name, _)| (name.clone(), sample(&name).to_owned())).collect();
+        let inputs = Inputs { vars, ..Inputs::default() };
+        let compiled = compile(&[bundle], &[], &inputs).unwrap_or_else(|found| panic!("{found:?}"));
+        assert_eq!(compiled.origin(), shipped.name);
+    }
+}
+
+fn sample(variable: &str) -> &'static str {
+    match variable {
+        "admin_key" => {
+            "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ7v0FfLYOaQdrB8LCgF0d2BmZ8xJGkGkQq0pZzvYd5R me@example"
+        }
+        other => panic!("say what {other} could be"),
     }
 }
 
 #[test]
 fn hello_has_all_four_kinds() {
-    let compiled = compile(&[load("hello", Path::new("/")).unwrap()], &BTreeMap::new()).unwrap();
+    let compiled = compile(&[load("hello", Path::new("/")).unwrap()], &[], &Inputs::default()).unwrap();
     assert_eq!(
         addresses(&compiled),
         ["hello:package:cron", "hello:file:motd", "hello:service:cron", "hello:command:first-hello",]
@@ -167,7 +183,7 @@ fn profiles_are_found_by_name_and_by_path() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.yaml");
     std::fs::write(&path, "name: x\n").unwrap();
-    assert_eq!(load("x.yaml", dir.path()).unwrap().bytes, b"name: x\n");
+    assert_eq!(load("x.yaml", dir.path()).unwrap().text(), Some("name: x\n"));
     assert_eq!(
         load("helo", Path::new("/")).unwrap_err().to_string(),
         "helo:1:1: there is no shipped profile of this name (did you mean hello?)"

@@ -10,12 +10,12 @@ use super::attend::What;
 use super::error::CliError;
 use super::{Context, clean};
 use crate::client::{Client, HostInfo};
-use crate::profile::{self, Compiled, Diagnostic, Source};
+use crate::profile::{self, Bundle, Compiled, Diagnostic, Inputs};
 
 /// Profiles that were read, and what they are given.
 pub(crate) struct Wanted {
-    sources: Vec<Source>,
-    vars: BTreeMap<String, String>,
+    bundles: Vec<Bundle>,
+    inputs: Inputs,
 }
 
 impl Wanted {
@@ -26,24 +26,25 @@ impl Wanted {
                 return Err(CliError::usage("usage", format!("--var gives {name} twice")));
             }
         }
-        let (mut sources, mut found) = (Vec::new(), Vec::new());
+        let (mut bundles, mut found) = (Vec::new(), Vec::new());
         for name in names {
             match profile::load(name, &context.env.cwd) {
-                Ok(source) => sources.push(source),
+                Ok(bundle) => bundles.push(bundle),
                 Err(diagnostic) => found.push(diagnostic),
             }
         }
+        let inputs = Inputs { vars, ..Inputs::default() };
         if found.is_empty() {
-            return Ok(Self { sources, vars });
+            return Ok(Self { bundles, inputs });
         }
         // A variable may belong to the profile that was not found.
-        found.extend(profile::compile(&sources, &vars).err().unwrap_or_default());
+        found.extend(profile::compile(&bundles, &[], &inputs).err().unwrap_or_default());
         Err(wrong(context, &found))
     }
 
     /// What they make while no host is known.
     pub(crate) fn check(&self, context: &Context) -> Result<Compiled, CliError> {
-        profile::compile(&self.sources, &self.vars).map_err(|found| wrong(context, &found))
+        profile::compile(&self.bundles, &[], &self.inputs).map_err(|found| wrong(context, &found))
     }
 
     /// What is to be done on each of these hosts.

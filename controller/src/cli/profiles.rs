@@ -1,6 +1,5 @@
 //! `postern profile`: list, show, check. Needs no daemon.
 
-use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::path::Path;
@@ -17,11 +16,8 @@ use crate::profile::{self, Diagnostic, SHIPPED};
 pub(crate) fn list(context: &Context) -> Result<Exit, CliError> {
     let mut rows = Vec::new();
     for shipped in SHIPPED {
-        let source = profile::load(shipped.name, &context.env.cwd).map_err(broken)?;
-        // A shipped profile may need variables; what it says of itself does not.
-        let compiled = profile::compile(&[source], &BTreeMap::new());
-        let description = compiled.map(|compiled| compiled.description).unwrap_or_default();
-        rows.push((shipped.name, description));
+        let bundle = profile::load(shipped.name, &context.env.cwd).map_err(broken)?;
+        rows.push((shipped.name, profile::about(&bundle).description));
     }
     if context.out.json {
         let profiles: Vec<_> = rows
@@ -45,14 +41,16 @@ fn broken(diagnostic: Diagnostic) -> CliError {
 }
 
 pub(crate) fn show(context: &Context, name: &str) -> Result<Exit, CliError> {
-    let source = profile::load(name, &context.env.cwd).map_err(broken)?;
-    let text = String::from_utf8_lossy(&source.bytes);
+    let bundle = profile::load(name, &context.env.cwd).map_err(broken)?;
+    let Some(text) = bundle.text() else {
+        return Err(CliError::usage("profile", format!("{name}: this is not a text of at most 1 MiB")));
+    };
     if context.out.json {
-        context.out.document(&json!({"schema": "postern/profile/v1", "file": source.file, "text": text}));
+        context.out.document(&json!({"schema": "postern/profile/v1", "file": bundle.file(), "text": text}));
     } else if context.out.stdout_is_terminal {
-        context.out.line(&clean::lines(&text));
+        context.out.line(&clean::lines(text));
     } else {
-        context.out.raw(&source.bytes);
+        context.out.raw(text.as_bytes());
     }
     Ok(Exit::Ok)
 }

@@ -1,24 +1,35 @@
-//! From the tree of one profile to resources, each with the places of its fields; reports all that is wrong.
+//! From the tree of a profile, and of those it includes, to resources; reports all that is wrong.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
+use std::sync::Arc;
 
 use postern_proto::ids::Address;
 use postern_proto::plan::PlannedResource;
-use postern_proto::spec::{self, Holds, KINDS, KindInfo, SpecError};
-use serde_json::Value as Json;
 
+use super::bundle::{Bundle, MAX_INCLUDES, Names, resolve};
 use super::diag::{Place, Sink, quoted};
-use super::template::{Templates, Var, is_template};
-use super::yaml::{Entry, Node, Scalar, Value};
+use super::facts::Platform;
+use super::holes::Secrets;
+use super::template::{Site, Templates, is_template};
+use super::vars::{Asker, Declared, Given, Giver, declared};
+use super::yaml::{self, Entry, Node, Value};
 
 /// A resource and where it came from.
 #[derive(Clone, Debug)]
 pub(crate) struct Placed {
+    /// `needs` is filled in when the plan is whole.
     pub(crate) resource: PlannedResource,
     /// What it is about on the host: two resources of a kind with one target contradict each other unless
     /// they say the same.
     pub(crate) target: String,
+    pub(crate) file: String,
     pub(crate) place: Place,
+    /// Its `when` says so. One that is not wanted is kept for those that name it.
+    pub(crate) wanted: bool,
+    /// As written.
+    pub(crate) needs: Option<Vec<(String, Place)>>,
+    /// The late values it uses.
+    pub(crate) late: Vec<(String, Place)>,
 }
 
 /// One profile, compiled.
@@ -28,55 +39,95 @@ pub(crate) struct Profile {
     pub(crate) description: String,
     pub(crate) variables: Vec<String>,
     pub(crate) resources: Vec<Placed>,
+    /// Scopes of includes that are not wanted.
+    pub(crate) left_out: Vec<String>,
 }
 
 const TOP_FIELDS: [&str; 4] = ["name", "description", "vars", "resources"];
+const INCLUDE_FIELDS: [&str; 4] = ["include", "id", "vars", "when"];
+/// The most resources of one profile with all that it includes.
+const MAX_RESOURCES: usize = 10_000;
 
-/// Compiles one profile with the values that were given for variables. What it yields is only to be used
-/// when `sink` is clean.
-pub(crate) fn profile(root: &Node, given: &BTreeMap<String, String>, sink: &mut Sink) -> Profile {
-    let Value::Map(top) = &root.value else {
-        sink.hinted(
-            root.place,
-            format!("a profile is a map, this is {}", root.describe()),
-            "begin with name: and resources:",
-        );
-        return Profile::default();
-    };
-    for entry in top {
-        if !TOP_FIELDS.contains(&entry.key.as_str()) && !is_reported(entry) {
-            sink.unknown(entry.key_place, "field", &entry.key, TOP_FIELDS.into_iter());
-        }
-    }
-    let name = name(root, find(top, "name"), sink);
-    let description = find(top, "description").and_then(|entry| constant(entry, sink)).unwrap_or_default();
-    let (values, variables) = match find(top, "vars") {
-        Some(entry) => variables(entry, given, sink),
-        None => (BTreeMap::new(), Vec::new()),
-    };
-    let templates = Templates::new(&values, variables.clone());
-    let mut compiler = Compiler { scope: &name, templates: &templates, sink, seen: HashMap::new() };
-    let resources = match find(top, "resources") {
-        Some(entry) => compiler.resources(&entry.value),
-        None => {
-            compiler.sink.error(root.place, "resources: is missing");
-            Vec::new()
-        }
-    };
-    Profile { name, description, variables, resources }
+/// What a profile is compiled with.
+pub(crate) struct Setting<'a> {
+    pub(crate) bundle: &'a Bundle,
+    pub(crate) platform: &'a Platform,
+    pub(crate) secrets: &'a Arc<Secrets>,
 }
 
-fn find<'a>(entries: &'a [Entry], key: &str) -> Option<&'a Entry> {
+/// Compiles one profile. What it yields is only to be used when `sink` is clean.
+pub(crate) fn profile(setting: &Setting<'_>, given: &Given, sink: &mut Sink) -> Option<Profile> {
+    let root = tree(setting.bundle, setting.bundle.file(), sink)?;
+    let top = top(&root, sink)?;
+    let name = name(&root, find(top, "name"), sink);
+    let description = find(top, "description").and_then(|entry| constant(entry, sink)).unwrap_or_default();
+    let declared = variables(top, given, Asker::User, sink);
+    let mut profile =
+        Profile { name: name.clone(), description, variables: declared.names.clone(), ..Profile::default() };
+    let templates = Templates::new(&declared, setting.platform.values(), setting.secrets.clone());
+    let mut shared =
+        Shared { setting, profile: &mut profile, addresses: HashMap::new(), scopes: HashMap::new() };
+    let stack = vec![setting.bundle.file().to_owned()];
+    let mut compiler =
+        Compiler { shared: &mut shared, scope: name, stack, templates: &templates, wanted: true, sink };
+    compiler.resources(&root, top);
+    Some(profile)
+}
+
+/// What a profile says of itself, as far as it can be read: name, description and variables.
+pub(crate) fn about(bundle: &Bundle) -> (Option<String>, String, Vec<(String, Option<String>)>) {
+    let mut sink = Sink::new(bundle.file());
+    let Some(root) = tree(bundle, bundle.file(), &mut sink) else { return Default::default() };
+    let Some(top) = top(&root, &mut sink) else { return Default::default() };
+    let text = |key| find(top, key).and_then(|entry| constant(entry, &mut Sink::new("")));
+    let variables = match find(top, "vars").map(|entry| &entry.value.value) {
+        Some(Value::Map(entries)) => entries.as_slice(),
+        _ => &[],
+    };
+    let default = |entry: &Entry| match &entry.value.value {
+        Value::Scalar(scalar) if !scalar.is_null() => Some(scalar.text.clone()),
+        _ => None,
+    };
+    let variables = variables.iter().filter(|entry| !entry.is_reported());
+    let variables = variables.map(|entry| (entry.key.clone(), default(entry))).collect();
+    (text("name"), text("description").unwrap_or_default(), variables)
+}
+
+/// The tree of a file of the bundle.
+fn tree(bundle: &Bundle, file: &str, sink: &mut Sink) -> Option<Node> {
+    match bundle.get(file) {
+        Ok(text) => yaml::parse(text.strip_prefix('\u{feff}').unwrap_or(text), sink),
+        Err((place, message)) => {
+            sink.error(place.unwrap_or(Place::START), message);
+            None
+        }
+    }
+}
+
+/// The fields of a profile.
+fn top<'a>(root: &'a Node, sink: &mut Sink) -> Option<&'a [Entry]> {
+    let Value::Map(top) = &root.value else {
+        let message = format!("a profile is a map, this is {}", root.describe());
+        sink.hinted(root.place, message, "begin with name: and resources:");
+        return None;
+    };
+    for entry in top.iter().filter(|entry| !TOP_FIELDS.contains(&entry.key.as_str()) && !entry.is_reported())
+    {
+        sink.unknown(entry.key_place, "field", &entry.key, TOP_FIELDS.into_iter());
+    }
+    Some(top)
+}
+
+fn variables(top: &[Entry], given: &Given, asker: Asker<'_>, sink: &mut Sink) -> Declared {
+    find(top, "vars").map(|entry| declared(entry, given, asker, sink)).unwrap_or_default()
+}
+
+pub(crate) fn find<'a>(entries: &'a [Entry], key: &str) -> Option<&'a Entry> {
     entries.iter().find(|entry| entry.key == key)
 }
 
-/// A key that is a map or a list was reported by the parser.
-fn is_reported(entry: &Entry) -> bool {
-    entry.key == "\u{0}"
-}
-
 /// A text in which no variable may stand.
-fn constant(entry: &Entry, sink: &mut Sink) -> Option<String> {
+pub(crate) fn constant(entry: &Entry, sink: &mut Sink) -> Option<String> {
     match &entry.value.value {
         Value::Scalar(scalar) if is_template(&scalar.text) => {
             sink.error(entry.value.place, format!("{} cannot have variables in it", entry.key));
@@ -98,10 +149,7 @@ fn name(root: &Node, entry: Option<&Entry>, sink: &mut Sink) -> String {
         return STAND_IN.into();
     };
     let Some(name) = constant(entry, sink) else { return STAND_IN.into() };
-    let valid = name.len() <= 64
-        && name.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
-        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_'));
-    if valid {
+    if is_scope(&name) {
         return name;
     }
     let hint = "want up to 64 lower case letters, digits, - and _";
@@ -109,327 +157,248 @@ fn name(root: &Node, entry: Option<&Entry>, sink: &mut Sink) -> String {
     STAND_IN.into()
 }
 
-/// The values of all variables that have one, and the names of all.
-fn variables(
-    entry: &Entry,
-    given: &BTreeMap<String, String>,
-    sink: &mut Sink,
-) -> (BTreeMap<String, Var>, Vec<String>) {
-    let entries = match &entry.value.value {
-        Value::Map(entries) => entries.as_slice(),
-        Value::Scalar(scalar) if scalar.is_null() => &[],
-        _ => {
-            let what = entry.value.describe();
-            sink.error(entry.value.place, format!("vars wants a map of names and values, this is {what}"));
-            &[]
-        }
-    };
-    let (mut values, mut names) = (BTreeMap::new(), Vec::new());
-    for variable in entries.iter().filter(|entry| !is_reported(entry)) {
-        let (name, place) = (&variable.key, variable.value.place);
-        let valid = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
-            && name.len() <= 64
-            && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-        if !valid {
-            let hint = "want a letter and then letters, digits and _";
-            sink.hinted(variable.key_place, format!("{} is no name for a variable", quoted(name)), hint);
-            continue;
-        }
-        names.push(name.clone());
-        let default = match &variable.value.value {
-            Value::Scalar(scalar) if is_template(&scalar.text) => {
-                sink.hinted(
-                    place,
-                    format!("the value of variable {name} has a template in it"),
-                    "variables are filled into resources only",
-                );
-                continue;
-            }
-            Value::Scalar(scalar) if scalar.is_null() => None,
-            Value::Scalar(scalar) => Some(core_schema(scalar)),
-            _ => {
-                let what = variable.value.describe();
-                sink.error(
-                    place,
-                    format!("variable {name} wants a text, a number or true/false, this is {what}"),
-                );
-                continue;
-            }
-        };
-        let value = match (given.get(name), default) {
-            (Some(text), default) => like(default.as_ref(), text).or_else(|| {
-                let want =
-                    if matches!(default, Some(Var::Bool(_))) { "true or false" } else { "a whole number" };
-                let text = quoted(text);
-                sink.error(variable.key_place, format!("variable {name} wants {want}, --var gives {text}"));
-                None
-            }),
-            (None, Some(default)) => Some(default),
-            (None, None) => {
-                let hint = format!("give it one with --var {name}=VALUE");
-                sink.hinted(variable.key_place, format!("variable {name} has no value"), hint);
-                None
-            }
-        };
-        values.extend(value.map(|value| (name.clone(), value)));
-    }
-    (values, names)
+fn is_scope(name: &str) -> bool {
+    name.len() <= 64
+        && name.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
+        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_'))
 }
 
-/// YAML 1.2's core schema, without floats: those stay as they are written.
-fn core_schema(scalar: &Scalar) -> Var {
-    match scalar.text.as_str() {
-        "true" | "True" | "TRUE" if scalar.is_plain() => Var::Bool(true),
-        "false" | "False" | "FALSE" if scalar.is_plain() => Var::Bool(false),
-        text => match text.parse() {
-            // Only what prints as it was written is a number: 0644 and +1 stay texts.
-            Ok(number) if scalar.is_plain() && i64::to_string(&number) == text => Var::Whole(number),
-            _ => Var::Text(text.to_owned()),
-        },
-    }
-}
-
-/// A text from the command line as a value like the default.
-fn like(default: Option<&Var>, text: &str) -> Option<Var> {
-    match default {
-        Some(Var::Bool(_)) => text.parse().ok().map(Var::Bool),
-        Some(Var::Whole(_)) => text.parse().ok().map(Var::Whole),
-        Some(Var::Text(_)) | None => Some(Var::Text(text.to_owned())),
-    }
-}
-
-struct Compiler<'a> {
-    scope: &'a str,
-    templates: &'a Templates,
-    sink: &'a mut Sink,
+/// What a profile and all it includes have in common.
+pub(crate) struct Shared<'a> {
+    pub(crate) setting: &'a Setting<'a>,
+    pub(crate) profile: &'a mut Profile,
     /// Line of each address.
-    seen: HashMap<Address, usize>,
+    pub(crate) addresses: HashMap<Address, usize>,
+    /// Line of each include that is wanted, by scope.
+    scopes: HashMap<String, usize>,
 }
 
-impl Compiler<'_> {
-    fn resources(&mut self, node: &Node) -> Vec<Placed> {
+/// Compiles the resources of one file.
+pub(crate) struct Compiler<'a, 's> {
+    pub(crate) shared: &'a mut Shared<'s>,
+    pub(crate) scope: String,
+    /// The files that include each other, this one last.
+    pub(crate) stack: Vec<String>,
+    pub(crate) templates: &'a Templates,
+    /// False below an include that is left out: only the form is checked.
+    pub(crate) wanted: bool,
+    pub(crate) sink: &'a mut Sink,
+}
+
+impl Compiler<'_, '_> {
+    pub(crate) fn file(&self) -> &str {
+        self.stack.last().map_or("", String::as_str)
+    }
+
+    fn resources(&mut self, root: &Node, top: &[Entry]) {
+        let Some(entry) = find(top, "resources") else {
+            self.sink.error(root.place, "resources: is missing");
+            return;
+        };
+        let node = &entry.value;
         match &node.value {
-            Value::List(items) if items.is_empty() => {
-                self.sink.error(node.place, "resources is empty");
-                Vec::new()
-            }
+            Value::List(items) if items.is_empty() => self.sink.error(node.place, "resources is empty"),
             Value::List(items) => {
-                let resources: Vec<_> = items.iter().filter_map(|item| self.resource(item)).collect();
-                if resources.len() != items.len() && self.sink.is_clean() {
+                let bad = items.iter().filter(|item| self.item(item).is_none()).count();
+                if bad > 0 && self.sink.is_clean() {
                     // A resource must never be left out in silence.
-                    self.sink
-                        .error(node.place, "a resource could not be compiled, which is a mistake in Postern");
+                    let message = "a resource could not be compiled, which is a mistake in Postern";
+                    self.sink.error(node.place, message);
                 }
-                resources
             }
             _ => {
                 let message = format!("resources wants a list, this is {}", node.describe());
                 self.sink.hinted(node.place, message, "each resource begins with \"- \"");
-                Vec::new()
             }
         }
     }
 
-    fn resource(&mut self, node: &Node) -> Option<Placed> {
-        const HINT: &str = "write it as: - package: {name: curl}";
-        let Value::Map(entries) = &node.value else {
-            let message = format!("a resource is a map with its kind, this is {}", node.describe());
-            self.sink.hinted(node.place, message, HINT);
-            return None;
-        };
-        let id = find(entries, "id");
-        let mut kinds = entries.iter().filter(|entry| entry.key != "id" && !is_reported(entry));
-        let Some(kind_entry) = kinds.next() else {
-            self.sink.hinted(node.place, "this resource has no kind", HINT);
-            return None;
-        };
-        let kind = spec::kind(&kind_entry.key);
-        if kind.is_none() {
-            let words = KINDS.iter().map(|kind| kind.name);
-            self.sink.unknown(kind_entry.key_place, "kind of resource", &kind_entry.key, words);
-        }
-        for entry in kinds {
-            if spec::kind(&entry.key).is_some() {
-                let message = format!("a second kind, {}, in one resource", entry.key);
-                self.sink.hinted(entry.key_place, message, "begin each resource with \"- \"");
-            } else if kind.is_some_and(|kind| kind.fields.iter().any(|field| field.name == entry.key)) {
-                let message = format!("{} belongs to {}", entry.key, kind_entry.key);
-                self.sink.hinted(entry.key_place, message, "indent it further than the kind");
-            } else if kind.is_some() {
-                self.sink.unknown(entry.key_place, "field of a resource", &entry.key, ["id"].into_iter());
-            }
-        }
-        let kind = kind?;
-        let (spec, complete) = self.spec(kind, kind_entry);
-        let id = match id {
-            None => None,
-            Some(entry) => Some(constant(entry, self.sink)?),
-        };
-        if !complete {
+    /// One item of the list; `None` when it is wrong.
+    fn item(&mut self, node: &Node) -> Option<()> {
+        if self.shared.profile.resources.len() >= MAX_RESOURCES {
+            self.sink.error(node.place, format!("more than {MAX_RESOURCES} resources"));
             return None;
         }
-        self.check(kind, kind_entry, spec, id)
-    }
-
-    /// The spec as JSON, and whether all of it could be read.
-    fn spec(&mut self, kind: &KindInfo, entry: &Entry) -> (serde_json::Map<String, Json>, bool) {
-        let mut spec = serde_json::Map::new();
-        let Value::Map(fields) = &entry.value.value else {
-            let first = kind.fields.first().map_or("name", |field| field.name);
-            let message =
-                format!("{} wants a map of its fields, this is {}", kind.name, entry.value.describe());
-            self.sink.hinted(entry.value.place, message, format!("write {}: {{{first}: …}}", kind.name));
-            return (spec, false);
-        };
-        let mut complete = true;
-        for field in fields {
-            if is_reported(field) {
-                complete = false;
-                continue;
-            }
-            let Some(known) = kind.fields.iter().find(|known| known.name == field.key) else {
-                let words = kind.fields.iter().map(|field| field.name);
-                self.sink.unknown(field.key_place, &format!("field of {}", kind.name), &field.key, words);
-                complete = false;
-                continue;
-            };
-            match self.value(known.name, known.holds, &field.value) {
-                Some(value) => {
-                    spec.insert(field.key.clone(), value);
-                }
-                None => complete = false,
-            }
-        }
-        for known in kind.fields.iter().filter(|known| known.required) {
-            if find(fields, known.name).is_none() {
-                self.sink.error(entry.key_place, format!("{} needs {}", kind.name, known.name));
-                complete = false;
-            }
-        }
-        (spec, complete)
-    }
-
-    /// A field's value as what the field holds.
-    fn value(&mut self, field: &str, holds: Holds, node: &Node) -> Option<Json> {
-        match (holds, &node.value) {
-            _ if node.is_bare_template() => None,
-            (Holds::TextList, Value::List(items)) => {
-                let texts: Vec<_> = items.iter().map(|item| self.text(field, Holds::Text, item)).collect();
-                texts.into_iter().collect::<Option<Vec<_>>>().map(Json::Array)
-            }
-            (Holds::TextMap, Value::Map(entries)) => {
-                let texts: Vec<_> = entries
-                    .iter()
-                    .map(|entry| Some((entry.key.clone(), self.text(field, Holds::Text, &entry.value)?)))
-                    .collect();
-                texts.into_iter().collect::<Option<serde_json::Map<_, _>>>().map(Json::Object)
-            }
-            (Holds::TextList | Holds::TextMap, _) => {
-                let (want, hint) = match holds {
-                    Holds::TextList => ("a list", format!("write {field}: [one, two]")),
-                    _ => ("a map", format!("write {field}: {{NAME: value}}")),
-                };
-                let message = format!("{field} wants {want} of texts, this is {}", node.describe());
-                self.sink.hinted(node.place, message, hint);
+        match &node.value {
+            Value::Map(entries) => match find(entries, "include") {
+                Some(include) => self.include(entries, include),
+                None => self.resource(node, entries),
+            },
+            _ => {
+                let message = format!("a resource is a map with its kind, this is {}", node.describe());
+                self.sink.hinted(node.place, message, "write it as: - package: {name: curl}");
                 None
             }
-            (holds, _) => self.text(field, holds, node),
         }
     }
 
-    /// A scalar as what its field holds. The field decides, not the look of the value: `mode: 0644` and
-    /// `version: 1.10` are the texts that were written.
-    fn text(&mut self, field: &str, holds: Holds, node: &Node) -> Option<Json> {
-        let want = match holds {
-            Holds::Bool => "true or false".to_owned(),
-            Holds::Count => "a whole number".to_owned(),
-            Holds::OneOf(words) => words.join(" or "),
-            Holds::Text | Holds::TextList | Holds::TextMap => "a text".to_owned(),
-        };
-        let scalar = match &node.value {
-            Value::Scalar(scalar) if !scalar.is_null() => scalar,
-            _ if node.is_bare_template() => return None,
-            _ => {
-                let message = format!("{field} wants {want}, this is {}", node.describe());
-                self.sink.error(node.place, message);
-                return None;
+    /// Whether what has this `when` is wanted; `None` when it cannot be told.
+    pub(crate) fn wants(&mut self, when: Option<&Entry>) -> Option<bool> {
+        let Some(entry) = when else { return Some(self.wanted) };
+        let Value::Scalar(scalar) = &entry.value.value else {
+            if !entry.value.is_bare_template() {
+                let message = format!("when wants a condition, this is {}", entry.value.describe());
+                self.sink.error(entry.value.place, message);
             }
+            return None;
         };
-        let text = self.templates.render(scalar, node.place, self.sink)?;
-        // Quotes say that a text is meant; only a template cannot be written without them.
-        let loose = scalar.is_plain() || is_template(&scalar.text);
-        let value = match holds {
-            Holds::Text | Holds::TextList | Holds::TextMap => Some(Json::String(text.clone())),
-            Holds::Bool if loose => match text.trim() {
-                "true" | "True" | "TRUE" => Some(Json::Bool(true)),
-                "false" | "False" | "FALSE" => Some(Json::Bool(false)),
-                _ => None,
-            },
-            Holds::Count if loose => text.trim().parse::<u64>().ok().map(Json::from),
-            Holds::Bool | Holds::Count => None,
-            Holds::OneOf(words) if words.contains(&text.as_str()) => Some(Json::String(text.clone())),
-            Holds::OneOf(words) => {
-                self.sink.unknown(node.place, &format!("value of {field}"), &text, words.iter().copied());
-                return None;
-            }
-        };
-        if value.is_none() {
-            let quotes = if loose { "" } else { " in quotes" };
-            let message = format!("{field} wants {want}, this is {}{quotes}", quoted(&text));
-            self.sink.error(node.place, message);
-        }
-        value
-    }
-
-    /// What the spec itself says about its values, each at its field; then the address.
-    fn check(
-        &mut self,
-        kind: &KindInfo,
-        entry: &Entry,
-        spec: serde_json::Map<String, Json>,
-        id: Option<String>,
-    ) -> Option<Placed> {
-        let spec = Json::Object(spec);
-        let errors = (kind.check)(&spec);
-        for SpecError { field, message } in &errors {
-            let place = locate(entry, field);
-            let text = if field.is_empty() {
-                format!("{}: {message}", kind.name)
-            } else {
-                format!("{}.{field}: {message}", kind.name)
-            };
-            self.sink.error(place, text);
-        }
-        let target = (kind.natural_name)(&spec).filter(|_| errors.is_empty())?;
-        let name = id.unwrap_or_else(|| target.clone());
-        let address = match Address::new(self.scope, kind.name, &name) {
-            Ok(address) => address,
-            Err(error) => {
-                self.sink.hinted(entry.key_place, error.to_string(), "give it a short name with id:");
-                return None;
-            }
-        };
-        let line = entry.key_place.line;
-        if let Some(first) = self.seen.insert(address.clone(), line) {
-            let message = format!("{address} is here twice, first in line {first}");
-            self.sink.hinted(entry.key_place, message, "give one of them another id:");
+        if scalar.is_null() {
+            self.sink.error(entry.value.place, "when wants a condition, this is nothing");
             return None;
         }
-        let resource =
-            PlannedResource { address, kind: kind.name.into(), schema: kind.schema, spec, needs: None };
-        Some(Placed { resource, target, place: entry.key_place })
+        let site = Site::of(scalar, entry.value.place);
+        match self.wanted {
+            true => self.templates.condition(site, self.sink),
+            // Variables may have no value below an include that is left out.
+            false => self.templates.condition_form(site, self.sink).then_some(false),
+        }
     }
-}
 
-/// The place of the field that a spec's error names, as near as there is one.
-fn locate(entry: &Entry, field: &str) -> Place {
-    let Value::Map(fields) = &entry.value.value else { return entry.key_place };
-    let (first, rest) = field.split_once('.').unwrap_or((field, ""));
-    match fields.iter().find(|candidate| candidate.key == first) {
-        None => entry.key_place,
-        Some(found) => match &found.value.value {
-            Value::Map(inner) => find(inner, rest).map_or(found.value.place, |inner| inner.key_place),
-            _ => found.value.place,
-        },
+    /// Another profile in the place of a resource.
+    fn include(&mut self, entries: &[Entry], include: &Entry) -> Option<()> {
+        for entry in entries.iter().filter(|entry| !entry.is_reported()) {
+            if !INCLUDE_FIELDS.contains(&entry.key.as_str()) {
+                self.sink.unknown(
+                    entry.key_place,
+                    "field of an include",
+                    &entry.key,
+                    INCLUDE_FIELDS.into_iter(),
+                );
+            }
+        }
+        let file = constant(include, self.sink)?;
+        let id = match find(entries, "id") {
+            None => None,
+            Some(entry) => {
+                let id = constant(entry, self.sink)?;
+                if !is_scope(&id) {
+                    let hint = "want up to 64 lower case letters, digits, - and _";
+                    let message = format!("{} is no id for an include", quoted(&id));
+                    self.sink.hinted(entry.value.place, message, hint);
+                    return None;
+                }
+                Some(id)
+            }
+        };
+        let wanted = self.wants(find(entries, "when"))?;
+        let given = self.passed(find(entries, "vars"), wanted)?;
+        let place = include.value.place;
+        let name = resolve(self.file(), Names::Profile, &file);
+        if self.stack.contains(&name) {
+            let way: Vec<_> = self.stack.iter().skip_while(|file| **file != name).cloned().collect();
+            self.sink.error(place, format!("{name} includes itself: {} -> {name}", way.join(" -> ")));
+            return None;
+        }
+        if self.stack.len() > MAX_INCLUDES {
+            self.sink.error(place, format!("includes go more than {MAX_INCLUDES} deep"));
+            return None;
+        }
+        if let Err((None, message)) = self.shared.setting.bundle.get(&name) {
+            self.sink.error(place, format!("{name} {message}"));
+            return None;
+        }
+        let mut sink = self.sink.beside(name.as_str());
+        let done = self.included(&name, id, &given, wanted, include, &mut sink);
+        let clean = sink.is_clean();
+        self.sink.absorb(sink);
+        done.filter(|()| clean)
+    }
+
+    fn included(
+        &mut self,
+        file: &str,
+        id: Option<String>,
+        given: &Given,
+        wanted: bool,
+        include: &Entry,
+        sink: &mut Sink,
+    ) -> Option<()> {
+        let root = tree(self.shared.setting.bundle, file, sink)?;
+        let top = top(&root, sink)?;
+        let own = name(&root, find(top, "name"), sink);
+        let scope = format!("{}/{}", self.scope, id.unwrap_or(own));
+        let line = include.key_place.line;
+        if !wanted {
+            self.shared.profile.left_out.push(scope.clone());
+        } else if let Some(first) = self.shared.scopes.insert(scope.clone(), line) {
+            let message = format!("{scope} is here twice, first in line {first}");
+            self.sink.hinted(include.key_place, message, "give one of them another id:");
+            return None;
+        }
+        let outer = self.file().to_owned();
+        let asker = match wanted {
+            true => Asker::Outer { file: &outer, place: include.key_place },
+            false => Asker::Nobody,
+        };
+        let declared = variables(top, given, asker, sink);
+        let mut unknown = Vec::new();
+        given.unknown(&declared.names.iter().map(String::as_str).collect(), &mut unknown);
+        for diagnostic in unknown {
+            self.sink.hinted(diagnostic.place, diagnostic.message, diagnostic.hint.unwrap_or_default());
+        }
+        let setting = self.shared.setting;
+        let templates = Templates::new(&declared, setting.platform.values(), setting.secrets.clone());
+        let mut stack = self.stack.clone();
+        stack.push(file.to_owned());
+        let mut inner =
+            Compiler { shared: &mut *self.shared, scope, stack, templates: &templates, wanted, sink };
+        inner.resources(&root, top);
+        Some(())
+    }
+
+    /// The values that an include passes on.
+    fn passed(&mut self, vars: Option<&Entry>, wanted: bool) -> Option<Given> {
+        let mut given = Given::default();
+        let Some(entry) = vars else { return Some(given) };
+        let Value::Map(entries) = &entry.value.value else {
+            let what = entry.value.describe();
+            self.sink
+                .error(entry.value.place, format!("vars wants a map of names and values, this is {what}"));
+            return None;
+        };
+        let mut good = true;
+        for entry in entries {
+            let place = entry.value.place;
+            let scalar = match &entry.value.value {
+                Value::Scalar(scalar) if !scalar.is_null() && !entry.is_reported() => scalar,
+                _ if entry.is_reported() || entry.value.is_bare_template() => {
+                    good = false;
+                    continue;
+                }
+                _ => {
+                    let what = entry.value.describe();
+                    let message = format!(
+                        "{} wants a text, a number or true/false, this is {what}",
+                        quoted(&entry.key)
+                    );
+                    self.sink.error(place, message);
+                    good = false;
+                    continue;
+                }
+            };
+            let site = Site::of(scalar, place);
+            if !wanted {
+                good &= self.templates.form(site, self.sink);
+                continue;
+            }
+            match self.templates.render(site, self.sink).as_deref() {
+                Some([]) => given.add(&entry.key, "", self.giver(place)),
+                Some([postern_proto::text::Part::Text(text)]) => {
+                    given.add(&entry.key, text, self.giver(place))
+                }
+                Some(_) => {
+                    let hint = "pass the secret's name, and write secret(name) there";
+                    let message = "a value that is filled in on the host cannot be passed on";
+                    self.sink.hinted(place, message, hint);
+                    good = false;
+                }
+                None => good = false,
+            }
+        }
+        good.then_some(given)
+    }
+
+    fn giver(&self, place: Place) -> Giver {
+        Giver::File { file: self.file().to_owned(), place }
     }
 }

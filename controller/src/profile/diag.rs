@@ -33,6 +33,18 @@ pub struct Diagnostic {
     pub hint: Option<String>,
 }
 
+impl Diagnostic {
+    /// Something that is wrong, with nothing to say about what to do.
+    pub(crate) fn new(file: impl Into<String>, place: Place, message: impl Into<String>) -> Self {
+        Self { file: file.into(), place, message: message.into(), hint: None }
+    }
+
+    /// The same with what to do about it.
+    pub(crate) fn hint(self, hint: impl Into<String>) -> Self {
+        Self { hint: Some(hint.into()), ..self }
+    }
+}
+
 impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Place { line, column } = self.place;
@@ -45,7 +57,7 @@ impl fmt::Display for Diagnostic {
 }
 
 /// More mistakes than this are counted, not told.
-const MAX_TOLD: usize = 100;
+pub(crate) const MAX_TOLD: usize = 100;
 
 /// Collects what is wrong with one file.
 #[derive(Debug)]
@@ -53,15 +65,32 @@ pub(crate) struct Sink {
     file: String,
     found: Vec<Diagnostic>,
     untold: usize,
+    /// Of files that this one names, in the order in which they are named.
+    others: Vec<Diagnostic>,
 }
 
 impl Sink {
     pub(crate) fn new(file: impl Into<String>) -> Self {
-        Self { file: file.into(), found: Vec::new(), untold: 0 }
+        Self { file: file.into(), found: Vec::new(), untold: 0, others: Vec::new() }
     }
 
     pub(crate) fn is_clean(&self) -> bool {
-        self.found.is_empty()
+        self.found.is_empty() && self.others.is_empty()
+    }
+
+    /// A sink for another file that this one names. It goes back in with [`Sink::absorb`].
+    pub(crate) fn beside(&self, file: impl Into<String>) -> Self {
+        Self::new(file)
+    }
+
+    /// Takes in what was found in another file.
+    pub(crate) fn absorb(&mut self, other: Self) {
+        for new in other.into_found() {
+            // A file that is included twice is wrong twice and told once.
+            if !self.others.contains(&new) && self.others.len() < MAX_TOLD {
+                self.others.push(new);
+            }
+        }
     }
 
     pub(crate) fn error(&mut self, place: Place, message: impl Into<String>) {
@@ -106,7 +135,7 @@ impl Sink {
         }
     }
 
-    /// All of it, in the order of the file.
+    /// All of it, in the order of the file, then what was found in the files that it names.
     pub(crate) fn into_found(mut self) -> Vec<Diagnostic> {
         self.found.sort_by_key(|diagnostic| diagnostic.place);
         if self.untold > 0 {
@@ -118,6 +147,7 @@ impl Sink {
                 hint: None,
             });
         }
+        self.found.append(&mut self.others);
         self.found
     }
 }

@@ -1,4 +1,5 @@
-//! Profiles: YAML documents that say what should be on a host, compiled to a plan.
+//! Profiles: YAML documents that say what should be on a host, compiled to a plan. `docs/profiles.md` tells
+//! people all of it.
 //!
 //! ```yaml
 //! name: hello                 # the first part of every address
@@ -17,212 +18,259 @@
 //! is none, and a quoted `"true"` is a text. A rendered template counts as if it had been written without
 //! quotes. An empty value is an error everywhere but in `vars:`.
 
+mod bundle;
 mod compile;
+mod compose;
 mod diag;
+mod facts;
+mod holes;
+mod resource;
 mod shipped;
 mod template;
+mod vars;
 mod yaml;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Arc;
 
-use postern_proto::ids::Address;
-use postern_proto::plan::{PLAN_SCHEMA, Plan};
-use postern_proto::spec::{CommandSpec, ResourceSpec as _};
+use postern_proto::plan::Plan;
 
+pub use bundle::{Bundle, BundleError, MAX_BUNDLE_BYTES, MAX_PROFILE_BYTES};
 pub use diag::{Diagnostic, Place};
+pub use facts::Facts;
 pub use shipped::{SHIPPED, Shipped};
+pub use vars::VarFile;
 
-use compile::{Placed, Profile};
-use diag::{Sink, closest, quoted};
+use compile::{Profile, Setting};
+use diag::{MAX_TOLD, Sink};
+use facts::Platform;
+use holes::Secrets;
+use vars::{Given, Giver};
 
-/// The largest profile, bytes.
-pub const MAX_PROFILE_BYTES: usize = 1024 * 1024;
 /// The most profiles that make one plan.
 const MAX_PROFILES: usize = 64;
 
-/// The text of a profile and what to call it in messages.
+/// What profiles are compiled with.
+#[derive(Clone, Debug, Default)]
+pub struct Inputs {
+    /// From `--var`. The strongest.
+    pub vars: BTreeMap<String, String>,
+    /// From `--var-file`, in the order of the command; the last one is the strongest of them.
+    pub var_files: Vec<VarFile>,
+    /// Values that are kept with the host. Profiles' own defaults are the only weaker ones.
+    pub host_vars: BTreeMap<String, String>,
+    /// The host; each supported platform in turn while there is none.
+    pub facts: Option<Facts>,
+    /// The newest version of every secret there is; any name will do while that is not known.
+    pub secrets: Option<BTreeMap<String, u32>>,
+}
+
+/// A profile that a host is to have already.
 #[derive(Clone, Debug)]
-pub struct Source {
-    /// The path as it was given, or the name of a shipped profile.
-    pub file: String,
-    /// As read; need not be UTF-8.
-    pub bytes: Vec<u8>,
+pub struct Assigned {
+    /// Its name.
+    pub name: String,
+    /// What compiles it again.
+    pub bundle: Bundle,
+    /// Given when it was applied: [`Part::vars`].
+    pub vars: BTreeMap<String, String>,
 }
 
 /// Profiles that could be compiled.
 #[derive(Clone, Debug)]
 pub struct Compiled {
-    /// All resources of all profiles.
+    /// All resources of all profiles. For the first supported platform when no host was known.
     pub plan: Plan,
-    /// The profiles' names, in order.
-    pub names: Vec<String>,
-    /// The first profile's description.
+    /// The profiles in the order in which they compose.
+    pub parts: Vec<Part>,
+}
+
+/// One profile of a plan.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// Its name.
+    pub name: String,
+    /// In its own words.
     pub description: String,
-    /// All variables of all profiles.
+    /// Names of its variables.
     pub variables: Vec<String>,
+    /// What was given on the command line for them, now or when it was assigned: to be kept with the
+    /// assignment.
+    pub vars: BTreeMap<String, String>,
+    /// Which of the bundles that [`compile`] was given; `None` for one that the host has already.
+    pub bundle: Option<usize>,
 }
 
 impl Compiled {
     /// Where the plan came from, for people.
     #[must_use]
     pub fn origin(&self) -> String {
-        self.names.join(" + ")
+        self.parts.iter().map(|part| part.name.as_str()).collect::<Vec<_>>().join(" + ")
     }
+}
+
+/// What a profile says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct About {
+    /// Its name, where it has one.
+    pub name: Option<String>,
+    /// In its own words.
+    pub description: String,
+    /// Its variables with their defaults as written; one without must be given.
+    pub variables: Vec<(String, Option<String>)>,
+}
+
+/// Reads what a profile says of itself, without compiling it.
+#[must_use]
+pub fn about(bundle: &Bundle) -> About {
+    let (name, description, variables) = compile::about(bundle);
+    About { name, description, variables }
 }
 
 /// Finds a profile by what a user wrote: a path when it has a slash or ends in `.yaml` or `.yml`, otherwise
-/// the name of a shipped one. Relative paths are relative to `cwd`.
-pub fn load(name: &str, cwd: &Path) -> Result<Source, Diagnostic> {
-    let is_path = name.contains('/') || name.ends_with(".yaml") || name.ends_with(".yml");
-    let fail = |message: String, hint: Option<String>| {
-        Err(Diagnostic { file: name.to_owned(), place: Place::START, message, hint })
-    };
-    if is_path {
-        return match read_bounded(&cwd.join(name)) {
-            Ok(bytes) => Ok(Source { file: name.to_owned(), bytes }),
-            Err(error) => fail(format!("cannot be read: {error}"), None),
-        };
-    }
-    match SHIPPED.iter().find(|shipped| shipped.name == name) {
-        Some(shipped) => {
-            Ok(Source { file: shipped.name.to_owned(), bytes: shipped.text.as_bytes().to_vec() })
-        }
-        None => {
-            let hint = if cwd.join(name).is_file() {
-                format!("for the file of that name, write ./{name}")
-            } else if let Some(close) = closest(name, SHIPPED.iter().map(|shipped| shipped.name)) {
-                format!("did you mean {close}?")
-            } else {
-                "a file is named with a slash or with .yaml; `postern profile list` shows what is shipped"
-                    .into()
-            };
-            fail("there is no shipped profile of this name".into(), Some(hint))
-        }
-    }
+/// the name of a shipped one. Relative paths are relative to `cwd`. The files it names come with it.
+pub fn load(name: &str, cwd: &Path) -> Result<Bundle, Diagnostic> {
+    Bundle::read(name, cwd)
 }
 
-/// At most one byte more than the limit, so that [`compile`] says that it is too large.
-fn read_bounded(path: &Path) -> std::io::Result<Vec<u8>> {
-    use std::io::Read as _;
-    let mut bytes = Vec::new();
-    std::fs::File::open(path)?.take(MAX_PROFILE_BYTES as u64 + 1).read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
-
-/// Compiles profiles to one plan, or says everything that is wrong with all of them.
-pub fn compile(sources: &[Source], given: &BTreeMap<String, String>) -> Result<Compiled, Vec<Diagnostic>> {
+/// Compiles profiles, together with those that the host is to have already, to one plan, or says everything
+/// that is wrong with all of them. A profile replaces the assigned one of its name in its place.
+pub fn compile(
+    bundles: &[Bundle],
+    assigned: &[Assigned],
+    inputs: &Inputs,
+) -> Result<Compiled, Vec<Diagnostic>> {
     let mut found = Vec::new();
-    let mut profiles = Vec::new();
-    for source in sources.iter().take(MAX_PROFILES) {
-        let mut sink = Sink::new(&source.file);
-        let profile = compile_one(source, given, &mut sink);
-        if let Some(profile) = profile {
-            profiles.push((source.file.as_str(), profile));
-        }
-        found.extend(sink.into_found());
-    }
-    if let Some(source) = sources.get(MAX_PROFILES) {
+    if let Some(bundle) = bundles.get(MAX_PROFILES) {
         let message = format!("more than {MAX_PROFILES} profiles");
-        found.push(Diagnostic { file: source.file.clone(), place: Place::START, message, hint: None });
+        return Err(vec![Diagnostic::new(bundle.file(), Place::START, message)]);
     }
-    unknown_variables(&profiles, given, sources.len(), &mut found);
-    let plan = compose(&profiles, &mut found);
-    if found.is_empty()
-        && let Err(error) = plan.to_bytes().and_then(|_| plan.validate())
-    {
-        let file = sources.first().map_or_else(String::new, |source| source.file.clone());
-        found.push(Diagnostic { file, place: Place::START, message: error.to_string(), hint: None });
+    let given = given(inputs, &mut found);
+    let secrets = Arc::new(inputs.secrets.clone());
+    let platforms = Platform::all(inputs.facts.as_ref());
+    let mut compiled = Vec::new();
+    let mut told = Vec::new();
+    for platform in &platforms {
+        let mut found = Vec::new();
+        let request = Request { bundles, assigned, inputs, given: &given, platform, secrets: &secrets };
+        compiled.push(request.compile(&mut found));
+        told.push((platform.name.as_str(), found));
     }
-    if !found.is_empty() {
-        return Err(found);
+    found.extend(merge(told));
+    match compiled.into_iter().next() {
+        Some(compiled) if found.is_empty() => Ok(compiled),
+        _ => Err(shorten(found)),
     }
-    let mut variables: Vec<_> = profiles.iter().flat_map(|(_, profile)| profile.variables.clone()).collect();
-    variables.sort();
-    variables.dedup();
-    Ok(Compiled {
-        plan,
-        names: profiles.iter().map(|(_, profile)| profile.name.clone()).collect(),
-        description: profiles.first().map(|(_, profile)| profile.description.clone()).unwrap_or_default(),
-        variables,
-    })
 }
 
-fn compile_one(source: &Source, given: &BTreeMap<String, String>, sink: &mut Sink) -> Option<Profile> {
-    if source.bytes.len() > MAX_PROFILE_BYTES {
-        sink.error(Place::START, format!("larger than {MAX_PROFILE_BYTES} bytes"));
-        return None;
-    }
-    let text = match std::str::from_utf8(&source.bytes) {
-        Ok(text) => text.strip_prefix('\u{feff}').unwrap_or(text),
-        Err(error) => {
-            let before = source.bytes.get(..error.valid_up_to()).unwrap_or_default();
-            let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
-            let start = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
-            let column = 1 + String::from_utf8_lossy(before.get(start..).unwrap_or_default()).chars().count();
-            sink.error(Place { line, column }, "this is not UTF-8 text");
-            return None;
+fn given(inputs: &Inputs, found: &mut Vec<Diagnostic>) -> Given {
+    let mut given = Given::default();
+    inputs.vars.iter().for_each(|(name, text)| given.add(name, text, Giver::Flag));
+    for file in inputs.var_files.iter().rev() {
+        for (name, text, place) in vars::parse_file(file, found) {
+            given.add(&name, &text, Giver::File { file: file.file.clone(), place });
         }
-    };
-    let root = yaml::parse(text, sink)?;
-    Some(compile::profile(&root, given, sink))
+    }
+    inputs.host_vars.iter().for_each(|(name, text)| given.add(name, text, Giver::Host));
+    given
 }
 
-/// Every value that was given must be for a variable of some profile.
-fn unknown_variables(
-    profiles: &[(&str, Profile)],
-    given: &BTreeMap<String, String>,
-    wanted: usize,
-    found: &mut Vec<Diagnostic>,
-) {
-    // A profile that did not parse may have the variable.
-    if profiles.len() < wanted {
-        return;
+/// What was found for several platforms as one: what is not wrong on all of them says where it is.
+fn merge(told: Vec<(&str, Vec<Diagnostic>)>) -> Vec<Diagnostic> {
+    let everywhere =
+        |diagnostic: &Diagnostic| told.iter().all(|(_, found)| found.iter().any(|other| other == diagnostic));
+    let mut merged: Vec<Diagnostic> = Vec::new();
+    for (platform, found) in &told {
+        for diagnostic in found {
+            if !everywhere(diagnostic) {
+                let message = format!("on {platform}: {}", diagnostic.message);
+                merged.push(Diagnostic { message, ..diagnostic.clone() });
+            } else if !merged.contains(diagnostic) {
+                merged.push(diagnostic.clone());
+            }
+        }
     }
-    let known = || profiles.iter().flat_map(|(_, profile)| profile.variables.iter().map(String::as_str));
-    for name in given.keys().filter(|name| !known().any(|known| known == name.as_str())) {
-        let mut sink = Sink::new("--var");
-        sink.unknown(Place::START, "variable", name, known());
+    merged
+}
+
+/// Mistakes beyond a number that can be read are counted.
+fn shorten(mut found: Vec<Diagnostic>) -> Vec<Diagnostic> {
+    const MOST: usize = 2 * MAX_TOLD;
+    if found.len() > MOST {
+        let more = found.len() - MOST;
+        found.truncate(MOST);
+        if let Some(last) = found.last().cloned() {
+            found.push(Diagnostic::new(last.file, last.place, format!("and {more} more mistakes")));
+        }
+    }
+    found
+}
+
+/// One compilation for one platform.
+struct Request<'a> {
+    bundles: &'a [Bundle],
+    assigned: &'a [Assigned],
+    inputs: &'a Inputs,
+    given: &'a Given,
+    platform: &'a Platform,
+    secrets: &'a Arc<Secrets>,
+}
+
+impl Request<'_> {
+    fn compile(&self, found: &mut Vec<Diagnostic>) -> Compiled {
+        let asked: Vec<_> =
+            self.bundles.iter().map(|bundle| self.profile(bundle, self.given, found)).collect();
+        // A profile that did not parse may have the variable.
+        if asked.iter().all(Option::is_some) {
+            let profiles = asked.iter().flatten();
+            let known: BTreeSet<_> =
+                profiles.flat_map(|profile| &profile.variables).map(String::as_str).collect();
+            self.given.unknown(&known, found);
+        }
+        let mut asked: Vec<_> = asked.into_iter().enumerate().filter_map(|(i, it)| Some((i, it?))).collect();
+        let (mut profiles, mut parts) = (Vec::new(), Vec::new());
+        let mut add = |profile: Profile, given: &Given, bundle: Option<usize>| {
+            parts.push(Part {
+                name: profile.name.clone(),
+                description: profile.description.clone(),
+                variables: profile.variables.clone(),
+                vars: given.kept(&profile.variables),
+                bundle,
+            });
+            profiles.push(profile);
+        };
+        for assigned in self.assigned {
+            if let Some(at) = asked.iter().position(|(_, profile)| profile.name == assigned.name) {
+                let (bundle, profile) = asked.remove(at);
+                add(profile, self.given, Some(bundle));
+                continue;
+            }
+            let mut given = Given::default();
+            assigned.vars.iter().for_each(|(name, text)| given.add(name, text, Giver::Flag));
+            self.inputs.host_vars.iter().for_each(|(name, text)| given.add(name, text, Giver::Host));
+            if let Some(profile) = self.profile(&assigned.bundle, &given, found) {
+                add(profile, &given, None);
+            }
+        }
+        for (bundle, profile) in asked {
+            add(profile, self.given, Some(bundle));
+        }
+        let plan = compose::compose(&profiles, found);
+        if found.is_empty()
+            && let Err(error) = plan.to_bytes().and_then(|_| plan.validate())
+        {
+            let file = self.bundles.first().map_or("", Bundle::file);
+            found.push(Diagnostic::new(file, Place::START, error.to_string()));
+        }
+        Compiled { plan, parts }
+    }
+
+    fn profile(&self, bundle: &Bundle, given: &Given, found: &mut Vec<Diagnostic>) -> Option<Profile> {
+        let setting = Setting { bundle, platform: self.platform, secrets: self.secrets };
+        let mut sink = Sink::new(bundle.file());
+        let profile = compile::profile(&setting, given, &mut sink);
         found.extend(sink.into_found());
+        profile
     }
-}
-
-/// All resources in order. A resource that two profiles share is taken once; two that contradict each other
-/// are an error.
-fn compose(profiles: &[(&str, Profile)], found: &mut Vec<Diagnostic>) -> Plan {
-    let mut by_address: HashMap<&Address, (&str, &Placed)> = HashMap::new();
-    let mut by_target: HashMap<(&str, &str), (&str, &Placed)> = HashMap::new();
-    let mut plan = Plan { schema: PLAN_SCHEMA, resources: Vec::new() };
-    for (file, profile) in profiles {
-        for placed in &profile.resources {
-            let resource = &placed.resource;
-            // A command is an action, not a thing on the host: the same one may be wanted twice.
-            let target = (resource.kind != CommandSpec::KIND)
-                .then_some((resource.kind.as_str(), placed.target.as_str()));
-            let earlier = by_address.get(&resource.address);
-            let earlier = earlier.or_else(|| target.and_then(|target| by_target.get(&target))).copied();
-            match earlier {
-                None => plan.resources.push(resource.clone()),
-                Some((_, first)) if first.resource.spec == resource.spec => {}
-                Some((other, first)) => {
-                    let what = if first.resource.address == resource.address {
-                        resource.address.to_string()
-                    } else {
-                        format!("{} {}", resource.kind, quoted(&placed.target))
-                    };
-                    found.push(Diagnostic {
-                        file: (*file).to_owned(),
-                        place: placed.place,
-                        message: format!("{what} contradicts {other}:{}", first.place.line),
-                        hint: Some("one plan cannot want two things of one resource".into()),
-                    });
-                }
-            }
-            by_address.entry(&resource.address).or_insert((file, placed));
-            if let Some(target) = target {
-                by_target.entry(target).or_insert((file, placed));
-            }
-        }
-    }
-    plan
 }

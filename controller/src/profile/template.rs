@@ -1,127 +1,304 @@
 //! Filling variables into single scalars. A template never sees YAML, so no value can add structure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 
 use minijinja::syntax::SyntaxConfig;
+use minijinja::value::ValueKind;
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value, filters};
+use postern_proto::text::{Hole, Part};
 
-use super::diag::{Place, Sink, closest, quoted};
+use super::diag::{Place, Sink, quoted};
+use super::facts::{self, RESERVED};
+use super::holes::{self, Holes, Secrets};
+use super::vars::{Declared, undeclared_hint};
 use super::yaml::Scalar;
 
 /// What one template may cost, in instructions of the template engine.
 const FUEL: u64 = 20_000;
 /// The longest template and the longest result, bytes.
 const MAX_TEXT: usize = 512 * 1024;
-
-/// A variable's value.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Var {
-    Text(String),
-    Bool(bool),
-    Whole(i64),
-}
-
-impl From<&Var> for Value {
-    fn from(var: &Var) -> Self {
-        match var {
-            Var::Text(text) => Self::from(text.as_str()),
-            Var::Bool(bool) => Self::from(*bool),
-            Var::Whole(number) => Self::from(*number),
-        }
-    }
-}
-
-/// The engine with the variables of one profile.
-pub(crate) struct Templates {
-    environment: Environment<'static>,
-    variables: Value,
-    names: Vec<String>,
-    /// Those of `names` that have no value; why was reported.
-    missing: Vec<String>,
-}
+/// The longest condition, bytes.
+const MAX_CONDITION: usize = 4096;
 
 /// True when a text has to be rendered.
 pub(crate) fn is_template(text: &str) -> bool {
     ["{{", "{%", "{#"].iter().any(|mark| text.contains(mark))
 }
 
-impl Templates {
-    /// `known` are the names of all variables, those whose value was reported as missing included.
-    pub(crate) fn new(values: &BTreeMap<String, Var>, known: Vec<String>) -> Self {
-        // From nothing: the stock filters include some that a wrong number makes run out of memory.
-        let mut environment = Environment::empty();
-        environment.add_filter("default", filters::default);
-        environment.add_filter("int", filters::int);
-        environment.add_filter("join", filters::join);
-        environment.add_filter("length", filters::length);
-        environment.add_filter("lower", filters::lower);
-        environment.add_filter("replace", replace);
-        environment.add_filter("split", filters::split);
-        environment.add_filter("trim", filters::trim);
-        environment.add_filter("upper", filters::upper);
-        environment.add_test("defined", minijinja::tests::is_defined);
-        environment.set_undefined_behavior(UndefinedBehavior::Strict);
-        // A text keeps its last newline; a line with nothing but a statement leaves no empty line.
-        let mut syntax = SyntaxConfig::builder();
-        if let Ok(syntax) = syntax.keep_trailing_newline(true).trim_blocks(true).lstrip_blocks(true).build() {
-            environment.set_syntax(syntax);
+/// A text with a template in it, and where it stands.
+#[derive(Clone, Copy)]
+pub(crate) struct Site<'a> {
+    text: &'a str,
+    start: Place,
+    form: Form,
+}
+
+/// How a text stands in its file.
+#[derive(Clone, Copy, PartialEq)]
+enum Form {
+    Plain,
+    Quoted,
+    Block,
+    /// It is the whole file.
+    File,
+}
+
+impl<'a> Site<'a> {
+    pub(crate) fn of(scalar: &'a Scalar, start: Place) -> Self {
+        let form = if scalar.is_block() {
+            Form::Block
+        } else if scalar.is_plain() {
+            Form::Plain
+        } else {
+            Form::Quoted
+        };
+        Self { text: &scalar.text, start, form }
+    }
+
+    pub(crate) fn file(text: &'a str) -> Self {
+        Self { text, start: Place::START, form: Form::File }
+    }
+
+    /// The place in the file of a place in the text, as near as it can be told: exact in a file and in a text
+    /// on one line without escapes, the line in a block, the beginning of the text otherwise.
+    fn locate(&self, offset: Option<usize>, line: Option<usize>) -> Place {
+        let before = offset.and_then(|offset| self.text.get(..offset));
+        let line = before.map_or(line.unwrap_or(1), |before| 1 + before.matches('\n').count());
+        match (self.form, before) {
+            (Form::Block, _) => Place { line: self.start.line + line - 1, column: 1 },
+            (Form::File, Some(before)) => {
+                let last = before.rsplit('\n').next().unwrap_or_default();
+                Place { line, column: 1 + last.chars().count() }
+            }
+            (Form::File, None) => Place { line, column: 1 },
+            (form, Some(before)) if !self.text.contains(['\n', '\\', '"', '\'']) => {
+                let quote = usize::from(form == Form::Quoted);
+                let column = self.start.column + before.chars().count() + quote;
+                Place { line: self.start.line, column }
+            }
+            _ => self.start,
         }
-        environment.set_fuel(Some(FUEL));
-        environment.set_recursion_limit(32);
-        environment.set_debug(true);
-        let variables: BTreeMap<_, _> =
-            values.iter().map(|(name, var)| (name.clone(), Value::from(var))).collect();
-        let missing = known.iter().filter(|name| !values.contains_key(*name)).cloned().collect();
-        Self { environment, variables: variables.into(), names: known, missing }
+    }
+
+    pub(crate) fn is_file(&self) -> bool {
+        self.form == Form::File
+    }
+
+    /// Where a hole stands.
+    pub(crate) fn place_of(&self, hole: &Hole) -> Place {
+        let (text, word) = match hole {
+            Hole::Late(name) => (format!("late.{name}"), "late"),
+            Hole::Secret(_) => ("secret".to_owned(), "secret"),
+        };
+        self.locate(self.find(&text).or_else(|| self.find(word)), None)
+    }
+
+    /// Where a name stands in a template's expressions, as near as can be told without parsing it.
+    fn find(&self, name: &str) -> Option<usize> {
+        let is_word = |c: char| c.is_alphanumeric() || c == '_';
+        let mut from = if is_template(self.text) {
+            self.text.find("{{").into_iter().chain(self.text.find("{%")).min()?
+        } else {
+            0
+        };
+        while let Some(at) = self.text.get(from..)?.find(name).map(|at| from + at) {
+            let before = self.text.get(..at)?.chars().next_back();
+            let after = self.text.get(at + name.len()..)?.chars().next();
+            if !before.is_some_and(|c| is_word(c) || c == '.') && !after.is_some_and(is_word) {
+                return Some(at);
+            }
+            from = at + name.len();
+        }
+        None
+    }
+}
+
+/// The engine with the variables of one profile.
+pub(crate) struct Templates {
+    environment: Environment<'static>,
+    values: BTreeMap<String, Value>,
+    /// All variables, those without a value included.
+    names: Vec<String>,
+    /// Those of `names` that have no value; why was reported.
+    missing: Vec<String>,
+    secrets: Arc<Secrets>,
+}
+
+impl Templates {
+    pub(crate) fn new(declared: &Declared, facts: BTreeMap<String, Value>, secrets: Arc<Secrets>) -> Self {
+        let mut values = facts;
+        values.extend(declared.values.iter().map(|(name, var)| (name.clone(), Value::from(var))));
+        let missing =
+            declared.names.iter().filter(|name| !declared.values.contains_key(*name)).cloned().collect();
+        Self { environment: environment(), values, names: declared.names.clone(), missing, secrets }
     }
 
     /// The text with its variables filled in; `None` when that fails, which is then reported.
-    pub(crate) fn render(&self, scalar: &Scalar, place: Place, sink: &mut Sink) -> Option<String> {
-        let source = &scalar.text;
-        if !is_template(source) {
-            return Some(source.clone());
+    pub(crate) fn render(&self, site: Site<'_>, sink: &mut Sink) -> Option<Vec<Part>> {
+        if !is_template(site.text) {
+            return Some(vec![Part::Text(site.text.to_owned())]);
         }
-        if source.len() > MAX_TEXT {
-            sink.error(place, format!("a template of {} bytes, the limit is {MAX_TEXT}", source.len()));
+        if !self.form(site, sink) || self.lacks(site) {
             return None;
         }
-        // With an assignment, a text can be doubled until memory is full within any sensible fuel.
-        if let Some(word) = statements(source).find(|word| !ALLOWED_STATEMENTS.contains(word)) {
-            sink.hinted(
-                place,
-                format!("{{% {word} %}} is not known here"),
-                format!("known: {}; values belong under vars:", ALLOWED_STATEMENTS.join(", ")),
-            );
-            return None;
-        }
+        let holes = Holes::new(&self.secrets);
+        let mut values = self.values.clone();
+        values.extend(holes.values());
         let mut output = Limited(Vec::new());
         let result = self
             .environment
-            .template_from_str(source)
-            .and_then(|template| template.render_captured_to(self.variables.clone(), &mut output).map(drop));
-        match result {
-            Ok(()) => String::from_utf8(output.0).ok(),
+            .template_from_str(site.text)
+            .and_then(|template| template.render_captured_to(Value::from(values), &mut output).map(drop));
+        if let Some((message, hint)) = holes.problem() {
+            let range = result.err().and_then(|error| error.range());
+            let offset = range.map(|range| range.start).or_else(|| site.find("secret"));
+            sink.hinted(site.locate(offset, None), message, hint);
+            return None;
+        }
+        if let Err(error) = result {
+            self.report(site, &error, sink);
+            return None;
+        }
+        if let Some(hole) = holes.misused() {
+            let place = site.place_of(&hole);
+            let what = match hole {
+                Hole::Late(name) => format!("late.{name}"),
+                Hole::Secret(secret) => format!("secret('{}')", secret.id),
+            };
+            let message = format!("{what} is filled in on the host: nothing can be made of it here");
+            sink.hinted(
+                place,
+                message,
+                format!("no filter, comparison or condition; write {{{{ {what} }}}}"),
+            );
+            return None;
+        }
+        String::from_utf8(output.0).ok().map(|text| holes.split(&text))
+    }
+
+    /// Whether the text is a template and all its names are known, with a value or without.
+    pub(crate) fn form(&self, site: Site<'_>, sink: &mut Sink) -> bool {
+        if !is_template(site.text) {
+            return true;
+        }
+        if site.text.len() > MAX_TEXT {
+            let message = format!("a template of {} bytes, the limit is {MAX_TEXT}", site.text.len());
+            sink.error(site.start, message);
+            return false;
+        }
+        // With an assignment, a text can be doubled until memory is full within any sensible fuel.
+        if let Some(word) = statements(site.text).find(|word| !ALLOWED_STATEMENTS.contains(word)) {
+            let known = format!("known: {}; values belong under vars:", ALLOWED_STATEMENTS.join(", "));
+            sink.hinted(site.start, format!("{{% {word} %}} is not known here"), known);
+            return false;
+        }
+        match self.environment.template_from_str(site.text) {
+            Ok(template) => self.names(site, template.undeclared_variables(true), sink),
             Err(error) => {
-                self.report(scalar, place, &error, sink);
+                self.report(site, &error, sink);
+                false
+            }
+        }
+    }
+
+    /// Whether the text is a condition and all its names are known, with a value or without.
+    pub(crate) fn condition_form(&self, site: Site<'_>, sink: &mut Sink) -> bool {
+        if is_template(site.text) {
+            sink.hinted(site.start, "when: is an expression already", "write it without {{ and }}");
+            return false;
+        }
+        if site.text.len() > MAX_CONDITION {
+            sink.error(site.start, format!("a condition of more than {MAX_CONDITION} bytes"));
+            return false;
+        }
+        let names = match self.environment.compile_expression(site.text) {
+            Ok(expression) => expression.undeclared_variables(true),
+            Err(error) => {
+                self.report(site, &error, sink);
+                return false;
+            }
+        };
+        if let Some(hole) =
+            names.iter().map(|name| first(name)).find(|name| matches!(*name, "late" | "secret"))
+        {
+            let place = site.locate(site.find(hole), None);
+            sink.error(place, "late values and secrets are not known when this is decided");
+            return false;
+        }
+        self.names(site, names, sink)
+    }
+
+    /// The value of a condition; `None` when it has none, which is then reported.
+    pub(crate) fn condition(&self, site: Site<'_>, sink: &mut Sink) -> Option<bool> {
+        if !self.condition_form(site, sink) || self.lacks(site) {
+            return None;
+        }
+        let result = self
+            .environment
+            .compile_expression(site.text)
+            .and_then(|expression| expression.eval(self.values.clone()));
+        match result {
+            Err(error) => {
+                self.report(site, &error, sink);
+                None
+            }
+            Ok(value) if value.kind() == ValueKind::Bool => Some(value.is_true()),
+            Ok(value) => {
+                let message = format!("when wants true or false, this is {}", quoted(&value.to_string()));
+                sink.hinted(site.start, message, "compare it: when: name == 'value'");
                 None
             }
         }
     }
 
-    fn report(&self, scalar: &Scalar, place: Place, error: &Error, sink: &mut Sink) {
-        let range = error.range().and_then(|range| scalar.text.get(range.clone()).map(|_| range));
-        let place = locate(scalar, place, range.as_ref().map(|range| range.start), error.line());
-        let expression = range.and_then(|range| scalar.text.get(range)).map(str::trim);
-        match (error.kind(), expression) {
-            (ErrorKind::UndefinedError, Some(name)) if self.missing.iter().any(|missing| missing == name) => {
+    /// Whether a variable that it uses has no value, which was reported.
+    fn lacks(&self, site: Site<'_>) -> bool {
+        !self.missing.is_empty() && self.missing.iter().any(|name| site.find(name).is_some())
+    }
+
+    /// Reports every name that is none; true when there is no such name.
+    fn names(&self, site: Site<'_>, names: HashSet<String>, sink: &mut Sink) -> bool {
+        let mut names: Vec<_> = names.into_iter().collect();
+        names.sort();
+        let mut good = true;
+        for name in &names {
+            let (first, rest) = name.split_once('.').unwrap_or((name, ""));
+            if self.missing.iter().any(|missing| missing == first) {
+                continue;
             }
-            (ErrorKind::UndefinedError, Some(name)) if is_name(name) => {
-                let known = self.names.iter().map(String::as_str);
-                let hint = match closest(name, known) {
-                    Some(close) => format!("did you mean {close}?"),
-                    None => format!("declare it: vars: {{{name}: …}}"),
-                };
-                sink.hinted(place, format!("no variable is called {}", quoted(name)), hint);
+            let problem = match facts::below(first) {
+                Some(below) if rest.is_empty() => {
+                    Some(format!("want {first}.{}", below.join(&format!(" or {first}."))))
+                }
+                Some(below) if !below.contains(&rest) => {
+                    Some(format!("known: {first}.{}", below.join(&format!(", {first}."))))
+                }
+                Some(_) => None,
+                None if self.values.contains_key(first) || matches!(first, "late" | "secret") => None,
+                None if first == "memory_mb" => Some("the host has not said how much memory it has".into()),
+                None => Some(undeclared_hint(first, &self.names)),
+            };
+            let Some(hint) = problem else { continue };
+            good = false;
+            let place = site.locate(site.find(name).or_else(|| site.find(first)), None);
+            let message = match RESERVED.contains(&first) {
+                true => format!("{} has no value", quoted(name)),
+                false => format!("no variable is called {}", quoted(first)),
+            };
+            sink.hinted(place, message, hint);
+        }
+        good
+    }
+
+    fn report(&self, site: Site<'_>, error: &Error, sink: &mut Sink) {
+        let range = error.range().filter(|range| site.text.get(range.clone()).is_some());
+        let place = site.locate(range.as_ref().map(|range| range.start), error.line());
+        let expression = range.and_then(|range| site.text.get(range)).map(str::trim);
+        match (error.kind(), expression) {
+            (ErrorKind::UndefinedError, Some(expression)) if expression.starts_with("labels.") => {
+                let hint = "set it with `postern host label`, or ask: labels.NAME is defined";
+                sink.hinted(place, format!("the host has no {}", quoted(expression)), hint);
             }
             (ErrorKind::UndefinedError, Some(expression)) => {
                 sink.error(place, format!("{} has no value", quoted(expression)));
@@ -137,6 +314,36 @@ impl Templates {
             }
         }
     }
+}
+
+fn first(name: &str) -> &str {
+    name.split('.').next().unwrap_or(name)
+}
+
+fn environment() -> Environment<'static> {
+    // From nothing: the stock filters include some that a wrong number makes run out of memory.
+    let mut environment = Environment::empty();
+    environment.add_filter("default", filters::default);
+    environment.add_filter("int", filters::int);
+    environment.add_filter("join", filters::join);
+    environment.add_filter("length", filters::length);
+    environment.add_filter("lower", filters::lower);
+    environment.add_filter("replace", replace);
+    environment.add_filter("split", filters::split);
+    environment.add_filter("trim", filters::trim);
+    environment.add_filter("upper", filters::upper);
+    environment.add_test("defined", minijinja::tests::is_defined);
+    environment.set_undefined_behavior(UndefinedBehavior::Strict);
+    // A text keeps its last newline; a line with nothing but a statement leaves no empty line.
+    let mut syntax = SyntaxConfig::builder();
+    if let Ok(syntax) = syntax.keep_trailing_newline(true).trim_blocks(true).lstrip_blocks(true).build() {
+        environment.set_syntax(syntax);
+    }
+    environment.set_fuel(Some(FUEL));
+    environment.set_recursion_limit(32);
+    environment.set_debug(true);
+    environment.set_formatter(holes::put);
+    environment
 }
 
 const ALLOWED_STATEMENTS: [&str; 8] = ["if", "elif", "else", "endif", "for", "endfor", "raw", "endraw"];
@@ -155,26 +362,6 @@ fn replace(text: String, from: String, to: String) -> Result<String, Error> {
         return Err(Error::new(ErrorKind::InvalidOperation, "the text becomes too long"));
     }
     Ok(text.replace(&from, &to))
-}
-
-fn is_name(text: &str) -> bool {
-    text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
-        && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
-}
-
-/// The place in the file of a place in the scalar, as near as it can be told: exact in a text on one line
-/// without escapes, the line in a block, the beginning of the text otherwise.
-fn locate(scalar: &Scalar, start: Place, offset: Option<usize>, line: Option<usize>) -> Place {
-    if scalar.is_block() {
-        return Place { line: start.line + line.unwrap_or(1) - 1, column: 1 };
-    }
-    match offset {
-        Some(offset) if !scalar.text.contains(['\n', '\\', '"', '\'']) => {
-            let before = scalar.text.get(..offset).map_or(0, |before| before.chars().count());
-            Place { line: start.line, column: start.column + before + usize::from(!scalar.is_plain()) }
-        }
-        _ => start,
-    }
 }
 
 /// Refuses to grow beyond [`MAX_TEXT`].

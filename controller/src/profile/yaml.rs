@@ -59,6 +59,13 @@ impl Scalar {
     }
 }
 
+impl Entry {
+    /// Its key was a map or a list, which was reported.
+    pub(crate) fn is_reported(&self) -> bool {
+        self.key == COMPLEX_KEY
+    }
+}
+
 impl Node {
     /// What it is, for people.
     pub(crate) fn describe(&self) -> String {
@@ -70,9 +77,25 @@ impl Node {
         }
     }
 
+    /// Does something with every scalar, those in lists and maps included.
+    pub(crate) fn each(&self, visit: &mut dyn FnMut(&Scalar, Place)) {
+        match &self.value {
+            Value::Scalar(scalar) => visit(scalar, self.place),
+            Value::List(items) => items.iter().for_each(|item| item.each(visit)),
+            Value::Map(entries) => entries.iter().for_each(|entry| entry.value.each(visit)),
+        }
+    }
+
+    /// Whether some scalar is like this.
+    pub(crate) fn has(&self, like: &dyn Fn(&Scalar) -> bool) -> bool {
+        let mut found = false;
+        self.each(&mut |scalar, _| found |= like(scalar));
+        found
+    }
+
     /// `{{ x }}` without quotes is, to YAML, a map whose key is a map. Such a key is kept as this text.
     pub(crate) fn is_bare_template(&self) -> bool {
-        matches!(&self.value, Value::Map(entries) if entries.iter().any(|entry| entry.key == COMPLEX_KEY))
+        matches!(&self.value, Value::Map(entries) if entries.iter().any(Entry::is_reported))
     }
 }
 
@@ -83,8 +106,13 @@ fn place(mark: &Marker) -> Place {
     Place { line: mark.line().max(1), column: mark.col() + 1 }
 }
 
-/// The one document of a text; `None` when there is none, and then `sink` says why.
+/// The one document of a profile; `None` when there is none, and then `sink` says why.
 pub(crate) fn parse(text: &str, sink: &mut Sink) -> Option<Node> {
+    parse_as(text, "a profile has at least name: and resources:", sink)
+}
+
+/// The one document of a text; `hint` says what one that is empty lacks.
+pub(crate) fn parse_as(text: &str, hint: &str, sink: &mut Sink) -> Option<Node> {
     let mut builder = Builder::default();
     let mut parser = Parser::new_from_str(text);
     while let Some(event) = parser.next_event() {
@@ -106,7 +134,7 @@ pub(crate) fn parse(text: &str, sink: &mut Sink) -> Option<Node> {
         }
     }
     if builder.root.is_none() && sink.is_clean() {
-        sink.hinted(Place::START, "the file is empty", "a profile has at least name: and resources:");
+        sink.hinted(Place::START, "the file is empty", hint);
     }
     builder.root
 }
