@@ -177,9 +177,9 @@ impl Bundle {
             }
             let content = match SHIPPED.iter().find(|shipped| shipped.name == name) {
                 Some(shipped) if what == Names::Profile => Content::Text(shipped.text.to_owned()),
-                _ if what == Names::Profile && !is_path(&name) => {
+                _ if what == Names::Profile && !is_path(wanted) => {
                     let hint = instead(&name, cwd);
-                    Content::broken(format!("there is no shipped profile of this name ({hint})"))
+                    Content::broken(format!("is not the name of a shipped profile ({hint})"))
                 }
                 _ => match regular(&cwd.join(&name)) {
                     Ok(bytes) => Content::of(&bytes),
@@ -276,7 +276,7 @@ pub(crate) fn resolve(from: &str, what: Names, wanted: &str) -> String {
     }
     let name = clean.to_string_lossy().into_owned();
     // Never taken for a shipped profile.
-    if is_path(&name) { name } else { format!("./{name}") }
+    if SHIPPED.iter().any(|shipped| shipped.name == name) { format!("./{name}") } else { name }
 }
 
 fn is_path(name: &str) -> bool {

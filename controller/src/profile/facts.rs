@@ -69,12 +69,15 @@ impl Platform {
     pub(crate) fn values(&self) -> BTreeMap<String, Value> {
         let facts = &self.facts;
         let map = |entries: &[(&str, &str)]| -> Value {
-            entries.iter().map(|(key, value)| ((*key).to_owned(), Value::from(*value))).collect()
+            let entries = entries.iter().map(|(key, value)| ((*key).to_owned(), Value::from(*value)));
+            entries.collect::<BTreeMap<_, _>>().into()
         };
         let labels = match self.open {
             true => Value::from_object(AnyLabel),
             false => {
-                facts.labels.iter().map(|(key, value)| (key.clone(), Value::from(value.as_str()))).collect()
+                let labels = facts.labels.iter();
+                let labels = labels.map(|(key, value)| (key.clone(), Value::from(value.as_str())));
+                labels.collect::<BTreeMap<_, _>>().into()
             }
         };
         let mut values = BTreeMap::from([

@@ -25,6 +25,7 @@ mod diag;
 mod facts;
 mod holes;
 mod resource;
+mod schema;
 mod shipped;
 mod template;
 mod vars;
@@ -39,6 +40,7 @@ use postern_proto::plan::Plan;
 pub use bundle::{Bundle, BundleError, MAX_BUNDLE_BYTES, MAX_PROFILE_BYTES};
 pub use diag::{Diagnostic, Place};
 pub use facts::Facts;
+pub use schema::schema;
 pub use shipped::{SHIPPED, Shipped};
 pub use vars::VarFile;
 

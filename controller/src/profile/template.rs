@@ -7,6 +7,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::ValueKind;
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value, filters};
 use postern_proto::text::{Hole, Part};
+use saphyr_parser::ScalarStyle;
 
 use super::diag::{Place, Sink, quoted};
 use super::facts::{self, RESERVED};
@@ -38,20 +39,31 @@ pub(crate) struct Site<'a> {
 #[derive(Clone, Copy, PartialEq)]
 enum Form {
     Plain,
-    Quoted,
+    SingleQuoted,
+    DoubleQuoted,
     Block,
     /// It is the whole file.
     File,
 }
 
+impl Form {
+    /// Characters that are written otherwise in this form, or that end the line.
+    fn escapes(self) -> &'static [char] {
+        match self {
+            Self::SingleQuoted => &['\n', '\''],
+            Self::DoubleQuoted => &['\n', '\t', '\\', '"'],
+            Self::Plain | Self::Block | Self::File => &['\n'],
+        }
+    }
+}
+
 impl<'a> Site<'a> {
     pub(crate) fn of(scalar: &'a Scalar, start: Place) -> Self {
-        let form = if scalar.is_block() {
-            Form::Block
-        } else if scalar.is_plain() {
-            Form::Plain
-        } else {
-            Form::Quoted
+        let form = match scalar.style {
+            ScalarStyle::Plain => Form::Plain,
+            ScalarStyle::SingleQuoted => Form::SingleQuoted,
+            ScalarStyle::DoubleQuoted => Form::DoubleQuoted,
+            ScalarStyle::Literal | ScalarStyle::Folded => Form::Block,
         };
         Self { text: &scalar.text, start, form }
     }
@@ -72,8 +84,9 @@ impl<'a> Site<'a> {
                 Place { line, column: 1 + last.chars().count() }
             }
             (Form::File, None) => Place { line, column: 1 },
-            (form, Some(before)) if !self.text.contains(['\n', '\\', '"', '\'']) => {
-                let quote = usize::from(form == Form::Quoted);
+            // What was written in another way than it reads moves all that is behind it.
+            (form, Some(before)) if !form.escapes().iter().any(|escaped| before.contains(*escaped)) => {
+                let quote = usize::from(form != Form::Plain);
                 let column = self.start.column + before.chars().count() + quote;
                 Place { line: self.start.line, column }
             }
@@ -309,6 +322,11 @@ impl Templates {
             }
             _ => {
                 let detail = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
+                if !is_template(site.text) {
+                    let hint = "write it like: os.version == '12' and not strict";
+                    sink.hinted(place, format!("this is no condition: {detail}"), hint);
+                    return;
+                }
                 let hint = "for a text with {{ in it: \"{{ '{{' }}\"";
                 sink.hinted(place, format!("the template does not render: {detail}"), hint);
             }

@@ -52,11 +52,6 @@ impl Scalar {
     pub(crate) fn is_null(&self) -> bool {
         self.is_plain() && matches!(self.text.as_str(), "" | "~" | "null" | "Null" | "NULL")
     }
-
-    /// A block (`|` or `>`): its place is its first line.
-    pub(crate) fn is_block(&self) -> bool {
-        matches!(self.style, ScalarStyle::Literal | ScalarStyle::Folded)
-    }
 }
 
 impl Entry {
