@@ -1,6 +1,7 @@
 //! The command line: arguments and streams in, text or JSON and an exit code out.
 
 mod addresses;
+mod admin_key;
 mod apply;
 mod args;
 mod attend;

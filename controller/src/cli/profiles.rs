@@ -1,5 +1,6 @@
 //! `postern profile`: list, show, check. Needs no daemon.
 
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::path::Path;
@@ -92,7 +93,7 @@ pub(crate) fn copy(
 }
 
 pub(crate) fn check(context: &Context, names: &[String], values: &Values) -> Result<Exit, CliError> {
-    let compiled = Wanted::read(context, names, values)?.check(context)?;
+    let compiled = Wanted::read(context, names, values)?.check(context, &BTreeMap::new())?;
     let (_, hash) = compiled.plan.to_bytes().map_err(|error| CliError::usage("plan", error.to_string()))?;
     if context.out.json {
         context.out.document(&json!({

@@ -89,7 +89,7 @@ pub(crate) fn named(context: &Context, args: &Apply) -> Result<Option<Reviewed>,
             "usage",
             format!("{} is a reviewed plan, which is applied alone and as it is", path.display()),
         )
-        .hint("leave out other profiles, --check, --plan-out and --var"));
+        .hint("leave out other profiles, --check, --plan-out, --var and --var-file"));
     }
     read(&path).map(Some)
 }

@@ -1,5 +1,6 @@
 //! `postern up`: compile, take the host over by SSH if it is not yet, apply.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::{IpAddr, SocketAddr};
@@ -22,7 +23,7 @@ use super::error::{CliError, chain};
 use super::follow::Interrupt;
 use super::out::Volume;
 use super::terminal::{Terminal, secret};
-use super::{Context, Exit, addresses, apply, clean};
+use super::{Context, Exit, addresses, admin_key, apply, clean};
 use crate::bundle::Bundle;
 use crate::client::{Client, HostInfo, Info, Link};
 
@@ -35,11 +36,15 @@ pub(crate) async fn up(context: &Context, args: Up) -> Result<Exit, CliError> {
         true => None,
         false => Some(Wanted::read(context, &args.profiles, &args.values)?),
     };
-    if let Some(wanted) = &wanted {
-        wanted.check(context)?;
-    } else if args.check || !args.values.is_empty() {
+    if wanted.is_none() && (args.check || !args.values.is_empty()) {
         return Err(CliError::usage("usage", "--check and --var are for profiles, and there is none")
             .hint("name one with --profile"));
+    }
+    let key = wanted.as_ref().and_then(|wanted| admin_key::wanted(context, wanted, &args.ssh));
+    if let Some(wanted) = &wanted
+        && !may_know_hosts(context)
+    {
+        admin_key::check(context, wanted, &admin_key::with(key.as_ref(), BTreeMap::new()))?;
     }
     let target = resolve(context, &args.target)?;
     let ssh_address = canonical(&target);
@@ -55,6 +60,10 @@ pub(crate) async fn up(context: &Context, args: Up) -> Result<Exit, CliError> {
         .map_err(|why| CliError::usage("usage", why))?;
 
     let known = client.hosts().await?.into_iter().find(|host| host.ssh_address == ssh_address);
+    if let Some(wanted) = &wanted {
+        let vars = known.as_ref().map(|host| host.vars.clone()).unwrap_or_default();
+        admin_key::check(context, wanted, &admin_key::with(key.as_ref(), vars))?;
+    }
     let connected = known.filter(|host| host.link == Link::Up && !args.bootstrap);
     let (host, mut route) = match connected {
         Some(host) => {
@@ -82,6 +91,7 @@ pub(crate) async fn up(context: &Context, args: Up) -> Result<Exit, CliError> {
     let mut interrupt = Interrupt::listen();
     let exit = match &wanted {
         Some(wanted) => {
+            let host = admin_key::keep(context, &mut client, host, key, args.check).await?;
             let job = wanted.job(context, &mut client, &host, args.check).await?;
             apply::one(context, &mut client, &host, &job, false, &mut interrupt, |_| {}).await?
         }
@@ -109,6 +119,12 @@ pub(crate) async fn up(context: &Context, args: Up) -> Result<Exit, CliError> {
         }
     }
     Ok(exit)
+}
+
+/// False where no state was made yet: then nothing is kept with any host.
+fn may_know_hosts(context: &Context) -> bool {
+    let entries = context.state_dir().ok().and_then(|dir| std::fs::read_dir(dir).ok());
+    entries.is_some_and(|mut entries| entries.next().is_some())
 }
 
 /// The target by the user's own ssh configuration.

@@ -2,11 +2,12 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 
+use postern_proto::event::{EventKind, Outcome};
 use postern_proto::ids::PlanHash;
 use serde_json::Value;
 
-use super::cli_support::{Shell, id_of};
-use super::scenarios::sees;
+use super::cli_support::{FakeOperator, Shell, event, id_of};
+use super::scenarios::{MINE, has_other, sees};
 
 const OUT: [&str; 6] = ["apply", "hello", "-H", "web1", "--plan-out", "plan.json"];
 const IN: [&str; 4] = ["apply", "plan.json", "-H", "web1"];
@@ -74,4 +75,38 @@ async fn a_reviewed_plan_that_was_touched_is_refused() {
         assert!(ended.stderr.starts_with("error[plan-file]: "), "{field}: {ended:?}");
         assert!(ended.stderr.contains(why), "{field}: {ended:?}");
     }
+}
+
+/// The plan has what the host, its operator and the secrets' records say, and the profile that it has already.
+#[tokio::test]
+async fn a_plan_is_made_of_what_is_known_of_the_host() {
+    let shell = Shell::new();
+    let finished = |address: &str| {
+        event(EventKind::ResourceFinished {
+            address: address.parse().unwrap(),
+            attempt: 1,
+            outcome: Outcome::WouldChange,
+            message: String::new(),
+            diff: String::new(),
+            duration_ns: 0,
+            seen: String::new(),
+        })
+    };
+    let mut fake = has_other();
+    let updates = ["other:file:/etc/other", "mine:file:/etc/mine"].map(finished);
+    fake = FakeOperator { updates: updates.into_iter().chain(fake.updates).collect(), ..fake };
+    fake.serve(&shell.state());
+    shell.file("mine.yaml", MINE);
+    let ended = shell.run(&["apply", "mine.yaml", "-H", "web1", "--plan-out", "plan.json"]).await;
+    assert_eq!(ended.code, 0, "{ended:?}");
+    let text = std::fs::read(shell.dir.path().join("plan.json")).unwrap();
+    let document: Value = serde_json::from_slice(&text).unwrap();
+    let plan: Value = serde_json::from_str(document["plan"].as_str().unwrap()).unwrap();
+    assert_eq!(plan["resources"][0]["spec"]["content"], "kept");
+    assert_eq!(
+        plan["resources"][1]["spec"]["content"],
+        serde_json::json!({"$text": ["ada 1 12 ", {"secret": {"id": "db", "version": 2}}]})
+    );
+    let assigned: Vec<_> = document["assign"].as_array().unwrap().iter().map(|it| &it["name"]).collect();
+    assert_eq!(assigned, ["mine"], "what the host has already stays as it is");
 }

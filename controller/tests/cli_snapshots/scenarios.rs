@@ -153,6 +153,30 @@ fn undoes() -> FakeOperator {
     fake
 }
 
+/// A host that is to have a profile already.
+pub(crate) fn has_other() -> FakeOperator {
+    let mut fake = FakeOperator { updates: vec![end(RunState::Ok, "")], ..secrets() };
+    fake.end = Some(RunState::Ok);
+    fake.hosts[0].profiles = vec!["other".into()];
+    let other =
+        "name: other\nvars: {text: }\nresources:\n  - file: {path: /etc/other, content: '{{ text }}'}\n";
+    fake.assigned = vec![v1::AssignedProfile {
+        name: "other".into(),
+        bundle: postern::profile::Bundle::new("other.yaml", other.as_bytes()).to_bytes().unwrap().into(),
+        vars: [("text".to_owned(), "kept".to_owned())].into(),
+        assigned_unix_ms: 1_000,
+    }];
+    fake
+}
+
+/// Needs a variable of the host, facts and a secret.
+pub(crate) const MINE: &str = "name: mine\nvars: {admin: , size: 1}\nresources:\n  - file:\n      path: /etc/mine\n      \
+    content: \"{{ admin }} {{ size }} {{ os.version }} {{ secret('db') }}\"\n";
+const KEYED: &str =
+    "name: keyed\nvars: {admin_key: }\nresources:\n  - file: {path: /etc/k, content: '{{ admin_key }}'}\n";
+const CONTRADICTS: &str =
+    "name: mine\nresources:\n  - file: {path: /etc/other, content: 'not the same'}\n    id: other-file\n";
+
 const BAD: &str = "name: bad\nresources:\n  - pakage: {name: curl}\n  - file: {path: x, content: y}\n";
 
 /// All of them.
@@ -285,6 +309,46 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
                     &["apply", "hello", "-H", "all", "--plan-out", "other.json"],
                     &["apply", "new.json", "-H", "web1"],
                     &["apply", "cut.json", "-H", "web1"],
+                ],
+            )
+        },
+        Scenario {
+            files: &[
+                ("mine.yaml", MINE),
+                ("contradicts.yaml", CONTRADICTS),
+                (
+                    "secretive.yaml",
+                    "name: s\nresources:\n  - file: {path: /etc/s, content: \"{{ secret('no') }}\"}\n",
+                ),
+                ("size.yaml", "size: 2\n"),
+                ("sise.yaml", "sise: 2\n"),
+            ],
+            ..Scenario::new(
+                "apply-composed",
+                Some(has_other()),
+                &[
+                    &["apply", "mine.yaml", "-H", "web1"],
+                    &["apply", "mine.yaml", "-H", "web1", "--check"],
+                    &["apply", "mine.yaml", "-H", "web1", "--var-file", "size.yaml"],
+                    &["apply", "mine.yaml", "-H", "web1", "--var-file", "sise.yaml"],
+                    &["apply", "mine.yaml", "-H", "web1", "--var-file", "gone.yaml"],
+                    &["apply", "mine.yaml", "-H", "db\u{1b}1"],
+                    &["apply", "contradicts.yaml", "-H", "web1"],
+                    &["apply", "secretive.yaml", "-H", "web1"],
+                    &["profile", "check", "mine.yaml", "--var", "admin=ada"],
+                ],
+            )
+        },
+        Scenario {
+            files: &[("keyed.yaml", KEYED), (".ssh/id_ed25519.pub", "# mine\nssh-ed25519 AAAA ada@laptop\n")],
+            ..Scenario::new(
+                "up-key",
+                Some(changes()),
+                &[
+                    &["up", "root@web1.example", "-p", "keyed.yaml"],
+                    &["up", "root@web1.example", "-p", "keyed.yaml", "--check"],
+                    &["up", "root@web1.example", "-p", "keyed.yaml", "--var", "admin_key=ssh-ed25519 BBBB"],
+                    &["up", "root@web1.example", "-p", "keyed.yaml", "-i", "other"],
                 ],
             )
         },

@@ -66,7 +66,9 @@ impl Shell {
     }
 
     pub(crate) fn file(&self, name: &str, text: &str) {
-        std::fs::write(self.dir.path().join(name), text).unwrap();
+        let path = self.dir.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
     }
 
     pub(crate) async fn run(&self, args: &[&str]) -> Ended {

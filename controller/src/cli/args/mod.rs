@@ -124,12 +124,16 @@ pub(crate) struct Values {
     /// command line
     #[arg(long = "var", value_name = "NAME=VALUE", value_parser = pair)]
     pub(crate) vars: Vec<(String, String)>,
+    /// Take values of variables from a YAML file, `name: value` a line; repeatable, a later one wins, and
+    /// --var wins over all
+    #[arg(long = "var-file", value_name = "FILE")]
+    pub(crate) var_files: Vec<PathBuf>,
 }
 
 impl Values {
     /// None was given.
     pub(crate) fn is_empty(&self) -> bool {
-        self.vars.is_empty()
+        self.vars.is_empty() && self.var_files.is_empty()
     }
 }
 
