@@ -1,13 +1,16 @@
 //! `postern backup` and `postern restore`: the controller's whole state as one file.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::json;
 
-use super::args::Backup;
-use super::error::CliError;
+use super::args::{Backup, Restore};
+use super::error::{CliError, chain};
 use super::fresh::Fresh;
-use super::{Context, Exit};
+use super::{Context, Exit, clean};
+use crate::backup::{self, RestoreError};
+use crate::seal::KEY_FILE_VARIABLE;
 
 /// How long the daemon may take for a piece.
 const PIECE: Duration = Duration::from_secs(60);
@@ -36,4 +39,58 @@ pub(crate) async fn backup(context: &Context, args: &Backup) -> Result<Exit, Cli
         context.out.note("whoever has this file has the hosts: keep it where only you can read it");
     }
     Ok(Exit::Ok)
+}
+
+/// Offline: no daemon may have the state that is made.
+pub(crate) fn restore(context: &Context, args: &Restore) -> Result<Exit, CliError> {
+    let state_dir = context.state_dir()?.clone();
+    let archive = context.env.cwd.join(&args.file);
+    let key = context.env.get(KEY_FILE_VARIABLE).map(PathBuf::from);
+    let now = jiff::Timestamp::now().as_millisecond();
+    let restored = backup::restore(&archive, &state_dir, key.as_deref(), args.accept, now)
+        .map_err(|error| not_restored(&error))?;
+    let made = jiff::Timestamp::from_millisecond(restored.created_ms).map(|time| time.to_string());
+    let made = made.unwrap_or_default();
+    if context.out.json {
+        context.out.document(&json!({
+            "schema": "postern/restored/v1", "state_dir": state_dir, "cluster_id": restored.cluster,
+            "generation": restored.generation, "created": made, "made_by": restored.made_by,
+            "has_key": restored.has_key,
+        }));
+        return Ok(Exit::Ok);
+    }
+    context.out.line(&format!(
+        "{}: controller {} as it was at {made}, generation {}",
+        state_dir.display(),
+        clean::line(&restored.cluster),
+        restored.generation
+    ));
+    if !restored.has_key {
+        context.out.note(&format!(
+            "the key of its secrets is not in the backup: name its file with {KEY_FILE_VARIABLE} wherever the daemon \
+             starts"
+        ));
+    }
+    context.out.note("start it with `postern serve`; hosts dial it at the addresses that they know");
+    Ok(Exit::Ok)
+}
+
+fn not_restored(error: &RestoreError) -> CliError {
+    let message = chain(error);
+    let (code, hint) = match error {
+        RestoreError::NotAccepted => {
+            ("not-accepted", "--accept says it; `postern restore --help` says all of it")
+        }
+        RestoreError::Missing(_) => ("not-found", "`postern backup FILE` writes one"),
+        RestoreError::Corrupt { .. } => ("backup-corrupt", "nothing was restored: use another backup"),
+        RestoreError::TooNew { .. } => ("backup-too-new", "nothing was restored"),
+        RestoreError::NotEmpty(_) => (
+            "state-not-empty",
+            "a state is there already, perhaps with a daemon at work: end it and move the directory away, or name \
+             another with --state-dir",
+        ),
+        RestoreError::Key(_) => ("secrets-key", "nothing was restored"),
+        _ => ("state", "nothing was restored"),
+    };
+    CliError::usage(code, message).hint(hint)
 }

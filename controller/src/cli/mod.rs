@@ -146,6 +146,7 @@ async fn dispatch(context: &Context, command: Command, verbose: u8) -> Result<Ex
         Command::Secret(Secret::List) => secrets::list(context).await,
         Command::Secret(Secret::Remove { name }) => secrets::remove(context, name).await,
         Command::Backup(args) => backup::backup(context, &args).await,
+        Command::Restore(args) => backup::restore(context, &args),
         Command::Profile(Profile::List) => profiles::list(context),
         Command::Profile(Profile::Show { profile }) => profiles::show(context, &profile),
         Command::Profile(Profile::Copy { profile, file, force }) => {

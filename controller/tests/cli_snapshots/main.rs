@@ -6,6 +6,7 @@
 mod cli_support;
 mod documents;
 mod live;
+mod restore;
 mod reviewed;
 mod scenarios;
 

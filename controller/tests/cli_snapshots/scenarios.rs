@@ -419,6 +419,19 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
                 &[&["backup", "state.backup"], &["backup", "there"], &["backup", "no/such/place"]],
             )
         },
+        Scenario {
+            files: &[("no.backup", "this is no backup"), ("there/port", "7300")],
+            ..Scenario::new(
+                "restore",
+                None,
+                &[
+                    &["restore", "no.backup"],
+                    &["restore", "gone.backup", "--state-dir", "new", "--accept"],
+                    &["restore", "no.backup", "--state-dir", "new", "--accept"],
+                    &["restore", "no.backup", "--state-dir", "there", "--accept"],
+                ],
+            )
+        },
         Scenario::new("backup-broken", Some(broken), &[&["backup", "state.backup"]]),
         Scenario::new(
             "mistakes",

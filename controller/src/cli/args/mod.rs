@@ -17,7 +17,7 @@ pub(crate) use host::{Change, Changes, Forget, Host, Hosts};
 pub(crate) use profile::Profile;
 pub(crate) use run::{Run, Runs};
 pub(crate) use secret::{Secret, SetSecret};
-pub(crate) use state::{Backup, Serve};
+pub(crate) use state::{Backup, Restore, Serve};
 
 const ABOUT: &str = "\
 Takes a bare VPS to a hardened, provisioned, managed host.
@@ -110,6 +110,9 @@ pub(crate) enum Command {
     /// Write the controller's whole state to a file
     #[command(after_help = state::BACKUP_HELP)]
     Backup(Backup),
+    /// Make a controller's state from a backup
+    #[command(after_help = state::RESTORE_HELP)]
+    Restore(Restore),
     /// Run the daemon in the foreground, on a machine that stays on
     #[command(after_help = SERVE_HELP)]
     Serve(Serve),
