@@ -132,6 +132,14 @@ async fn profile_list_and_show() {
 }
 
 #[tokio::test]
+async fn the_schema_of_profiles_is_json() {
+    let ended = Shell::new().run(&["profile", "schema"]).await;
+    assert_eq!((ended.code, ended.stderr.as_str()), (0, ""));
+    let schema: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert!(schema["$schema"].as_str().unwrap().starts_with("https://json-schema.org/"), "{schema}");
+}
+
+#[tokio::test]
 async fn completions_for_every_shell() {
     let shell = Shell::new();
     for name in ["bash", "zsh", "fish", "elvish", "powershell"] {

@@ -152,6 +152,7 @@ async fn dispatch(context: &Context, command: Command, verbose: u8) -> Result<Ex
         Command::Profile(Profile::Copy { profile, file, force }) => {
             profiles::copy(context, &profile, file.as_deref(), force)
         }
+        Command::Profile(Profile::Schema) => profiles::schema(context),
         Command::Profile(Profile::Check { profiles, values }) => profiles::check(context, &profiles, &values),
         Command::Serve(args) => Box::pin(serve::serve(context, args, verbose)).await,
         Command::Completions { shell } => {

@@ -92,6 +92,14 @@ pub(crate) fn copy(
     Ok(Exit::Ok)
 }
 
+pub(crate) fn schema(context: &Context) -> Result<Exit, CliError> {
+    // JSON as it is, whatever the output: an editor reads it.
+    let text = serde_json::to_string_pretty(&profile::schema())
+        .map_err(|error| CliError::usage("internal", error.to_string()))?;
+    context.out.line(&text);
+    Ok(Exit::Ok)
+}
+
 pub(crate) fn check(context: &Context, names: &[String], values: &Values) -> Result<Exit, CliError> {
     let compiled = Wanted::read(context, names, values)?.check(context, &BTreeMap::new())?;
     let (_, hash) = compiled.plan.to_bytes().map_err(|error| CliError::usage("plan", error.to_string()))?;

@@ -137,8 +137,11 @@ async fn every_command_has_help_and_a_scenario() {
             [args.iter().take(1).copied().collect(), args.iter().take(2).copied().collect()]
         })
         .collect();
+    // Prints the same whatever surrounds it, and much: its own test reads it.
+    let own = ["profile", "schema"];
     let without: Vec<_> = leaves
         .iter()
+        .filter(|leaf| leaf.iter().ne(own))
         .filter(|leaf| !played.contains(&leaf.iter().map(String::as_str).collect::<Vec<_>>()))
         .collect();
     assert!(without.is_empty(), "no scenario plays {without:?}");

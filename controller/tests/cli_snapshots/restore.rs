@@ -13,7 +13,7 @@ async fn a_backup_is_restored_to_the_same_controller() {
     let state = shell.state();
     std::fs::set_permissions(&state, PermissionsExt::from_mode(0o700)).unwrap();
     let listen = "127.0.0.1:0".parse().unwrap();
-    let mut old = daemon::start(DaemonConfig::new(&state, listen)).await.unwrap();
+    let old = daemon::start(DaemonConfig::new(&state, listen)).await.unwrap();
     let ended = shell.run(&["secret", "set", "db"]).await;
     assert_eq!(ended.code, 0, "{ended:?}");
     let ended = shell.run(&["backup", "state.backup"]).await;
@@ -41,7 +41,7 @@ async fn a_backup_is_restored_to_the_same_controller() {
     }
 
     let restored = shell.dir.path().join("new");
-    let mut again = daemon::start(DaemonConfig::new(&restored, listen)).await.unwrap();
+    let again = daemon::start(DaemonConfig::new(&restored, listen)).await.unwrap();
     let ended = shell.run(&["--state-dir", "new", "secret", "list"]).await;
     assert!(ended.stdout.contains("\ndb    1 "), "{ended:?}");
     again.shutdown().await;

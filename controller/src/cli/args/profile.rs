@@ -33,4 +33,6 @@ pub(crate) enum Profile {
         #[arg(long)]
         force: bool,
     },
+    /// Print the JSON Schema of profiles, for editors
+    Schema,
 }
