@@ -166,7 +166,7 @@ async fn apply_shows_a_line_a_resource_and_a_summary() {
          web1: ok: 1 changed in 2.50 s\n"
     );
     assert_eq!(ended.stderr, "web1: applying hello (4 resources)\n");
-    assert_eq!(fake.asked(), ["apply 4 resources check=false"]);
+    assert_eq!(fake.asked(), ["apply 4 resources check=false assign hello {}"]);
 
     let ended = shell.run(&["-q", "apply", "hello", "-H", "web1", "--check"]).await;
     assert_eq!((ended.stdout.as_str(), ended.stderr.as_str()), ("web1: checked: 1 changed in 2.50 s\n", ""));
@@ -213,7 +213,7 @@ async fn up_on_a_connected_host_needs_no_ssh() {
         "web1: its agent is connected, no SSH needed\nweb1: applying hello (4 resources)\n"
     );
     assert!(ended.stdout.ends_with("web1: ok: 1 changed in 2.50 s\n"));
-    assert_eq!(fake.asked(), ["apply 4 resources check=false"], "no token was made");
+    assert_eq!(fake.asked(), ["apply 4 resources check=false assign hello {}"], "no token was made");
     // An alias of the ssh configuration is the same host.
     std::fs::create_dir(shell.dir.path().join(".ssh")).unwrap();
     shell.file(".ssh/config", "Host w\n  HostName web1.example\n  User root\n");
