@@ -552,7 +552,7 @@ fn files_that_cannot_be_read_are_told_at_their_line() {
     )
     .unwrap();
     let bundle = load("./p.yaml", dir.path()).unwrap();
-    let got = compile(&[bundle.clone()], &[], &on_host()).unwrap_err();
+    let got = compile(std::slice::from_ref(&bundle), &[], &on_host()).unwrap_err();
     assert_eq!(
         got.iter().map(ToString::to_string).collect::<Vec<_>>(),
         [

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use postern_proto::ids::Address;
 use postern_proto::plan::PlannedResource;
 
+use super::About;
 use super::bundle::{Bundle, MAX_INCLUDES, Names, resolve};
 use super::diag::{Place, Sink, quoted};
 use super::facts::Platform;
@@ -75,10 +76,10 @@ pub(crate) fn profile(setting: &Setting<'_>, given: &Given, sink: &mut Sink) -> 
 }
 
 /// What a profile says of itself, as far as it can be read: name, description and variables.
-pub(crate) fn about(bundle: &Bundle) -> (Option<String>, String, Vec<(String, Option<String>)>) {
+pub(crate) fn about(bundle: &Bundle) -> About {
     let mut sink = Sink::new(bundle.file());
-    let Some(root) = tree(bundle, bundle.file(), &mut sink) else { return Default::default() };
-    let Some(top) = top(&root, &mut sink) else { return Default::default() };
+    let Some(root) = tree(bundle, bundle.file(), &mut sink) else { return About::default() };
+    let Some(top) = top(&root, &mut sink) else { return About::default() };
     let text = |key| find(top, key).and_then(|entry| constant(entry, &mut Sink::new("")));
     let variables = match find(top, "vars").map(|entry| &entry.value.value) {
         Some(Value::Map(entries)) => entries.as_slice(),
@@ -90,7 +91,7 @@ pub(crate) fn about(bundle: &Bundle) -> (Option<String>, String, Vec<(String, Op
     };
     let variables = variables.iter().filter(|entry| !entry.is_reported());
     let variables = variables.map(|entry| (entry.key.clone(), default(entry))).collect();
-    (text("name"), text("description").unwrap_or_default(), variables)
+    About { name: text("name"), description: text("description").unwrap_or_default(), variables }
 }
 
 /// The tree of a file of the bundle.

@@ -126,8 +126,7 @@ pub struct About {
 /// Reads what a profile says of itself, without compiling it.
 #[must_use]
 pub fn about(bundle: &Bundle) -> About {
-    let (name, description, variables) = compile::about(bundle);
-    About { name, description, variables }
+    compile::about(bundle)
 }
 
 /// Finds a profile by what a user wrote: a path when it has a slash or ends in `.yaml` or `.yml`, otherwise

@@ -164,6 +164,8 @@ mod tests {
         }
     }
 
+    type Is = fn(char) -> bool;
+
     /// The keywords of JSON Schema that are used here; another one is a failure of the test.
     fn meets(schema: &Value, value: &Value, root: &Value) -> bool {
         let one = |name: &str| match (name, value) {
@@ -200,7 +202,7 @@ mod tests {
             }),
             "propertyNames" => keys.is_none_or(|map| map.keys().all(|key| meets(want, &json!(key), root))),
             "pattern" => value.as_str().is_none_or(|text| {
-                let (first, rest): (fn(char) -> bool, fn(char) -> bool) = match want.as_str().unwrap() {
+                let (first, rest): (Is, Is) = match want.as_str().unwrap() {
                     "^[a-z0-9][a-z0-9_-]{0,63}$" => (
                         |c| c.is_ascii_lowercase() || c.is_ascii_digit(),
                         |c| c.is_ascii_lowercase() || c.is_ascii_digit() || "_-".contains(c),
