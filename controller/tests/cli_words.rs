@@ -126,7 +126,11 @@ async fn profile_check_says_what_a_profile_makes() {
 async fn profile_list_and_show() {
     let shell = Shell::new();
     let ended = shell.run(&["profile", "list"]).await;
-    assert_eq!(ended.stdout, "hello  One small resource of each kind, to see Postern at work\n");
+    assert_eq!(
+        ended.stdout,
+        "hello  One small resource of each kind, to see Postern at work\n\
+         base   An administrator with a key and sudo, time, security updates, safe network settings\n"
+    );
     let ended = shell.run(&["profile", "show", "hello"]).await;
     assert_eq!(ended.stdout, postern::profile::SHIPPED[0].text);
 }

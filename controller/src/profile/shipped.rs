@@ -10,4 +10,7 @@ pub struct Shipped {
 }
 
 /// All of them.
-pub const SHIPPED: &[Shipped] = &[Shipped { name: "hello", text: include_str!("../../profiles/hello.yaml") }];
+pub const SHIPPED: &[Shipped] = &[
+    Shipped { name: "hello", text: include_str!("../../profiles/hello.yaml") },
+    Shipped { name: "base", text: include_str!("../../profiles/base.yaml") },
+];
