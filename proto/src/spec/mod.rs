@@ -311,7 +311,7 @@ mod tests {
             ("command", json!({"argv": ["a"], "late": "b"}), &[]),
             ("command", json!({"argv": ["a"], "late": "b", "creates": "/x"}), &["late"]),
             ("command", json!({"argv": ["a"], "late": "b c"}), &["late"]),
-            ("package", json!({"name": {"$text": [{"late": "b"}]}}), &["name", "name"]),
+            ("package", json!({"name": {"$text": [{"late": "b"}]}}), &["name"]),
             ("authorized_key", json!({"user": "ada", "key": "hello"}), &["key"]),
             ("authorized_key", json!({"user": "a b", "key": KEY}), &["user"]),
             ("authorized_key", json!({"user": "ada.l", "key": KEY, "options": "restrict,pty"}), &[]),

@@ -31,7 +31,8 @@ impl ResourceSpec for PackageSpec {
         Field::optional("hold", Holds::Bool, "Whether upgrades leave it alone; left as it is when left out."),
     ];
     const DOC: &'static str = "A Debian package; adjacent ones are one transaction.";
-    const CANNOT_UNDO: &'static str = "accounts and files that a package's own scripts made and do not remove; \
+    const CANNOT_UNDO: &'static str = "accounts and files that a package's own scripts made and do not remove, and services that \
+         they leave running; \
          a version that is no longer in any repository; what was changed since in configuration files of a \
          package that the run installed";
 
