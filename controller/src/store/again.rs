@@ -92,9 +92,6 @@ impl Past {
         if self.run.terms.check {
             return self.refuse("was a check: it changed nothing");
         }
-        if self.run.terms.undo_of.is_some() {
-            return self.refuse("took another run back: apply that one's profile to have it again");
-        }
         if !self.accepted {
             return self.refuse("was never begun by its host: it changed nothing");
         }
@@ -195,8 +192,9 @@ mod tests {
         let never = Past { accepted: false, ..past(RunState::Expired, Terms::default()) };
         assert!(never.undo(false).is_err());
         assert!(past(RunState::Ok, Terms::check()).undo(false).is_err());
-        let undo = Terms { undo_of: Some(RunId::generate()), ..Terms::default() };
-        assert!(past(RunState::Ok, undo).undo(true).is_err());
+        // An undo is a run like any other: it can be taken back in its turn.
+        let undo = past(RunState::Ok, Terms { undo_of: Some(RunId::generate()), ..Terms::default() });
+        assert_eq!(undo.undo(false).unwrap().undo_of, Some(undo.run.id));
         let fine = past(RunState::Failed, Terms::default());
         assert_eq!(
             fine.undo(true).unwrap(),
