@@ -35,6 +35,55 @@ fn diffs(told: &Told) -> Vec<String> {
     told.events.iter().filter_map(of).collect()
 }
 
+/// A systemd that knows one unit, which runs: it notes what `/etc/c` says at each start of it.
+const SYSTEMCTL: &str = "#!/bin/sh
+d=$(dirname \"$0\")
+case $1 in
+show) printf 'LoadState=loaded\\nActiveState=active\\nUnitFileState=enabled\\n'
+    echo \"ActiveEnterTimestampMonotonic=$(cat $d/started)\";;
+restart) cat $d/../root/etc/c >>$d/read
+    # The clock it is told by counts in hundredths.
+    sleep 0.1; tr -d . </proc/uptime | cut -d' ' -f1 | sed 's/$/0000/' >$d/started;;
+esac
+";
+
+fn with_systemctl(config: &mut postern_agent::engine::EngineConfig) {
+    use postern_agent::sys::Sys;
+    let root = config.sys.real("/");
+    let path = format!("{}../bin:{}", root.display(), Sys::host().path_env());
+    config.sys = Sys::rooted(root, path);
+}
+
+/// T07: hardening that was taken back on the disk is out of force too.
+#[tokio::test]
+async fn trap_07_a_service_is_restarted_after_its_files_were_taken_back() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mut host = Host::tuned(with_systemctl);
+    std::fs::create_dir(host.dir.path().join("bin")).unwrap();
+    let systemctl = host.dir.path().join("bin/systemctl");
+    std::fs::write(&systemctl, SYSTEMCTL).unwrap();
+    std::fs::set_permissions(&systemctl, std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::write(host.dir.path().join("bin/started"), "1\n").unwrap();
+    let read = host.path("bin/read");
+    let (work, etc) = (host.open(), Etc::of(&host));
+    etc.write("c", "old\n");
+    let run = host.dispatch(&[
+        ("c", "file", file("/etc/c", "new\n")),
+        ("x", "service", json!({"name": "x", "state": "running", "restart_on": ["/etc/c"]})),
+    ]);
+    let told = complete(&work, run.clone()).await;
+    assert_eq!(outcomes(&told), [Changed, Changed], "{:?}", told.messages());
+    assert_eq!(std::fs::read_to_string(&read).unwrap(), "new\n");
+    let undo = host.undo(&run);
+    let told = complete(&work, undo).await;
+    assert_eq!(outcomes(&told), [Changed, Changed], "{:?}", told.messages());
+    assert_eq!(told.messages()[1], "systemctl restart -- x.service");
+    assert_eq!(std::fs::read_to_string(&read).unwrap(), "new\nold\n");
+    let again = host.undo(&run);
+    let told = complete(&work, again).await;
+    assert_eq!(outcomes(&told), [Unchanged, Unchanged], "{:?}", told.messages());
+}
+
 struct Etc(std::path::PathBuf);
 
 impl Etc {

@@ -39,6 +39,8 @@ struct Known<'a> {
     begun: bool,
     /// Its looks say nothing about its state.
     blind: bool,
+    /// It puts in force what the others have brought back, so it is asked also where it is as it was.
+    last: bool,
 }
 
 impl RunTask {
@@ -54,7 +56,13 @@ impl RunTask {
         if head.undid.is_none() {
             order.reverse();
         }
+        let (mut first, mut last) = (Vec::new(), Vec::new());
         for index in order {
+            if self.comes_last(index, &kept).await { last.push(index) } else { first.push((index, false)) }
+        }
+        last.sort_unstable();
+        let last = last.into_iter().map(|index| (index, true));
+        for (index, last) in first.into_iter().chain(last) {
             if self.past[index].outcome.is_some() {
                 self.recount(index);
                 continue;
@@ -63,9 +71,18 @@ impl RunTask {
                 self.skip_rest();
                 return Ok(());
             }
-            self.undo_one(index, &kept).await?;
+            self.undo_one(index, &kept, last).await?;
         }
         Ok(())
+    }
+
+    /// See [`crate::resources::Resource::undo_last`]. What cannot be read is said in its turn.
+    async fn comes_last(&mut self, index: usize, kept: &Kept) -> bool {
+        let kept = kept.clone();
+        let read = tokio::task::spawn_blocking(move || kept.before(index));
+        let Ok(Ok(Some(before))) = read.await else { return false };
+        let Ok(bound) = self.bind(index) else { return false };
+        bound.undo_last(&before.seen).unwrap_or(false)
     }
 
     /// An outcome from before a restart counts like the others.
@@ -91,7 +108,7 @@ impl RunTask {
         }
     }
 
-    async fn undo_one(&mut self, index: usize, kept: &Kept) -> Result<(), Stop> {
+    async fn undo_one(&mut self, index: usize, kept: &Kept, last: bool) -> Result<(), Stop> {
         let began = Instant::now();
         let records = {
             let kept = kept.clone();
@@ -125,7 +142,7 @@ impl RunTask {
             Err(unseen) => return self.ended(index, Outcome::Failed, unseen.why, began),
         };
         let ctx = std::sync::Arc::clone(&self.ctx);
-        let view = match self.patiently(bound.view(&ctx.config.sys, Depth::Cheap)).await? {
+        let view = match self.patiently(bound.view(&ctx.config.sys, Depth::Whole)).await? {
             Ok(view) => view,
             Err(error) => {
                 let why = format!("what is there now cannot be looked at: {error}");
@@ -138,6 +155,7 @@ impl RunTask {
             now: &view.seen,
             begun: self.past[index].acted,
             blind: bound.foreseen().is_some(),
+            last,
         };
         match way(bound.as_ref(), known) {
             Way::There if self.past[index].acted => {
@@ -181,7 +199,7 @@ impl RunTask {
             Err(unseen) => return self.ended(index, Outcome::Failed, unseen.why, began),
         };
         let ctx = std::sync::Arc::clone(&self.ctx);
-        let view = self.patiently(bound.view(&ctx.config.sys, Depth::Proof)).await?;
+        let view = self.patiently(bound.view(&ctx.config.sys, Depth::Whole)).await?;
         if let Ok(view) = &view {
             self.keep_after(index, &bound, view).await;
         }
@@ -227,16 +245,17 @@ impl RunTask {
 
 /// The way back of one resource.
 fn way(bound: &dyn crate::resources::Bound, known: Known<'_>) -> Way {
-    let Known { before, after, now, begun, blind } = known;
+    let Known { before, after, now, begun, blind, last } = known;
     let (was, is) = match (bound.essence(before), bound.essence(now)) {
         (Ok(was), Ok(is)) => (was, is),
         (Err(why), _) | (_, Err(why)) => return Way::Refused(why),
     };
     // What only acts is always seen alike.
-    if !blind && was == is {
+    if !blind && !last && was == is {
         return Way::There;
     }
     let note = match &after {
+        _ if last && was == is => "",
         _ if begun => " (an earlier attempt was cut off; from whatever it left)",
         None => " (the change itself was cut off; from whatever it left)",
         Some(after) if blind || after.essence == essence_of(&is) => "",
@@ -250,6 +269,7 @@ fn way(bound: &dyn crate::resources::Bound, known: Known<'_>) -> Way {
     match bound.undo(before, &trace, now) {
         Err(why) => Way::Refused(why),
         Ok(Undo::Cannot(why)) => Way::None(why),
+        Ok(Undo::Steps(steps)) if steps.is_empty() && last && was == is => Way::There,
         Ok(Undo::Steps(steps)) if steps.is_empty() => {
             Way::Refused("it differs from what it was before, and no step leads back".to_owned())
         }

@@ -43,6 +43,9 @@ const LOOK_LIMIT: Duration = Duration::from_secs(240);
 pub enum Depth {
     /// Before a change: files, units, one call.
     Cheap,
+    /// Around an undo: all that a way back needs, also where nothing is to be done. No proof of what is
+    /// declared, which is what is being taken back.
+    Whole,
     /// After a change: what is really in force.
     Proof,
 }

@@ -61,7 +61,7 @@ impl Resource for Package {
             ..Seen::default()
         };
         let reached = in_state(spec, &seen);
-        if depth == Depth::Proof || !reached {
+        if depth != Depth::Cheap || !reached {
             seen.all = Some(snapshot(host)?);
         }
         if reached {

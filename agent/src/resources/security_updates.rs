@@ -124,7 +124,8 @@ impl Resource for SecurityUpdates {
             now.timers.iter().filter(move |now| was(now).is_some_and(|was| wanted(&was, now)))
         };
         steps.extend(systemctl(&["stop"], those(|was, now| !was.active && now.active)));
-        steps.extend(systemctl(&["disable"], those(|was, now| !was.enabled && now.enabled)));
+        // A mask hides whether it was enabled below it: to mask it again is the whole way back.
+        steps.extend(systemctl(&["disable"], those(|was, now| !was.enabled && !was.masked && now.enabled)));
         steps.extend(systemctl(&["mask"], those(|was, now| was.masked && !now.masked)));
         Undo::Steps(steps)
     }

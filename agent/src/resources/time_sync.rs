@@ -64,7 +64,7 @@ impl Resource for TimeSync {
             )));
         }
         let mut seen = look(host).await?;
-        if depth == Depth::Cheap || !set_up(spec, &seen) {
+        if depth != Depth::Proof || !set_up(spec, &seen) {
             return Ok(seen);
         }
         let until = tokio::time::Instant::now() + SETTLE;
