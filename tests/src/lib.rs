@@ -1,5 +1,6 @@
 //! The lab (throw-away VPSs), the fault proxy, and what end-to-end tests and benchmarks share.
 pub mod bench;
+pub mod fingerprint;
 pub mod lab;
 pub mod proxy;
 pub mod rig;

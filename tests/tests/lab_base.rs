@@ -1,0 +1,134 @@
+//! The shipped profile `base`, unmodified, on every image: in force, unchanged the second time, still so after
+//! a reboot, and undone.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail as tests do")]
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use postern_tests::fingerprint::{changes, fingerprint};
+use postern_tests::lab::{Host, Image};
+use postern_tests::rig::{BOOT_DEADLINE, Rig, ssh_closed, wait_for};
+
+/// The lab has no time servers outside: the name of the distribution's pool leads to a second chronyd, which
+/// starts as soon as the profile has installed one. chrony itself gets what it lacks in a container.
+const TIME_SERVER: &str = r#"
+    echo '127.0.0.1 2.debian.pool.ntp.org' >>/etc/hosts
+    printf 'local stratum 5\nallow\nbindaddress 127.0.0.1\ncmdport 0\nbindcmdaddress /run/lab-chrony.sock\npidfile /run/lab-chrony.pid\n' >/etc/lab-chrony.conf
+    printf '[Service]\nExecStartPre=sh -c "until test -x /usr/sbin/chronyd; do sleep 0.2; done"\nTimeoutStartSec=infinity\nExecStart=/usr/sbin/chronyd -d -x -F 0 -u root -f /etc/lab-chrony.conf\n[Install]\nWantedBy=multi-user.target\n' >/etc/systemd/system/lab-time.service
+    mkdir -p /etc/systemd/system/chrony.service.d
+    printf '[Unit]\nConditionCapability=\n[Service]\nEnvironmentFile=\nEnvironment="DAEMON_OPTS=-F 1 -x"\n' >/etc/systemd/system/chrony.service.d/lab.conf
+    systemctl daemon-reload; systemctl enable --quiet lab-time; systemctl start --no-block lab-time
+"#;
+
+struct Base {
+    rig: Rig,
+    host: Host,
+    vars: Vec<String>,
+}
+
+impl Base {
+    fn open(name: &str, image: Image) -> Result<Option<Self>> {
+        let Some(mut rig) = Rig::open() else { return Ok(None) };
+        rig.serve()?;
+        let host = rig.host(name, image)?;
+        host.sh(TIME_SERVER)?;
+        let key = std::fs::read_to_string(rig.lab.public_key())?;
+        let vars = ["admin=ada".to_owned(), format!("admin_key={}", key.trim())];
+        let vars = vars.into_iter().flat_map(|var| ["--var".to_owned(), var]).collect();
+        Ok(Some(Self { rig, host, vars }))
+    }
+
+    fn up(&self) -> Result<String> {
+        let mut args = vec!["--profile", "base"];
+        args.extend(self.vars.iter().map(String::as_str));
+        self.rig.up(&self.host, &args)?.expect(0);
+        self.last_run("message")
+    }
+
+    /// What the record has of the newest run.
+    fn last_run(&self, field: &str) -> Result<String> {
+        let runs = self.rig.run(&["runs", "-H", &self.host.name, "--output", "json"])?.expect(0);
+        let value: serde_json::Value = serde_json::from_str(&runs.stdout)?;
+        let run = value["runs"].get(0).context("no run")?;
+        Ok(run[field].as_str().with_context(|| format!("no {field} in {run}"))?.to_owned())
+    }
+
+    fn in_force(&self) -> Result<()> {
+        let host = &self.host;
+        let mut login = host.ssh("ada");
+        login.arg("sudo -n id -u");
+        let said = login.output()?;
+        assert_eq!(String::from_utf8_lossy(&said.stdout).trim(), "0", "{said:?}");
+        assert!(host.sh("passwd -S ada")?.starts_with("ada L"), "a password could be guessed");
+        let tracking = host.sh("chronyc -n tracking")?;
+        assert!(tracking.contains(": Normal"), "{tracking}");
+        let origins = host.sh("unattended-upgrade --dry-run --debug 2>&1 | grep 'llowed origins are'")?;
+        assert!(origins.contains("-security,label=Debian-Security"), "T08: {origins}");
+        assert_eq!(host.sh("cat /proc/sys/net/ipv4/conf/all/accept_redirects")?, "0");
+        Ok(())
+    }
+}
+
+fn base_on(name: &str, image: Image) -> Result<()> {
+    let Some(base) = Base::open(name, image)? else { return Ok(()) };
+    let host = &base.host;
+    let first = base.up()?;
+    assert!(first.contains("changed"), "{first}");
+    ssh_closed(host)?;
+    base.in_force()?;
+    let second = base.up()?;
+    assert!(second.ends_with(" unchanged") && !second.contains(','), "the second run: {second}");
+
+    host.reboot()?;
+    host.wait_ssh(BOOT_DEADLINE)?;
+    wait_for("chrony follows its server again", Duration::from_secs(60), || {
+        Ok(host.sh("chronyc -n tracking || true")?.contains(": Normal"))
+    })?;
+    base.in_force()?;
+    let third = base.up()?;
+    assert!(third.ends_with(" unchanged") && !third.contains(','), "the run after a reboot: {third}");
+    Ok(())
+}
+
+#[test]
+fn base_on_debian_12_plain() -> Result<()> {
+    base_on("base-12", Image::BOOKWORM)
+}
+
+#[test]
+fn base_on_debian_12_as_shipped() -> Result<()> {
+    base_on("base-12s", Image::BOOKWORM_SHIPPED)
+}
+
+#[test]
+fn base_on_debian_13_plain() -> Result<()> {
+    base_on("base-13", Image::TRIXIE)
+}
+
+#[test]
+fn base_on_debian_13_as_shipped() -> Result<()> {
+    base_on("base-13s", Image::TRIXIE_SHIPPED)
+}
+
+/// Hashes of /etc, selections of packages and states of units are what they were.
+#[test]
+fn base_is_undone() -> Result<()> {
+    let Some(base) = Base::open("base-undo", Image::BOOKWORM)? else { return Ok(()) };
+    let host = &base.host;
+    base.rig.up(host, &[])?.expect(0);
+    host.sh("apt-get update -q >/dev/null")?;
+    let before = fingerprint(host)?;
+    base.up()?;
+    let run = base.last_run("id")?;
+    let applied = fingerprint(host)?;
+    assert!(changes(&before, &applied).len() > 20, "base changes a host: {:?}", changes(&before, &applied));
+    base.rig.run(&["run", "undo", &run])?.expect(0);
+    let mut left = changes(&before, &fingerprint(host)?);
+    // The lab's own time server was waiting for chronyd, and what Debian's package leaves running when it is
+    // purged is gone with the next boot: a package's CANNOT_UNDO says so.
+    left.retain(|line| {
+        !line.contains("active lab-time.service") && line != "+ active unattended-upgrades.service active"
+    });
+    assert_eq!(left, Vec::<String>::new());
+    Ok(())
+}
