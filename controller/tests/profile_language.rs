@@ -486,7 +486,16 @@ fn what_a_host_has_already_is_part_of_the_plan() {
     let again =
         bundle(&[("b.yaml", "name: one\nvars: {x: wget}\nresources:\n  - package: {name: \"{{ x }}\"}\n")]);
     let had = [one, two];
-    let compiled = compile(&[new.clone(), again], &had, &on_host()).unwrap();
+    // What it was applied with stays, stronger than what the host has for all profiles, until it is given anew.
+    let mut inputs = on_host();
+    inputs.host_vars = map(&[("x", "nano")]);
+    let compiled = compile(&[again.clone()], &had, &inputs).unwrap();
+    assert_eq!(addresses(&compiled), ["one:package:curl", "two:command:ip"]);
+    assert_eq!(compiled.parts[0].vars, map(&[("x", "curl")]), "and it is kept again");
+    let compiled = compile(&[again.clone()], &[], &inputs).unwrap();
+    assert_eq!(addresses(&compiled), ["one:package:nano"]);
+    inputs.vars = map(&[("x", "wget")]);
+    let compiled = compile(&[new.clone(), again], &had, &inputs).unwrap();
     assert_eq!(addresses(&compiled), ["one:package:wget", "two:command:ip", "new:file:/a"]);
     let parts: Vec<_> = compiled.parts.iter().map(|part| (part.name.as_str(), part.bundle)).collect();
     assert_eq!(parts, [("one", Some(1)), ("two", None), ("new", Some(0))]);

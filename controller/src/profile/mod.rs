@@ -220,8 +220,9 @@ struct Request<'a> {
 
 impl Request<'_> {
     fn compile(&self, found: &mut Vec<Diagnostic>) -> Compiled {
-        let asked: Vec<_> =
-            self.bundles.iter().map(|bundle| self.profile(bundle, self.given, found)).collect();
+        let given: Vec<Given> = self.bundles.iter().map(|bundle| self.given_for(bundle)).collect();
+        let each = self.bundles.iter().zip(&given);
+        let asked: Vec<_> = each.map(|(bundle, given)| self.profile(bundle, given, found)).collect();
         // A profile that did not parse may have the variable.
         if asked.iter().all(Option::is_some) {
             let profiles = asked.iter().flatten();
@@ -244,18 +245,18 @@ impl Request<'_> {
         for assigned in self.assigned {
             if let Some(at) = asked.iter().position(|(_, profile)| profile.name == assigned.name) {
                 let (bundle, profile) = asked.remove(at);
-                add(profile, self.given, Some(bundle));
+                add(profile, &given[bundle], Some(bundle));
                 continue;
             }
             let mut given = Given::default();
-            assigned.vars.iter().for_each(|(name, text)| given.add(name, text, Giver::Flag));
+            assigned.vars.iter().for_each(|(name, text)| given.add(name, text, Giver::Kept));
             self.inputs.host_vars.iter().for_each(|(name, text)| given.add(name, text, Giver::Host));
             if let Some(profile) = self.profile(&assigned.bundle, &given, found) {
                 add(profile, &given, None);
             }
         }
         for (bundle, profile) in asked {
-            add(profile, self.given, Some(bundle));
+            add(profile, &given[bundle], Some(bundle));
         }
         let plan = compose::compose(&profiles, found);
         if found.is_empty()
@@ -265,6 +266,17 @@ impl Request<'_> {
             found.push(Diagnostic::new(file, Place::START, error.to_string()));
         }
         Compiled { plan, parts }
+    }
+
+    /// What is given for a profile: what the host had it applied with the last time counts where nothing is
+    /// said now, or a second `up` without the first one's values would be another host.
+    fn given_for(&self, bundle: &Bundle) -> Given {
+        let mut given = self.given.clone();
+        let name = about(bundle).name;
+        if let Some(assigned) = self.assigned.iter().find(|assigned| Some(&assigned.name) == name.as_ref()) {
+            assigned.vars.iter().for_each(|(name, text)| given.keep(name, text));
+        }
+        given
     }
 
     fn profile(&self, bundle: &Bundle, given: &Given, found: &mut Vec<Diagnostic>) -> Option<Profile> {

@@ -37,8 +37,10 @@ pub struct VarFile {
 /// Who gave a value, for messages.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Giver {
-    /// `--var`, now or when the profile was assigned.
+    /// `--var`.
     Flag,
+    /// Whoever applied the profile to this host the last time.
+    Kept,
     /// A line of a file: of values, or of a profile that includes this one.
     File { file: String, place: Place },
     /// The host.
@@ -55,6 +57,14 @@ impl Given {
         self.0.entry(name.to_owned()).or_insert_with(|| (text.to_owned(), giver));
     }
 
+    /// Takes what was kept with an assignment: given when the profile was applied, it is stronger than what
+    /// the host has for all profiles, and weaker than what is given now.
+    pub(crate) fn keep(&mut self, name: &str, text: &str) {
+        if self.0.get(name).is_none_or(|(_, giver)| *giver == Giver::Host) {
+            self.0.insert(name.to_owned(), (text.to_owned(), Giver::Kept));
+        }
+    }
+
     fn get(&self, name: &str) -> Option<(&str, &Giver)> {
         self.0.get(name).map(|(text, giver)| (text.as_str(), giver))
     }
@@ -69,7 +79,7 @@ impl Given {
     pub(crate) fn unknown(&self, known: &BTreeSet<&str>, found: &mut Vec<Diagnostic>) {
         for (name, (_, giver)) in self.0.iter().filter(|(name, _)| !known.contains(name.as_str())) {
             let (file, place) = match giver {
-                Giver::Host => continue,
+                Giver::Host | Giver::Kept => continue,
                 Giver::Flag => ("--var", Place::START),
                 Giver::File { file, place } => (file.as_str(), *place),
             };
@@ -195,6 +205,12 @@ fn value(variable: &Entry, given: &Given, asker: Asker<'_>, sink: &mut Sink) -> 
         let (message, text) = (format!("variable {name} wants {want}"), quoted(text));
         match giver {
             Giver::Flag => sink.error(variable.key_place, format!("{message}, --var gives {text}")),
+            Giver::Kept => {
+                sink.error(
+                    variable.key_place,
+                    format!("{message}, it was applied with {text}: give another"),
+                );
+            }
             Giver::Host => sink.error(variable.key_place, format!("{message}, the host's value is {text}")),
             Giver::File { file, place } => {
                 let mut other = sink.beside(file);
