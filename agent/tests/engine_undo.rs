@@ -59,7 +59,7 @@ fn with_systemctl(config: &mut postern_agent::engine::EngineConfig) {
 async fn trap_07_a_service_is_restarted_after_its_files_were_taken_back() {
     use std::os::unix::fs::PermissionsExt as _;
     let mut host = Host::tuned(with_systemctl);
-    std::fs::create_dir(host.dir.path().join("bin")).unwrap();
+    std::fs::create_dir_all(host.dir.path().join("bin")).unwrap();
     let systemctl = host.dir.path().join("bin/systemctl");
     std::fs::write(&systemctl, SYSTEMCTL).unwrap();
     std::fs::set_permissions(&systemctl, std::fs::Permissions::from_mode(0o755)).unwrap();

@@ -313,7 +313,6 @@ mod tests {
             [
                 format!("remove {FILE}"),
                 "systemctl stop -- apt-daily-upgrade.timer".into(),
-                "systemctl disable -- apt-daily-upgrade.timer".into(),
                 "systemctl mask -- apt-daily-upgrade.timer".into(),
             ]
         );
