@@ -240,6 +240,36 @@ impl Drop for Rig {
     }
 }
 
+/// A daemon, and one host that its agent has taken over; `None` where the lab cannot run.
+pub fn managed(name: &str, image: Image) -> Result<Option<(Rig, Host)>> {
+    managed_with(HostSpec::new(name, image))
+}
+
+/// The same with more to say about the host.
+pub fn managed_with(spec: HostSpec) -> Result<Option<(Rig, Host)>> {
+    let Some(mut rig) = Rig::open() else { return Ok(None) };
+    rig.serve()?;
+    let host = rig.host_with(spec)?;
+    rig.up(&host, &[])?.expect(0);
+    Ok(Some((rig, host)))
+}
+
+/// Applies a profile of these resources, always of one name: each replaces the one before it on the host.
+pub fn apply(rig: &Rig, host: &Host, resources: &str, more: &[&str]) -> Result<Ended> {
+    let profile = rig.state_dir().join("lab.yaml");
+    std::fs::write(&profile, format!("name: lab\nresources:\n{resources}")).context("write a profile")?;
+    let profile = profile.display().to_string();
+    let mut args = vec!["apply", &profile, "-H", &host.name];
+    args.extend(more);
+    rig.run(&args)
+}
+
+/// All that a command printed.
+#[must_use]
+pub fn said(ended: &Ended) -> String {
+    format!("{}{}", ended.stdout, ended.stderr)
+}
+
 /// Established connections of the guest to its own port 22.
 pub fn ssh_connections(host: &Host) -> Result<usize> {
     let all = host.tcp_connections()?;

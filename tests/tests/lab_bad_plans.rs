@@ -4,7 +4,7 @@
 
 use anyhow::Result;
 use postern_tests::lab::{Host, Image};
-use postern_tests::rig::{Ended, Rig};
+use postern_tests::rig::{self, Ended, Rig, managed, said};
 
 struct Bench {
     rig: Rig,
@@ -13,27 +13,18 @@ struct Bench {
 
 impl Bench {
     fn open(name: &str) -> Result<Option<Self>> {
-        let Some(mut rig) = Rig::open() else { return Ok(None) };
-        rig.serve()?;
-        let host = rig.host(name, Image::BOOKWORM)?;
-        rig.up(&host, &[])?.expect(0);
-        Ok(Some(Self { rig, host }))
+        Ok(managed(name, Image::BOOKWORM)?.map(|(rig, host)| Self { rig, host }))
     }
 
     fn apply(&self, resources: &str, more: &[&str]) -> Result<Ended> {
-        let profile = self.rig.state_dir().join("bad.yaml");
-        std::fs::write(&profile, format!("name: bad\nresources:\n{resources}"))?;
-        let profile = profile.display().to_string();
-        let mut args = vec!["apply", &profile, "-H", &self.host.name];
-        args.extend(more);
-        self.rig.run(&args)
+        rig::apply(&self.rig, &self.host, resources, more)
     }
 
     /// Fails with all of these words, and says so on one of the streams.
     #[track_caller]
     fn refused(&self, resources: &str, words: &[&str]) -> Result<Ended> {
         let ended = self.apply(resources, &[])?.expect(1);
-        let said = format!("{}{}", ended.stdout, ended.stderr);
+        let said = said(&ended);
         for word in words {
             assert!(said.contains(word), "want {word:?} in\n{said}");
         }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use postern_proto::spec::KINDS;
 use postern_tests::fingerprint::{changes, fingerprint};
 use postern_tests::lab::{Host, Image};
-use postern_tests::rig::{Ended, Rig};
+use postern_tests::rig::{Ended, Rig, managed, said};
 
 /// One resource of a kind, with what has to be on the host before.
 struct Case {
@@ -120,10 +120,6 @@ fn cases() -> Vec<Case> {
     ]
 }
 
-fn said(ended: &Ended) -> String {
-    format!("{}{}", ended.stdout, ended.stderr)
-}
-
 /// The newest run's id.
 fn last_run(rig: &Rig, host: &Host) -> Result<String> {
     let runs = rig.run(&["runs", "-H", &host.name, "--output", "json"])?.expect(0);
@@ -223,10 +219,7 @@ fn last_two(rig: &Rig, host: &Host) -> Result<String> {
 }
 
 fn contract(name: &str, image: Image) -> Result<()> {
-    let Some(mut rig) = Rig::open() else { return Ok(()) };
-    rig.serve()?;
-    let host = rig.host(name, image)?;
-    rig.up(&host, &[])?.expect(0);
+    let Some((rig, host)) = managed(name, image)? else { return Ok(()) };
     // What every host has that someone has worked on.
     host.sh("apt-get update -q >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get install -qy nano >/dev/null 2>&1")?;
     let mut broken = BTreeMap::new();

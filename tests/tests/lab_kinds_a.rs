@@ -3,21 +3,7 @@
 
 use anyhow::Result;
 use postern_tests::lab::{Host, Image};
-use postern_tests::rig::{BOOT_DEADLINE, Ended, Rig};
-
-/// Applies this profile to the one host.
-fn apply(rig: &Rig, host: &Host, resources: &str, more: &[&str]) -> Result<Ended> {
-    let profile = rig.state_dir().join("lab.yaml");
-    std::fs::write(&profile, format!("name: lab\nresources:\n{resources}"))?;
-    let profile = profile.display().to_string();
-    let mut args = vec!["apply", &profile, "-H", &host.name];
-    args.extend(more);
-    rig.run(&args)
-}
-
-fn said(ended: &Ended) -> String {
-    format!("{}{}", ended.stdout, ended.stderr)
-}
+use postern_tests::rig::{BOOT_DEADLINE, Rig, apply, managed, said};
 
 /// Changed by the first run, and not by the second.
 #[track_caller]
@@ -40,10 +26,7 @@ fn refused(rig: &Rig, host: &Host, resources: &str, why: &str) -> Result<()> {
 const MARTIANS: &str = "net.ipv4.conf.all.log_martians";
 
 fn on(image: Image, name: &str) -> Result<()> {
-    let Some(mut rig) = Rig::open() else { return Ok(()) };
-    rig.serve()?;
-    let host = rig.host(name, image)?;
-    rig.up(&host, &[])?.expect(0);
+    let Some((rig, host)) = managed(name, image)? else { return Ok(()) };
     directories(&rig, &host)?;
     files(&rig, &host)?;
     services(&rig, &host)?;

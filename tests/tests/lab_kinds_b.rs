@@ -5,32 +5,21 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use postern_tests::lab::{Host, Image};
-use postern_tests::rig::{Ended, Rig, finish};
+use postern_tests::rig::{self, Ended, Rig, finish, managed};
 
 /// Made by ssh-keygen; the first is in the form of a key that lives in a token.
 const SK: &str = "sk-ssh-ed25519@openssh.com AAAAGnNrLXNzaC1lZDI1NTE5QG9wZW5zc2guY29tAAAAIGT2/5hLlLC12ZgUEoud+FIUtp0Szc6E48Spq1r+GtnIAAAABHNzaDo= yubi";
 const ECDSA: &str = "ecdsa-sha2-nistp256 AAAAE2VjZHNhLXNoYTItbmlzdHAyNTYAAAAIbmlzdHAyNTYAAABBBKI1NLy4Yifs/5inuEb4cy6XyJbwmHDs2fW1/VY7MoU8RS3zwwX96ZOTLQhEk9ubYW9dEraC+4FWfhL8AaVmHvw= e256";
 const FILE: &str = "/home/ada.l/.ssh/authorized_keys";
 
-/// Applies this profile to the one host.
 fn apply(rig: &Rig, host: &Host, resources: &str) -> Result<Ended> {
-    let profile = rig.state_dir().join("lab.yaml");
-    std::fs::write(&profile, format!("name: lab\nresources:\n{resources}"))?;
-    rig.run(&["apply", &profile.display().to_string(), "-H", &host.name])
+    rig::apply(rig, host, resources, &[])
 }
 
 #[track_caller]
 fn says(ended: &Ended, text: &str) {
     let said = format!("{}{}", ended.stdout, ended.stderr);
     assert!(said.contains(text), "want {text:?}\n{said}");
-}
-
-fn managed(name: &str, image: Image) -> Result<Option<(Rig, Host)>> {
-    let Some(mut rig) = Rig::open() else { return Ok(None) };
-    rig.serve()?;
-    let host = rig.host(name, image)?;
-    rig.up(&host, &[])?.expect(0);
-    Ok(Some((rig, host)))
 }
 
 /// What ada.l's own login says to this.

@@ -3,25 +3,11 @@
 
 use anyhow::Result;
 use postern_tests::lab::{FileSpec, Host, HostSpec, Image};
-use postern_tests::rig::{Ended, Rig};
+use postern_tests::rig::{Ended, Rig, apply, managed_with, said};
 
 /// A guest may not set the clock of the machine it runs on: chrony measures it and leaves it alone.
 const CHRONY_IN_THE_LAB: &str = "[Unit]\nConditionCapability=\n\
                                  [Service]\nEnvironmentFile=\nEnvironment=\"DAEMON_OPTS=-F 1 -x\"\n";
-
-/// Applies this profile to the one host.
-fn apply(rig: &Rig, host: &Host, resources: &str, more: &[&str]) -> Result<Ended> {
-    let profile = rig.state_dir().join("lab.yaml");
-    std::fs::write(&profile, format!("name: lab\nresources:\n{resources}"))?;
-    let profile = profile.display().to_string();
-    let mut args = vec!["apply", &profile, "-H", &host.name];
-    args.extend(more);
-    rig.run(&args)
-}
-
-fn said(ended: &Ended) -> String {
-    format!("{}{}", ended.stdout, ended.stderr)
-}
 
 /// Brings it about, and then finds it so.
 #[track_caller]
@@ -33,17 +19,13 @@ fn apply_twice(rig: &Rig, host: &Host, resources: &str) -> Result<Ended> {
 }
 
 fn managed(name: &str, image: Image) -> Result<Option<(Rig, Host)>> {
-    let Some(mut rig) = Rig::open() else { return Ok(None) };
-    rig.serve()?;
     let mut spec = HostSpec::new(name, image);
     spec.files.push(FileSpec {
         path: "/etc/systemd/system/chrony.service.d/lab.conf".into(),
         content: CHRONY_IN_THE_LAB.into(),
         mode: 0o644,
     });
-    let host = rig.host_with(spec)?;
-    rig.up(&host, &[])?.expect(0);
-    Ok(Some((rig, host)))
+    managed_with(spec)
 }
 
 #[test]

@@ -2,35 +2,13 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail as tests do")]
 
 use anyhow::Result;
-use postern_tests::lab::{Host, Image};
-use postern_tests::rig::{Ended, Rig};
-
-/// Applies this profile to the one host.
-fn apply(rig: &Rig, host: &Host, resources: &str, more: &[&str]) -> Result<Ended> {
-    let profile = rig.state_dir().join("lab.yaml");
-    std::fs::write(&profile, format!("name: lab\nresources:\n{resources}"))?;
-    let profile = profile.display().to_string();
-    let mut args = vec!["apply", &profile, "-H", &host.name];
-    args.extend(more);
-    rig.run(&args)
-}
-
-fn said(ended: &Ended) -> String {
-    format!("{}{}", ended.stdout, ended.stderr)
-}
-
-fn managed(name: &str) -> Result<Option<(Rig, Host)>> {
-    let Some(mut rig) = Rig::open() else { return Ok(None) };
-    rig.serve()?;
-    let host = rig.host(name, Image::TRIXIE)?;
-    rig.up(&host, &[])?.expect(0);
-    Ok(Some((rig, host)))
-}
+use postern_tests::lab::Image;
+use postern_tests::rig::{apply, managed, said};
 
 /// T11 for the lock that apt's own timeout does not cover, and dpkg as a power cut leaves it.
 #[test]
 fn trap_11_packages_wait_for_locks_and_heal_dpkg() -> Result<()> {
-    let Some((rig, host)) = managed("packages")? else { return Ok(()) };
+    let Some((rig, host)) = managed("packages", Image::TRIXIE)? else { return Ok(()) };
     let wanted = "  - package: {name: hello}\n";
 
     // Somebody fetches lists for some seconds; ours are missing.
@@ -74,7 +52,7 @@ fn trap_11_packages_wait_for_locks_and_heal_dpkg() -> Result<()> {
 /// T07: hardening on the disk and not in force, after a run that failed in between; and no restart too many.
 #[test]
 fn trap_07_a_service_is_restarted_once_and_only_once() -> Result<()> {
-    let Some((rig, host)) = managed("services")? else { return Ok(()) };
+    let Some((rig, host)) = managed("services", Image::TRIXIE)? else { return Ok(()) };
     let profile = |conf: &str, between: &str| {
         format!(
             "  - file:\n      path: /etc/systemd/system/lab.service\n      content: |\n        [Service]\n        \
@@ -115,7 +93,7 @@ fn trap_07_a_service_is_restarted_once_and_only_once() -> Result<()> {
 /// T46 and T48: private content is in no diff, and nothing is written through a link of somebody else.
 #[test]
 fn trap_48_private_files_and_links_of_others() -> Result<()> {
-    let Some((rig, host)) = managed("files")? else { return Ok(()) };
+    let Some((rig, host)) = managed("files", Image::TRIXIE)? else { return Ok(()) };
     host.sh("useradd -m deploy && mkdir /home/deploy/real && ln -s /etc /home/deploy/.ssh && \
              chown -h deploy: /home/deploy/.ssh")?;
     let private = "  - file: {path: /etc/lab.key, content: hunter2secret, mode: '0600'}\n";

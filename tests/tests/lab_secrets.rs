@@ -6,8 +6,8 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::Result;
-use postern_tests::lab::{Host, Image};
-use postern_tests::rig::{Ended, Rig, finish, wait_for};
+use postern_tests::lab::Image;
+use postern_tests::rig::{Ended, Rig, apply, finish, managed, wait_for};
 
 /// Two lines, quotes, and what a shell would take for itself.
 const VALUE: &str = "pa$$-w0rd-\"7c1e\"\nsecond-line-9f2b";
@@ -22,15 +22,6 @@ fn set(rig: &Rig, name: &str, value: &str) -> Result<Ended> {
     let ended = finish(command, LIMIT)?;
     std::fs::remove_file(file)?;
     Ok(ended)
-}
-
-fn apply(rig: &Rig, host: &Host, resources: &str, more: &[&str]) -> Result<Ended> {
-    let profile = rig.state_dir().join("secrets.yaml");
-    std::fs::write(&profile, format!("name: secrets\nresources:\n{resources}"))?;
-    let profile = profile.display().to_string();
-    let mut args = vec!["apply", &profile, "-H", &host.name, "-v"];
-    args.extend(more);
-    rig.run(&args)
 }
 
 #[track_caller]
@@ -52,10 +43,7 @@ fn traces_in(place: impl Fn(&str) -> Result<String>) -> Result<String> {
 /// T46 and I7, from end to end: also on error paths, in base64, over two lines.
 #[test]
 fn trap_46_a_secret_is_where_it_was_declared_and_nowhere_else() -> Result<()> {
-    let Some(mut rig) = Rig::open() else { return Ok(()) };
-    rig.serve()?;
-    let host = rig.host("secrets", Image::TRIXIE)?;
-    rig.up(&host, &[])?.expect(0);
+    let Some((rig, host)) = managed("secrets", Image::TRIXIE)? else { return Ok(()) };
 
     let unknown = apply(&rig, &host, "  - file: {path: /etc/s, content: \"{{ secret('lab/db') }}\"}\n", &[])?;
     let said = format!("{}{}", unknown.stdout, unknown.stderr);
@@ -125,10 +113,7 @@ fn trap_46_a_secret_is_where_it_was_declared_and_nowhere_else() -> Result<()> {
 /// goes on when both are back.
 #[test]
 fn a_run_without_its_secret_is_parked_until_the_controller_is_back() -> Result<()> {
-    let Some(mut rig) = Rig::open() else { return Ok(()) };
-    rig.serve()?;
-    let host = rig.host("parked", Image::BOOKWORM)?;
-    rig.up(&host, &[])?.expect(0);
+    let Some((mut rig, host)) = managed("parked", Image::BOOKWORM)? else { return Ok(()) };
     set(&rig, "lab/key", "value-of-the-key")?.expect(0);
     let profile = rig.state_dir().join("parked.yaml");
     std::fs::write(
