@@ -110,6 +110,28 @@ fn base_on_debian_13_as_shipped() -> Result<()> {
     base_on("base-13s", Image::TRIXIE_SHIPPED)
 }
 
+/// T15: Python modules come from the distribution, and its guard against pip stays where it is.
+#[test]
+fn trap_15_modules_for_ansible_are_the_distributions() -> Result<()> {
+    let Some(mut base) = Base::open("base-ansible", Image::TRIXIE)? else { return Ok(()) };
+    base.vars.extend(["--var".to_owned(), "ansible_modules=true".to_owned()]);
+    base.up()?;
+    let host = &base.host;
+    host.sh("python3 -c 'import docker, jsondiff'")?;
+    let from = host
+        .sh("dpkg -S $(python3 -c 'import docker, jsondiff; print(docker.__file__, jsondiff.__file__)')")?;
+    assert!(from.contains("python3-docker: ") && from.contains("python3-jsondiff: "), "{from}");
+    host.sh(
+        "ls /usr/lib/python3*/EXTERNALLY-MANAGED && ! ls /usr/local/lib/python3*/dist-packages/* 2>/dev/null",
+    )?;
+    // Given once, it stays: a second up without it is no other host.
+    base.vars.truncate(4);
+    let second = base.up()?;
+    assert!(second.ends_with(" unchanged") && !second.contains(','), "{second}");
+    host.sh("dpkg -s python3-docker | grep -q '^Status: install ok installed'")?;
+    Ok(())
+}
+
 /// Hashes of /etc, selections of packages and states of units are what they were.
 #[test]
 fn base_is_undone() -> Result<()> {
