@@ -184,5 +184,19 @@ fn restarts(rig: &Rig, host: &Host) -> Result<()> {
     host.wait_booted(BOOT_DEADLINE)?;
     let after = apply(rig, host, due, &[])?.expect(0);
     assert!(after.stdout.contains("1 unchanged"), "{after:?}");
+
+    // For real: one run, which goes on in the next boot.
+    let before = host.boot_id()?;
+    let whole = format!(
+        "  - file: {{path: /etc/lab.boot, content: new}}\n{due}  - command: {{shell: 'cat \
+         /proc/sys/kernel/random/boot_id >/etc/lab.after', creates: /etc/lab.after}}\n    id: after\n"
+    );
+    let done = apply(rig, host, &whole, &[])?.expect(0);
+    assert!(done.stdout.contains("3 changed"), "{done:?}");
+    let now = host.boot_id()?;
+    assert_ne!(now, before);
+    assert_eq!(host.sh("cat /etc/lab.after")?, now);
+    let again = apply(rig, host, &whole, &[])?.expect(0);
+    assert!(again.stdout.contains("3 unchanged"), "{again:?}");
     Ok(())
 }
