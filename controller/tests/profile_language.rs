@@ -489,10 +489,10 @@ fn what_a_host_has_already_is_part_of_the_plan() {
     // What it was applied with stays, stronger than what the host has for all profiles, until it is given anew.
     let mut inputs = on_host();
     inputs.host_vars = map(&[("x", "nano")]);
-    let compiled = compile(&[again.clone()], &had, &inputs).unwrap();
+    let compiled = compile(std::slice::from_ref(&again), &had, &inputs).unwrap();
     assert_eq!(addresses(&compiled), ["one:package:curl", "two:command:ip"]);
     assert_eq!(compiled.parts[0].vars, map(&[("x", "curl")]), "and it is kept again");
-    let compiled = compile(&[again.clone()], &[], &inputs).unwrap();
+    let compiled = compile(std::slice::from_ref(&again), &[], &inputs).unwrap();
     assert_eq!(addresses(&compiled), ["one:package:nano"]);
     inputs.vars = map(&[("x", "wget")]);
     let compiled = compile(&[new.clone(), again], &had, &inputs).unwrap();
