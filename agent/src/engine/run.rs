@@ -269,7 +269,11 @@ impl RunTask {
             let turn = needs::next(&self.needs, self.terms.check, outcome, |index| self.is_ready(index));
             match turn {
                 Turn::Over => return Ok(()),
-                Turn::Go(index) => self.settle(index).await?,
+                Turn::Go(index) => {
+                    // A value may have come since it was last looked: what is filled in is also redacted.
+                    self.learn();
+                    self.settle(index).await?;
+                }
                 Turn::Skip(index, root) => {
                     let how = match self.past[root].outcome {
                         Some((Outcome::Interrupted, _)) => "which was cut off",

@@ -35,8 +35,9 @@ impl Vault {
                 continue;
             }
             let value = value.and_then(|text| {
-                bytes += text.expose().len();
-                let fits = bytes <= ALL;
+                let fits = bytes + text.expose().len() <= ALL;
+                // One that does not fit takes no room from those that do.
+                bytes += if fits { text.expose().len() } else { 0 };
                 fits.then_some(text)
                     .ok_or_else(|| format!("the secrets of one run may take {ALL} bytes together"))
             });

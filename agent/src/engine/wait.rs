@@ -13,6 +13,8 @@ impl RunTask {
     /// The link has no deadline, so this has none either; cancelling ends it.
     pub(super) async fn wait(&mut self, waiting: &[usize]) -> Result<(), Stop> {
         self.commit().await?;
+        // What is seen now may be hours old when this is over.
+        self.ahead.clear();
         let Some(secrets) = &self.secrets else { return Ok(()) };
         let changed = Arc::clone(&secrets.changed);
         let since = *self.waits_since.get_or_insert_with(Instant::now);

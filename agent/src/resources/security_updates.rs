@@ -71,6 +71,9 @@ impl Resource for SecurityUpdates {
         let (config, timers) = (config?, timers?);
         let releases: Vec<Release> = releases(host)?.into_iter().filter(Release::is_security).collect();
         let mut seen = Seen { file, distribution, timers, ..Seen::default() };
+        if depth == Depth::Whole {
+            return Ok(seen);
+        }
         if releases.is_empty() {
             if depth == Depth::Cheap && lists_outdated(host)? {
                 seen.fetch_lists = true;

@@ -144,7 +144,9 @@ impl Resource for User {
             (None, Some(_)) => {
                 let mut steps = vec![exec(&["userdel", "--", &spec.name])];
                 // It takes its group along, which may have been there before it.
-                let alone = now.namesake.as_ref().is_some_and(|group| !group.others);
+                let alone = now.namesake.as_ref().is_some_and(|group| {
+                    !group.others && now.there.as_ref().is_some_and(|row| row.gid == group.gid)
+                });
                 if let (Some(group), true) = (&before.namesake, alone) {
                     steps.push(make_group(&spec.name, group.gid));
                 }

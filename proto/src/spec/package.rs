@@ -34,7 +34,7 @@ impl ResourceSpec for PackageSpec {
     const CANNOT_UNDO: &'static str = "accounts and files that a package's own scripts made and do not remove, and services that \
          they leave running; \
          a version that is no longer in any repository; what was changed since in configuration files of a \
-         package that the run installed";
+         package that the run installed, and data that its own scripts delete when it is purged";
 
     fn natural_name(&self) -> String {
         self.name.clone()

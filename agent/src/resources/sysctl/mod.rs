@@ -37,7 +37,7 @@ impl Resource for Sysctl {
     type Spec = SysctlSpec;
     type Seen = Seen;
 
-    async fn observe(spec: &SysctlSpec, host: &Sys, _depth: Depth) -> Result<Seen, ObserveError> {
+    async fn observe(spec: &SysctlSpec, host: &Sys, depth: Depth) -> Result<Seen, ObserveError> {
         let path = file_of(spec);
         let file = match host.meta(&path)? {
             Some(meta) if meta.kind == FileKind::File => {
@@ -51,7 +51,7 @@ impl Resource for Sysctl {
             None => None,
         };
         let live = live(spec, host)?;
-        if spec.state == Presence::Absent {
+        if spec.state == Presence::Absent || depth == Depth::Whole {
             return Ok(Seen { file, live });
         }
         let name = spec.dotted();
