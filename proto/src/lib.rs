@@ -5,6 +5,7 @@
 
 pub mod convert;
 pub mod event;
+pub mod guard;
 pub mod host;
 pub mod ids;
 pub mod openpgp;

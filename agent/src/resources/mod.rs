@@ -10,6 +10,7 @@ mod directory;
 mod file;
 mod owned;
 mod package;
+mod protect;
 mod reboot;
 mod security_updates;
 mod service;
@@ -20,6 +21,7 @@ mod time_sync;
 mod user;
 
 pub(crate) use diff::{hidden, unified};
+pub use protect::Protect;
 pub use step::{Exec, Step, WriteFile};
 
 use std::future::Future;
@@ -133,6 +135,12 @@ pub trait Resource: Send + Sync + 'static {
         true
     }
 
+    /// What a guard is to watch while the steps from `seen` are made; `None` where they cannot cut the host off.
+    /// Asked also for the way back from `seen`.
+    fn protect(_spec: &Self::Spec, _seen: &Self::Seen) -> Option<Protect> {
+        None
+    }
+
     /// Adjacent resources of one kind with the same key are brought about together.
     fn merge_key(_spec: &Self::Spec) -> Option<&'static str> {
         None
@@ -166,6 +174,8 @@ pub struct View {
     pub essence: serde_json::Value,
     /// See [`Resource::late`].
     pub late: Option<String>,
+    /// See [`Resource::protect`].
+    pub protect: Option<Protect>,
 }
 
 /// A future on the heap.
@@ -212,7 +222,8 @@ impl<R: Resource> Adapter<R> {
         let diff = if steps.is_empty() { String::new() } else { R::diff(spec, seen) };
         let essence = R::essence(spec, seen);
         let late = R::late(spec, seen);
-        View { steps, diff, seen: serde_json::to_value(seen).unwrap_or_default(), essence, late }
+        let protect = R::protect(spec, seen);
+        View { steps, diff, seen: serde_json::to_value(seen).unwrap_or_default(), essence, late, protect }
     }
 
     /// What was kept as it was seen; the error is for people.

@@ -1,0 +1,15 @@
+//! What a kind says about a change that could cut the host off: what is watched, and how the way back is put in
+//! force.
+
+use postern_proto::guard::Predicate;
+
+/// Asks for a guard around a change. The guard keeps every file that the steps touch, and puts it back before
+/// `reload`; so a kind whose steps only write files and then make some program read them needs to say no more.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Protect {
+    /// Watched beside the link, each only where it holds before the change.
+    pub predicates: Vec<Predicate>,
+    /// Programs that put in force what was put back, in this order. They are run without the agent and maybe
+    /// early in a boot, so each must do no harm when it is run twice or when what it reloads does not run yet.
+    pub reload: Vec<Vec<String>>,
+}
