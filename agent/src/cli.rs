@@ -18,7 +18,7 @@ use crate::link::names::Names;
 use crate::link::route::ProxyEnv;
 use crate::link::time::host_clock;
 use crate::link::{AgentOptions, open_exit_code, run_agent};
-use crate::{config, engine, facts};
+use crate::{config, engine, facts, guard};
 
 const USAGE: &str = "\
 usage: postern-agent COMMAND [--config PATH] [--state-dir PATH]
@@ -70,7 +70,14 @@ pub fn main(args: &[String]) -> i32 {
         Some("help" | "--help" | "-h") => return say(USAGE),
         _ => {}
     }
-    let args = match parse(args) {
+    // For the units of a guard, not for people.
+    let (guard, args) = match args {
+        [command, name, rest @ ..] if command == "guard-revert" => {
+            (Some(name), [std::slice::from_ref(command), rest].concat())
+        }
+        _ => (None, args.to_vec()),
+    };
+    let args = match parse(&args) {
         Ok(args) => args,
         Err(why) => return usage(&why),
     };
@@ -88,6 +95,7 @@ pub fn main(args: &[String]) -> i32 {
         "enrol" => runtime.block_on(Box::pin(enrol(&args))),
         "probe" => runtime.block_on(Box::pin(probe(&args))),
         "status" => status(&args.state_dir),
+        "guard-revert" => runtime.block_on(guard_revert(&args.state_dir, guard)),
         "uninstall" => runtime.block_on(uninstall(args.state_dir)),
         other => usage(&format!("unknown command {other:?}")),
     };
@@ -254,6 +262,21 @@ fn status(state_dir: &Path) -> i32 {
         }
     };
     answer(&report, code)
+}
+
+/// Exit code 1 makes the unit try again.
+async fn guard_revert(state_dir: &Path, name: Option<&String>) -> i32 {
+    let Some(name) = name else { return usage("guard-revert wants the name of a guard") };
+    match guard::revert_by_name(state_dir, name).await {
+        Ok(ended) => {
+            tracing::info!(guard = name, ?ended, "the guard is over");
+            exit::OK
+        }
+        Err(error) => {
+            tracing::error!(guard = name, error = chain(&error), "the change was not taken back");
+            exit::FAILED
+        }
+    }
 }
 
 async fn uninstall(state_dir: PathBuf) -> i32 {

@@ -457,6 +457,11 @@ fn config(order: Vec<Algorithm>) -> Config {
     }
 }
 
+/// For looks: any of the usual host keys.
+pub(crate) fn looking_config() -> Config {
+    config(USUAL.to_vec())
+}
+
 fn key_error(hop: &Hop, policy: &Policy<'_>, refused: KeyRefused) -> Failed {
     let address = hop.address();
     let (code, text) = match refused {

@@ -14,6 +14,7 @@ mod exec;
 mod host_key;
 mod key_file;
 mod known_hosts;
+mod look;
 mod plan;
 mod preflight;
 mod remove;
@@ -33,6 +34,7 @@ pub use api::{
 };
 pub use bootstrap::bootstrap;
 pub use error::{BootstrapError, Code};
+pub use look::{LoginSeen, LookError, look_at_login};
 pub use preflight::{Finding, Preflight, Severity};
 pub use remove::{RemoveReport, remove};
 pub use report::{Action, Report, StepTime};

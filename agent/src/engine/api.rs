@@ -10,6 +10,7 @@ use postern_proto::ids::{BootId, PlanHash, RunId, SecretRef};
 use postern_proto::plan::Terms;
 use zeroize::Zeroizing;
 
+use crate::guard::Vantage;
 use crate::sys::Sys;
 
 /// What an engine needs to know.
@@ -25,13 +26,15 @@ pub struct EngineConfig {
     pub sys: Sys,
     /// Bounds.
     pub limits: Limits,
+    /// Who looks at the host from outside. Without one, nothing is done that could cut the host off.
+    pub vantage: Option<Arc<dyn Vantage>>,
 }
 
 impl EngineConfig {
     /// For the host itself, with the default limits.
     #[must_use]
     pub fn new(state_dir: PathBuf, boot_id: BootId, supervisor: SupervisorCommand) -> Self {
-        Self { state_dir, boot_id, supervisor, sys: Sys::host(), limits: Limits::default() }
+        Self { state_dir, boot_id, supervisor, sys: Sys::host(), limits: Limits::default(), vantage: None }
     }
 }
 
@@ -73,6 +76,8 @@ pub struct Limits {
     pub look_ahead: usize,
     /// After so much waiting for the controller a run says that it is parked.
     pub park_after: Duration,
+    /// How long a change that could cut the host off has to be confirmed.
+    pub guard_window: Duration,
     /// Log bytes of one run on their way without being acked.
     pub run_window: usize,
     /// Log bytes of all runs on their way without being acked.
@@ -93,6 +98,7 @@ impl Default for Limits {
             reboot_wait: Duration::from_secs(600),
             look_ahead: 8,
             park_after: Duration::from_secs(2),
+            guard_window: Duration::from_secs(60),
             run_window: postern_proto::RUN_WINDOW_BYTES,
             agent_window: postern_proto::AGENT_WINDOW_BYTES,
             journal_chunk: 1 << 20,

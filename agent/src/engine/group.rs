@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::approve::digest;
 use super::backup::{After, Before, Kept};
+use super::guarded::Done;
 use super::look::Unseen;
 use super::run::{End, RunTask, StepResult, Stop, summary_of};
 use super::steps::LOCK_TRIES;
@@ -25,7 +26,12 @@ impl RunTask {
 
     pub(super) async fn group(&mut self, members: Range<usize>) -> Result<(), Stop> {
         let began = Instant::now();
-        members.clone().for_each(|index| self.begin(index));
+        for index in members.clone() {
+            // One that waited for the controller goes on with the attempt that it waited in.
+            if !self.past[index].open {
+                self.begin(index);
+            }
+        }
         let mut views: Vec<View> = Vec::new();
         for index in members.clone() {
             match self.look(index).await? {
@@ -37,6 +43,7 @@ impl RunTask {
             }
         }
         let (mut changing, mut plans, mut diffs, mut seen) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut protect = None;
         for (index, view) in members.zip(views) {
             if view.steps.is_empty() {
                 let digest = if self.terms.check { digest(&self.ctx.seen_key, &view) } else { String::new() };
@@ -48,6 +55,8 @@ impl RunTask {
             } else {
                 changing.push(index);
                 plans.push(view.steps);
+                // Those that are brought about together are packages, which none protects.
+                protect = view.protect;
                 diffs.push(view.diff);
                 seen.push((index, view.seen));
             }
@@ -64,7 +73,10 @@ impl RunTask {
             (2.., Some(bound)) => bound.merge(plans),
             _ => plans.concat(),
         };
-        let result = self.steps(first, &steps).await?;
+        let result = match self.guarded(first, &steps, protect).await? {
+            Done::Steps(result) => result,
+            Done::Waits => return Ok(()),
+        };
         self.conclude(&changing, diffs, result, &summary_of(&steps), began).await
     }
 
@@ -146,18 +158,29 @@ impl RunTask {
     }
 
     pub(super) async fn steps(&mut self, owner: usize, steps: &[Step]) -> Result<StepResult, Stop> {
+        self.steps_from(owner, steps, &mut 0, false).await
+    }
+
+    /// The same, numbered from `number`. Where they are `guarded`, the last one is not the end of the attempt.
+    pub(super) async fn steps_from(
+        &mut self,
+        owner: usize,
+        steps: &[Step],
+        number: &mut u32,
+        guarded: bool,
+    ) -> Result<StepResult, Stop> {
         let (address, attempt) = self.attempt_of(owner);
         self.acted = true;
         self.ahead.clear();
-        let (mut note, mut number) = (String::new(), 0);
+        let mut note = String::new();
         for (place, step) in steps.iter().enumerate() {
             let until = tokio::time::Instant::now() + self.ctx.config.limits.lock_wait;
             let mut tries = 0;
             loop {
-                let id = StepId { address: address.clone(), attempt, step: number };
-                number += 1;
+                let id = StepId { address: address.clone(), attempt, step: *number };
+                *number += 1;
                 self.past[owner].acted = true;
-                match self.step(id, step, place + 1 == steps.len(), until).await? {
+                match self.step(id, step, !guarded && place + 1 == steps.len(), until).await? {
                     Ok(said) => note = said,
                     // Somebody took the lock between our look and its own: its turn comes again.
                     Err(failure) if failure.locked && tries < LOCK_TRIES => {

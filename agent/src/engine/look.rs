@@ -157,9 +157,9 @@ impl RunTask {
         secrets.lacking(&wanted)
     }
 
-    /// True when it waits for no secret.
+    /// True when it waits for no secret, and for no controller to confirm it.
     pub(super) fn is_ready(&self, index: usize) -> bool {
-        self.lacks(index).is_empty()
+        !self.held.contains_key(&index) && self.lacks(index).is_empty()
     }
 
     pub(super) fn address(&self, index: usize) -> &Address {

@@ -12,6 +12,7 @@ mod backup;
 mod book;
 mod exec;
 mod group;
+mod guarded;
 mod look;
 mod needs;
 mod open;

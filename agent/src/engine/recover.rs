@@ -26,8 +26,14 @@ impl RunTask {
             members.iter().filter_map(|index| self.past[*index].step.clone()).max_by_key(|step| step.seq);
         let why = if boot == now { "the agent was restarted" } else { "the host was restarted" };
         let began = Instant::now();
+        let runs_on = matches!(&step, Some(PastStep { exec: Some(_), end: None, .. }) if boot == now);
+        if !members.is_empty() && !runs_on {
+            self.settle_guards().await?;
+        }
         match step {
             _ if members.is_empty() => {}
+            // It waited, and had changed nothing: it waits on, for as long as it takes.
+            None if self.parked => {}
             None => self.retry(&members, why),
             Some(PastStep { id, exec: None, end: None, reboot: Some((was, last)), .. }) if was != now => {
                 self.end_step(id, StepEnd::Done, 0);
@@ -55,6 +61,10 @@ impl RunTask {
                 let told = matches!(ended, Ended::Exit(_));
                 let never = matches!(ended, Ended::Never(_));
                 let result = self.step_ended(id, spool, ended).await?;
+                if runs_on {
+                    // Only now: it would have changed again what was taken back.
+                    self.settle_guards().await?;
+                }
                 if told && (last || result.is_err()) {
                     self.resume(&members, result, began).await?;
                 } else if told || never || members.iter().all(|index| self.is_repeatable(*index)) {

@@ -14,6 +14,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::ahead::Ahead;
 use super::book::Record;
+use super::guarded::Held;
 use super::needs::{self, Needs, Turn};
 use super::past::{Past, parked, past};
 use super::secrets::Secrets;
@@ -69,6 +70,8 @@ pub(super) struct RunTask {
     pub(super) known: usize,
     pub(super) late: BTreeMap<String, String>,
     pub(super) ahead: Ahead,
+    /// Those whose change waits until the controller can confirm it.
+    pub(super) held: BTreeMap<usize, Held>,
     /// Something was changed since this task began.
     pub(super) acted: bool,
     /// What was replaced is kept.
@@ -99,7 +102,7 @@ impl Failure {
 }
 
 /// What a step says when it is done.
-pub(super) type StepResult = Result<String, Failure>;
+pub(super) type StepResult<T = String> = Result<T, Failure>;
 
 /// How an attempt ended.
 pub(super) struct End {
@@ -184,6 +187,7 @@ impl RunTask {
             known: 0,
             late: BTreeMap::new(),
             ahead: Ahead::default(),
+            held: BTreeMap::new(),
             acted: false,
             keeps: false,
             kept: false,

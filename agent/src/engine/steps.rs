@@ -56,7 +56,7 @@ impl RunTask {
         })
     }
 
-    fn started(&mut self, id: &StepId, summary: &str) {
+    pub(super) fn started(&mut self, id: &StepId, summary: &str) {
         let summary = clamp(&self.redact.text(summary));
         self.emit(EventKind::StepStarted { step: id.clone(), summary });
     }

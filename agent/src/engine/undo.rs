@@ -11,8 +11,9 @@ use serde_json::Value;
 
 use super::backup::{After, Before, Head, Kept};
 use super::group::essence_of;
+use super::guarded::Done;
 use super::run::{End, RunTask, Stop, summary_of};
-use crate::resources::{Depth, Step, Undo, hidden, unified};
+use crate::resources::{Depth, Protect, Step, Undo, hidden, unified};
 use crate::sys::{FileKind, Sys};
 
 /// The longest file that is shown in a diff, bytes.
@@ -169,16 +170,18 @@ impl RunTask {
                 self.ended(index, Outcome::Skipped, why, began)
             }
             Way::Back { steps, note, now } => {
-                self.take_back(index, &before.seen, steps, note, now, began).await
+                self.take_back(index, &before.seen, steps, view.protect, note, now, began).await
             }
         }
     }
 
+    #[allow(clippy::too_many_arguments)] // All of it was found out by its one caller.
     async fn take_back(
         &mut self,
         index: usize,
         before: &Value,
         steps: Vec<Step>,
+        protect: Option<Protect>,
         note: &str,
         now: Value,
         began: Instant,
@@ -193,7 +196,15 @@ impl RunTask {
         if let Err(why) = self.keep(vec![(index, now)]).await? {
             return self.ended(index, Outcome::Failed, why, began);
         }
-        let result = self.steps(index, &steps).await?;
+        let result = loop {
+            match self.guarded(index, &steps, protect.clone()).await? {
+                Done::Steps(result) => break result,
+                Done::Waits => self.wait_for(&[index]).await?,
+            }
+            if self.is_cancelled() {
+                return Ok(());
+            }
+        };
         let bound = match self.bind(index) {
             Ok(bound) => bound,
             Err(unseen) => return self.ended(index, Outcome::Failed, unseen.why, began),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use postern_proto::event::EventKind;
 use tokio::time::Instant;
 
+use super::guarded::is_reachable;
 use super::run::{RunTask, Stop, clamp};
 
 impl RunTask {
@@ -15,8 +16,24 @@ impl RunTask {
         self.commit().await?;
         // What is seen now may be hours old when this is over.
         self.ahead.clear();
-        let Some(secrets) = &self.secrets else { return Ok(()) };
-        let changed = Arc::clone(&secrets.changed);
+        let changed = self.secrets.as_ref().map(|secrets| Arc::clone(&secrets.changed));
+        let changed = async {
+            match changed {
+                Some(changed) => changed.notified().await,
+                None => std::future::pending().await,
+            }
+        };
+        let (next, vantage) =
+            (self.held.values().map(|held| held.until).min(), self.ctx.config.vantage.clone());
+        let tried = async {
+            match next {
+                Some(next) => {
+                    tokio::time::sleep_until(next).await;
+                    is_reachable(vantage.as_deref()).await
+                }
+                None => std::future::pending().await,
+            }
+        };
         let since = *self.waits_since.get_or_insert_with(Instant::now);
         let (due, parked) = (since + self.ctx.config.limits.park_after, self.parked);
         let cancelled = async {
@@ -26,16 +43,30 @@ impl RunTask {
             }
         };
         tokio::select! {
-            () = changed.notified() => {}
+            () = changed => {}
+            tried = tried => match tried {
+                Ok(()) => self.held.clear(),
+                Err(why) => self.held.values_mut().for_each(|held| held.again(why.clone())),
+            },
             () = cancelled => {}
             () = tokio::time::sleep_until(due), if !parked => {
                 let lacking: BTreeSet<_> = waiting.iter().flat_map(|index| self.lacks(*index)).collect();
-                if lacking.is_empty() {
+                let mut reasons = Vec::new();
+                if !lacking.is_empty() {
+                    let names: Vec<String> =
+                        lacking.iter().map(|secret| format!("{} (version {})", secret.id, secret.version)).collect();
+                    reasons.push(format!("waits for the controller to give it secrets: {}", names.join(", ")));
+                }
+                if let Some((index, held)) = self.held.first_key_value() {
+                    reasons.push(format!(
+                        "waits for the controller, which has to confirm {}: {}",
+                        self.plan.resources[*index].address, held.why
+                    ));
+                }
+                if reasons.is_empty() {
                     return Ok(());
                 }
-                let names: Vec<String> =
-                    lacking.iter().map(|secret| format!("{} (version {})", secret.id, secret.version)).collect();
-                let why = format!("waits for the controller to give it secrets: {}", names.join(", "));
+                let why = reasons.join("; ");
                 self.emit(EventKind::Parked { why: clamp(&why) });
                 self.parked = true;
                 self.commit().await?;

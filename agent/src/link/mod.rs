@@ -16,6 +16,7 @@ pub mod session;
 mod stream;
 pub mod time;
 pub mod tls;
+mod vantage;
 pub mod wire;
 
 use std::ffi::OsString;
@@ -183,7 +184,9 @@ pub fn open_exit_code(error: &OpenError) -> i32 {
 
 /// Runs an agent until it is told to stop or to leave.
 pub async fn run_agent(options: AgentOptions, shutdown: CancellationToken) -> Result<ExitReason, AgentError> {
-    let (engine, work) = crate::engine::open(options.engine.clone())?;
+    let vantage: Arc<dyn crate::guard::Vantage> = Arc::new(vantage::LinkVantage::new(&options));
+    let engine = EngineConfig { vantage: Some(vantage), ..options.engine.clone() };
+    let (engine, work) = crate::engine::open(engine)?;
     tokio::select! {
         biased;
         result = work => match result {

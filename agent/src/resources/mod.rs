@@ -3,7 +3,7 @@
 mod apt;
 mod apt_repository;
 mod authorized_key;
-mod base64_bytes;
+pub(crate) mod base64_bytes;
 mod command;
 mod diff;
 mod directory;

@@ -9,6 +9,9 @@ use postern_proto::guard::Predicate;
 pub struct Protect {
     /// Watched beside the link, each only where it holds before the change.
     pub predicates: Vec<Predicate>,
+    /// Paths that programs among the steps change (a unit's link that `systemctl enable` makes): kept and put back
+    /// like those that the steps touch themselves.
+    pub also: Vec<String>,
     /// Programs that put in force what was put back, in this order. They are run without the agent and maybe
     /// early in a boot, so each must do no harm when it is run twice or when what it reloads does not run yet.
     pub reload: Vec<Vec<String>>,

@@ -254,6 +254,10 @@ impl Link for Service {
         });
         Ok(Response::new(ReceiverStream::new(frames)))
     }
+
+    async fn vantage(&self, _: Request<v1::VantageRequest>) -> Result<Response<v1::VantageResponse>, Status> {
+        Err(Status::unimplemented("this double of a controller does not look"))
+    }
 }
 
 /// The leaf certificate of the peer, if it showed one.

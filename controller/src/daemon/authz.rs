@@ -119,6 +119,7 @@ rows! {
     ENROL: "postern.v1.Enrolment/Enrol" => Anyone;
     RENEW: "postern.v1.Enrolment/Renew" => Anyone;
     SESSION: "postern.v1.Link/Session" => Agent;
+    VANTAGE: "postern.v1.Link/Vantage" => Agent;
     INFO: "postern.v1.Operator/Info" => Operator;
     PREPARE_HOST: "postern.v1.Operator/PrepareHost" => Operator;
     LIST_HOSTS: "postern.v1.Operator/ListHosts" => Operator;

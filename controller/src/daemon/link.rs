@@ -20,6 +20,7 @@ use super::hub::{Claim, Command, Handle};
 use super::session::{ClaimError, Effect, Identity, Input, Session};
 use super::shared::Shared;
 use super::text::Neutral;
+use super::vantage;
 use super::wire::Reason;
 
 /// Frames on their way to an agent.
@@ -52,6 +53,13 @@ impl Link for LinkService {
         let span = tracing::info_span!("session", host = %driver.peer.host, id = %driver.handle.session, peer = %driver.peer.address);
         self.0.sessions.spawn(driver.run(request.into_inner()).instrument(span));
         Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn vantage(
+        &self,
+        request: Request<v1::VantageRequest>,
+    ) -> Result<Response<v1::VantageResponse>, Status> {
+        vantage::answer(&self.0, request).await
     }
 }
 

@@ -16,6 +16,7 @@ mod state;
 mod text;
 mod tls;
 mod upkeep;
+mod vantage;
 mod wire;
 
 pub use config::{Clock, DaemonConfig, Limits, StartError, socket_path};
@@ -117,6 +118,7 @@ pub async fn start(config: DaemonConfig) -> Result<Daemon, StartError> {
         stop_sessions: CancellationToken::new(),
         backup: Arc::default(),
         expiry: upkeep::Expiry::default(),
+        looks: vantage::Looks::default(),
     });
     let operators = Connections::new();
     let port = AgentPort {

@@ -12,6 +12,7 @@ use super::config::{Clock, Limits};
 use super::hub::Hub;
 use super::session::Now;
 use super::upkeep::Expiry;
+use super::vantage::Looks;
 use crate::ca::Authority;
 use crate::store::Store;
 
@@ -33,6 +34,8 @@ pub(crate) struct Shared {
     pub(crate) backup: Arc<tokio::sync::Mutex<()>>,
     /// When the next run expires.
     pub(crate) expiry: Expiry,
+    /// Looks at hosts from outside.
+    pub(crate) looks: Looks,
 }
 
 impl Shared {

@@ -1,0 +1,252 @@
+//! Steps under guard: armed before, watched after, and taken back unless all that held before holds again.
+
+use std::time::Duration;
+
+use postern_proto::event::{StepEnd, StepId};
+use postern_proto::guard::{Found, Predicate};
+use tokio::time::Instant;
+
+use super::run::{Failure, RunTask, StepResult, Stop};
+use crate::guard::{Ended, Guards, Stored, Unseen, Vantage, lacking, watched};
+use crate::resources::{Protect, Step};
+
+/// For one look from outside.
+const LOOK: Duration = Duration::from_secs(30);
+/// Between looks after the change, at first and at most: an SSH server takes many looks for an attack.
+const PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(8);
+/// Before the timer's time is over, the last look is; and no process of a step runs on.
+const MARGIN: Duration = Duration::from_secs(5);
+
+/// What became of steps that were to be performed.
+pub(super) enum Done {
+    /// They were performed, or failed.
+    Steps(StepResult),
+    /// Nothing was done: the controller cannot be reached, and the resource waits for it.
+    Waits,
+}
+
+/// A change that may not be confirmed yet.
+struct Watch {
+    predicates: Vec<Predicate>,
+    before: Vec<Found>,
+    until: Instant,
+}
+
+/// A resource that waits for the controller.
+#[derive(Clone, Debug)]
+pub(super) struct Held {
+    /// When the controller is tried next.
+    pub(super) until: Instant,
+    /// Between the tries.
+    pub(super) pause: Duration,
+    /// For people.
+    pub(super) why: String,
+}
+
+impl Held {
+    const FIRST: Duration = Duration::from_secs(2);
+    const LONGEST: Duration = Duration::from_secs(30);
+
+    fn new(why: String) -> Self {
+        Self { until: Instant::now() + Self::FIRST, pause: Self::FIRST, why }
+    }
+
+    /// It was tried in vain.
+    pub(super) fn again(&mut self, why: String) {
+        self.pause = (self.pause * 2).min(Self::LONGEST);
+        let jitter = self.pause.mul_f64(rand::random_range(0.5..=1.0));
+        (self.until, self.why) = (Instant::now() + jitter, why);
+    }
+}
+
+impl RunTask {
+    /// Performs the steps of one resource, under guard where its kind asks for that.
+    pub(super) async fn guarded(
+        &mut self,
+        index: usize,
+        steps: &[Step],
+        protect: Option<Protect>,
+    ) -> Result<Done, Stop> {
+        let Some(protect) = protect else { return Ok(Done::Steps(self.steps(index, steps).await?)) };
+        let predicates = protect.predicates.clone();
+        let before = match self.look_from_outside(&predicates).await? {
+            Ok(before) => before,
+            Err(unseen) => {
+                self.held.insert(index, Held::new(unseen.0));
+                return Ok(Done::Waits);
+            }
+        };
+        let guards = self.guards();
+        let mut number = 0;
+        let seen = watched(&predicates, &before);
+        let window = self.ctx.config.limits.guard_window;
+        let summary =
+            format!("under guard, taken back after {} s unless confirmed: {seen}", window.as_secs());
+        let id = self.pseudo_step(index, &mut number, &summary).await?;
+        let (address, attempt) = self.attempt_of(index);
+        let name = format!("{}-{index}-{attempt}", self.run);
+        let until = Instant::now() + window;
+        let armed = guards.arm(&name, address.as_str(), steps, &protect, window);
+        let stored = match self.patiently(armed).await? {
+            Ok(stored) => stored,
+            Err(error) => {
+                let why = format!("nothing was changed, since the guard could not be armed: {error}");
+                self.end_step(id, StepEnd::Error(why.clone()), 0);
+                return Ok(Done::Steps(Err(Failure::new(why))));
+            }
+        };
+        self.end_step(id, StepEnd::Done, 0);
+        let watch = Watch { predicates, before, until: until - MARGIN };
+        let bounded = bounded(steps, window.saturating_sub(2 * MARGIN));
+        let result = match self.steps_from(index, &bounded, &mut number, true).await? {
+            Ok(note) => self.confirm(index, &mut number, &guards, &stored, &watch).await?.map(|()| note),
+            Err(failure) => {
+                let why = failure.message.clone();
+                let taken = self.take_back_now(index, &mut number, &guards, &stored, &why).await?;
+                Err(Failure { message: format!("{}; {taken}", failure.message), ..failure })
+            }
+        };
+        guards.clear(&stored).await;
+        let note = |note: String| if note.is_empty() { format!("seen after it: {seen}") } else { note };
+        Ok(Done::Steps(result.map(note)))
+    }
+
+    fn guards(&self) -> Guards {
+        let config = &self.ctx.config;
+        Guards { state_dir: config.state_dir.clone(), sys: config.sys.clone() }
+    }
+
+    async fn look_from_outside(
+        &mut self,
+        predicates: &[Predicate],
+    ) -> Result<Result<Vec<Found>, Unseen>, Stop> {
+        let Some(vantage) = self.ctx.config.vantage.clone() else {
+            return Ok(Err(Unseen("this agent has no link over which it could be confirmed".to_owned())));
+        };
+        let look = async {
+            let looked = tokio::time::timeout(LOOK, vantage.look(predicates)).await;
+            looked.unwrap_or_else(|_| Err(Unseen("the controller did not answer in time".to_owned())))
+        };
+        self.patiently(look).await
+    }
+
+    /// What the guard does stands in the log like a step.
+    async fn pseudo_step(&mut self, index: usize, number: &mut u32, summary: &str) -> Result<StepId, Stop> {
+        let (address, attempt) = self.attempt_of(index);
+        let id = StepId { address, attempt, step: *number };
+        *number += 1;
+        self.started(&id, summary);
+        self.commit().await?;
+        Ok(id)
+    }
+
+    /// Looks until all is as it was, or the time is over.
+    async fn confirm(
+        &mut self,
+        index: usize,
+        number: &mut u32,
+        guards: &Guards,
+        stored: &Stored,
+        watch: &Watch,
+    ) -> Result<StepResult<()>, Stop> {
+        let id = self.pseudo_step(index, number, "look at the host from outside").await?;
+        let (mut why, mut pause);
+        pause = PAUSE;
+        loop {
+            let left = watch.until.saturating_duration_since(Instant::now());
+            let looked = tokio::time::timeout(left, self.look_from_outside(&watch.predicates)).await;
+            why = match looked {
+                Err(_) => "the controller could not be reached over a new connection in time".to_owned(),
+                Ok(looked) => match looked? {
+                    Err(unseen) => {
+                        format!("the controller could not be reached over a new connection: {}", unseen.0)
+                    }
+                    Ok(after) => lacking(&watch.predicates, &watch.before, &after).join("; "),
+                },
+            };
+            if why.is_empty() {
+                match guards.confirm(stored).await {
+                    Ok(true) => {
+                        self.end_step(id, StepEnd::Done, 0);
+                        return Ok(Ok(()));
+                    }
+                    Ok(false) => why = "it was seen to be good too late".to_owned(),
+                    Err(error) => why = error.to_string(),
+                }
+                break;
+            }
+            if *self.cancel.borrow() || Instant::now() + pause >= watch.until {
+                break;
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+        let cancelled = *self.cancel.borrow();
+        self.end_step(id, StepEnd::Error(why.clone()), 0);
+        let taken = self.take_back_now(index, number, guards, stored, &why).await?;
+        Ok(Err(Failure { cancelled, ..Failure::new(format!("{why}; {taken}")) }))
+    }
+
+    /// Takes the change back; says how that went.
+    async fn take_back_now(
+        &mut self,
+        index: usize,
+        number: &mut u32,
+        guards: &Guards,
+        stored: &Stored,
+        why: &str,
+    ) -> Result<&'static str, Stop> {
+        let id = self.pseudo_step(index, number, &format!("take the change back: {why}")).await?;
+        Ok(match self.patiently(guards.revert(stored)).await? {
+            Ok(Ended::Confirmed) => {
+                self.end_step(id, StepEnd::Error("it was confirmed already".to_owned()), 0);
+                "the change stays"
+            }
+            Ok(Ended::Reverted | Ended::Nothing) => {
+                self.end_step(id, StepEnd::Done, 0);
+                "the change was taken back"
+            }
+            Err(error) => {
+                self.end_step(id, StepEnd::Error(error.to_string()), 0);
+                "the change was not wholly taken back yet, its guard goes on trying"
+            }
+        })
+    }
+
+    /// Takes back what an agent that is gone had not confirmed in this run.
+    pub(super) async fn settle_guards(&mut self) -> Result<(), Stop> {
+        let (guards, prefix) = (self.guards(), format!("{}-", self.run));
+        match self.patiently(guards.settle(&prefix)).await? {
+            Ok(settled) => {
+                for (name, ended) in settled {
+                    tracing::warn!(guard = name, ?ended, "a guard of an earlier agent was settled");
+                }
+            }
+            // The units go on with it; a new guard is refused meanwhile.
+            Err(error) => tracing::error!(%error, "a guard of an earlier agent could not be settled"),
+        }
+        Ok(())
+    }
+}
+
+/// The steps with no process that outlasts the guard: it would change again what was taken back.
+fn bounded(steps: &[Step], limit: Duration) -> Vec<Step> {
+    let mut steps = steps.to_vec();
+    for step in &mut steps {
+        if let Step::Exec(exec) = step {
+            exec.timeout = exec.timeout.min(limit.max(Duration::from_secs(1)));
+        }
+    }
+    steps
+}
+
+/// Whether the controller is there to confirm a change.
+pub(super) async fn is_reachable(vantage: Option<&dyn Vantage>) -> Result<(), String> {
+    let Some(vantage) = vantage else { return Err("this agent has no link".to_owned()) };
+    match tokio::time::timeout(LOOK, vantage.look(&[])).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(unseen)) => Err(unseen.0),
+        Err(_) => Err("the controller did not answer in time".to_owned()),
+    }
+}

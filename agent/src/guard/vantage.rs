@@ -1,0 +1,119 @@
+//! Who looks at the host from outside, and what has to hold before a change stays.
+
+use async_trait::async_trait;
+use postern_proto::guard::{Finding, Found, Predicate};
+
+/// Why nothing can be told from outside.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Unseen(pub String);
+
+/// Looks at the host from outside, by a connection to the controller that is made for it.
+#[async_trait]
+pub trait Vantage: std::fmt::Debug + Send + Sync {
+    /// What is found about these. That there is an answer at all proves the link.
+    async fn look(&self, predicates: &[Predicate]) -> Result<Vec<Found>, Unseen>;
+}
+
+/// What keeps a change from being confirmed: each thing that held before and does not hold now, and each that the
+/// change was to bring about and that does not hold. Empty where it may stay. Pure.
+#[must_use]
+pub fn lacking(predicates: &[Predicate], before: &[Found], after: &[Found]) -> Vec<String> {
+    let mut lacking = Vec::new();
+    let place = |found: &Found| {
+        let predicate = predicates.get(found.predicate).map_or_else(String::new, ToString::to_string);
+        if found.at.is_empty() { predicate } else { format!("{predicate} at {}", found.at) }
+    };
+    for was in before.iter().filter(|was| was.finding == Finding::Holds) {
+        if !predicates.get(was.predicate).is_some_and(Predicate::is_kept) {
+            continue;
+        }
+        let is = after.iter().find(|is| (is.predicate, &is.at) == (was.predicate, &was.at));
+        match is.map(|is| &is.finding) {
+            Some(Finding::Holds) => {}
+            Some(Finding::Fails { why } | Finding::Unobservable { why }) => {
+                lacking.push(format!("{}: {why}", place(was)));
+            }
+            None => lacking.push(format!("{}: it was not looked at again", place(was))),
+        }
+    }
+    for is in after {
+        let demanded = predicates.get(is.predicate).is_some_and(|predicate| !predicate.is_kept());
+        if let (true, Finding::Fails { why }) = (demanded, &is.finding) {
+            lacking.push(format!("{}: {why}", place(is)));
+        }
+    }
+    lacking
+}
+
+/// One line on what is watched and what could not be, for people.
+pub(crate) fn watched(predicates: &[Predicate], before: &[Found]) -> String {
+    let mut watched = vec!["link".to_owned()];
+    let mut left_out = Vec::new();
+    for (place, predicate) in predicates.iter().enumerate() {
+        let of: Vec<&Found> = before.iter().filter(|found| found.predicate == place).collect();
+        let holds = of.iter().any(|found| found.finding == Finding::Holds);
+        if holds || !predicate.is_kept() {
+            watched.push(predicate.to_string());
+            continue;
+        }
+        let why = of.iter().find_map(|found| match &found.finding {
+            Finding::Holds => None,
+            Finding::Fails { why } => Some(format!("not so before: {why}")),
+            Finding::Unobservable { why } => Some(format!("unobservable: {why}")),
+        });
+        left_out.push(format!("{predicate} ({})", why.unwrap_or_else(|| "not looked at".to_owned())));
+    }
+    let mut line = watched.join(", ");
+    if !left_out.is_empty() {
+        line += &format!("; not watched: {}", left_out.join(", "));
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(predicate: usize, at: &str, finding: Finding) -> Found {
+        Found { predicate, at: at.to_owned(), finding }
+    }
+
+    #[test]
+    fn what_held_must_hold_and_what_did_not_is_no_condition() {
+        let inbound = |port| Predicate::Inbound { port };
+        let predicates = [inbound(22), inbound(80), Predicate::NoPassword { port: 22, user: "root".into() }];
+        let refused = || Finding::fails("refused");
+        let before = [
+            found(0, "v4", Finding::Holds),
+            found(0, "v6", Finding::Holds),
+            found(1, "v4", refused()),
+            found(2, "v4", refused()),
+        ];
+        let ok = [
+            found(0, "v4", Finding::Holds),
+            found(0, "v6", Finding::Holds),
+            found(1, "v4", refused()),
+            found(2, "v4", Finding::Holds),
+        ];
+        assert_eq!(lacking(&predicates, &before, &ok), [] as [&str; 0]);
+        let mut one_family = ok.clone();
+        one_family[1].finding = refused();
+        assert_eq!(lacking(&predicates, &before, &one_family), ["inbound 22 at v6: refused"]);
+        let mut blind = ok.clone();
+        blind[0].finding = Finding::unobservable("no answer");
+        assert_eq!(lacking(&predicates, &before, &blind), ["inbound 22 at v4: no answer"]);
+        let mut still_taken = ok.clone();
+        still_taken[3].finding = Finding::fails("it takes one");
+        assert_eq!(
+            lacking(&predicates, &before, &still_taken),
+            ["ssh takes no password from root on port 22 at v4: it takes one"]
+        );
+        assert_eq!(lacking(&predicates, &before, &[]).len(), 2);
+        assert_eq!(
+            watched(&predicates, &before),
+            "link, inbound 22, ssh takes no password from root on port 22; not watched: inbound 80 (not so \
+             before: refused)"
+        );
+    }
+}
