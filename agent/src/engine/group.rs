@@ -19,6 +19,7 @@ impl RunTask {
     pub(super) fn begin(&mut self, index: usize) {
         self.past[index].attempts += 1;
         self.past[index].open = true;
+        self.next_step = 0;
         let (address, attempt) = self.attempt_of(index);
         self.emit(EventKind::ResourceStarted { address, attempt });
     }
@@ -26,16 +27,7 @@ impl RunTask {
     pub(super) async fn group(&mut self, members: Range<usize>) -> Result<(), Stop> {
         let began = Instant::now();
         members.clone().for_each(|index| self.begin(index));
-        let mut views: Vec<View> = Vec::new();
-        for index in members.clone() {
-            match self.look(index).await? {
-                Ok(view) => views.push(view),
-                Err(unseen) => {
-                    self.blind(members, &views, index, unseen, began.elapsed());
-                    return Ok(());
-                }
-            }
-        }
+        let Some((views, stopped)) = self.look_alone(members.clone(), began).await? else { return Ok(()) };
         let (mut changing, mut plans, mut diffs, mut seen) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (index, view) in members.zip(views) {
             if view.steps.is_empty() {
@@ -53,6 +45,12 @@ impl RunTask {
             }
         }
         let Some(first) = changing.first().copied() else { return Ok(()) };
+        if let Some(failure) = stopped {
+            for index in changing {
+                self.give_up(index, &failure, began);
+            }
+            return Ok(());
+        }
         if let Err(why) = self.keep(seen).await? {
             // What could not be brought back is not changed.
             for index in changing {
@@ -69,7 +67,14 @@ impl RunTask {
     }
 
     /// One of a group could not be observed.
-    fn blind(&mut self, members: Range<usize>, views: &[View], at: usize, unseen: Unseen, took: Duration) {
+    pub(super) fn blind(
+        &mut self,
+        members: Range<usize>,
+        views: &[View],
+        at: usize,
+        unseen: Unseen,
+        took: Duration,
+    ) {
         let first = members.start;
         for index in members {
             match views.get(index - first) {
@@ -149,13 +154,13 @@ impl RunTask {
         let (address, attempt) = self.attempt_of(owner);
         self.acted = true;
         self.ahead.clear();
-        let (mut note, mut number) = (String::new(), 0);
+        let mut note = String::new();
         for (place, step) in steps.iter().enumerate() {
             let until = tokio::time::Instant::now() + self.ctx.config.limits.lock_wait;
             let mut tries = 0;
             loop {
-                let id = StepId { address: address.clone(), attempt, step: number };
-                number += 1;
+                let id = StepId { address: address.clone(), attempt, step: self.next_step };
+                self.next_step += 1;
                 self.past[owner].acted = true;
                 match self.step(id, step, place + 1 == steps.len(), until).await? {
                     Ok(said) => note = said,

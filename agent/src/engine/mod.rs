@@ -15,6 +15,7 @@ mod group;
 mod look;
 mod needs;
 mod open;
+mod others;
 mod outbox;
 mod owner;
 mod past;

@@ -69,6 +69,8 @@ pub(super) struct RunTask {
     pub(super) known: usize,
     pub(super) late: BTreeMap<String, String>,
     pub(super) ahead: Ahead,
+    /// The number of the next step of the attempt that is under way.
+    pub(super) next_step: u32,
     /// Something was changed since this task began.
     pub(super) acted: bool,
     /// What was replaced is kept.
@@ -184,6 +186,7 @@ impl RunTask {
             known: 0,
             late: BTreeMap::new(),
             ahead: Ahead::default(),
+            next_step: 0,
             acted: false,
             keeps: false,
             kept: false,

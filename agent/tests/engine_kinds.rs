@@ -1,0 +1,182 @@
+//! Kinds of resources in whole runs, with programs that stand for apt, dpkg and systemd.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::large_futures,
+    reason = "a test: a wrong value is to stop it"
+)]
+
+#[path = "support/engine.rs"]
+mod support;
+
+use std::fs::File;
+
+use postern_agent::engine::{Dispatch, Outgoing};
+use postern_proto::event::{EventKind, Outcome};
+use serde_json::json;
+use support::*;
+
+use Outcome::{Changed, Unchanged};
+
+fn outcomes(told: &Told) -> Vec<Outcome> {
+    told.outcomes().into_iter().map(|(_, outcome)| outcome).collect()
+}
+
+fn summaries(told: &Told) -> Vec<String> {
+    let of = |event: &postern_proto::event::RunEvent| match &event.kind {
+        EventKind::StepStarted { summary, .. } => Some(summary.clone()),
+        _ => None,
+    };
+    told.events.iter().filter_map(of).collect()
+}
+
+/// A package as dpkg's status file has it.
+fn installed(name: &str) -> String {
+    format!("Package: {name}\nStatus: install ok installed\nArchitecture: all\nVersion: 1\n\n")
+}
+
+/// dpkg with these packages, and an apt and a dpkg that note what they are called for; the script says what apt
+/// does to `status` and `extended_states`, in whose place it runs.
+fn debian(host: &Host, packages: &[&str], apt: &str) {
+    let root = host.root();
+    for path in ["var/lib/dpkg/updates", "var/lib/apt/lists"] {
+        std::fs::create_dir_all(root.join(path)).unwrap();
+    }
+    let status: String = packages.iter().map(|name| installed(name)).collect();
+    std::fs::write(root.join("var/lib/dpkg/status"), status).unwrap();
+    std::fs::write(root.join("var/lib/dpkg/lock-frontend"), "").unwrap();
+    std::fs::write(root.join("var/lib/apt/lists/x_Packages"), "").unwrap();
+    let note =
+        |program: &str| format!("echo {program} \"$@\" >>{}; cd {}", host.path("calls"), root.display());
+    let set = r#"add() { printf 'Package: %s\nStatus: install ok installed\nArchitecture: all\nVersion: 1\n\n' "$1"; }
+                 put() { cat >new && mv new "$1"; }
+                 status=var/lib/dpkg/status"#;
+    host.fake("apt-get", &format!("{}\n{set}\n{apt}", note("apt-get")));
+    host.fake("apt-cache", "echo '  Candidate: 1'");
+    host.fake("dpkg", &note("dpkg"));
+    host.fake("apt-mark", &note("apt-mark"));
+}
+
+fn calls(host: &Host) -> Vec<String> {
+    let text = std::fs::read_to_string(host.path("calls")).unwrap_or_default();
+    text.lines().map(str::to_owned).collect()
+}
+
+/// Somebody holds apt's lock: this process.
+fn lock(host: &Host) -> File {
+    let file = File::options().write(true).open(host.root().join("var/lib/dpkg/lock-frontend")).unwrap();
+    rustix::fs::fcntl_lock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+    file
+}
+
+/// Runs this until a step says that it waits, does `meanwhile`, and runs it to the end.
+async fn complete_around(work: &Work, dispatch: Dispatch, meanwhile: impl FnOnce()) -> Told {
+    let (run, mut told, mut meanwhile) = (dispatch.run, Told::default(), Some(meanwhile));
+    let mut outbox = work.engine.attach(vec![], vec![]).await;
+    work.engine.dispatch(dispatch).await.unwrap();
+    while !told.is_over() {
+        match next(&mut outbox).await {
+            Outgoing::Event(event) if event.run != run => continue,
+            outgoing => told.take(outgoing),
+        }
+        work.engine.acked(told.offset(run)).await;
+        if summaries(&told).iter().any(|summary| summary.contains("waits for"))
+            && let Some(meanwhile) = meanwhile.take()
+        {
+            meanwhile();
+        }
+    }
+    assert!(meanwhile.is_none(), "nobody waited: {:?}", summaries(&told));
+    told
+}
+
+const REMOVES_AA: &str = "test \"$1\" = update || { grep -v '^$' $status | awk '/^Package: /{p=$2} p!=\"aa\"' | \
+                          sed 's/^Version.*/&\\n/' | put $status; }";
+
+/// T11: what unattended-upgrades does while we wait for it is not what the run did, and an undo leaves it.
+#[tokio::test]
+async fn trap_11_what_others_do_while_their_lock_is_waited_for_is_theirs() {
+    let mut host = Host::new();
+    debian(&host, &["aa", "keep"], REMOVES_AA);
+    let run = host.dispatch(&[("aa", "package", json!({"name": "aa", "state": "absent"}))]);
+    let held = lock(&host);
+    let work = host.open();
+    let status = host.root().join("var/lib/dpkg/status");
+    let told = complete_around(&work, run.clone(), || {
+        let new = status.with_extension("upgraded");
+        std::fs::write(&new, ["aa", "keep", "theirs"].map(installed).concat()).unwrap();
+        std::fs::rename(&new, &status).unwrap();
+        drop(held);
+    })
+    .await;
+    assert_eq!(outcomes(&told), [Changed], "{:?} {:?}", told.messages(), summaries(&told));
+    let waits = summaries(&told);
+    assert!(waits[0].starts_with(&format!("waits for {} (", std::process::id())), "{waits:?}");
+    assert!(waits[0].ends_with("to be done with /var/lib/dpkg/lock-frontend"), "{waits:?}");
+    assert_eq!(calls(&host).len(), 1, "{:?}", calls(&host));
+
+    let mut undo = host.undo(&run);
+    undo.terms.check = true;
+    let told = complete(&work, undo).await;
+    let way = told.messages()[0].to_owned();
+    assert!(way.contains("install") && way.contains("aa=1") && !way.contains("theirs"), "{way}");
+
+    // The undo waits as well, and goes by what is there afterwards: somebody has brought it back.
+    let (undo, held) = (host.undo(&run), lock(&host));
+    let told = complete_around(&work, undo, || {
+        let new = status.with_extension("upgraded");
+        std::fs::write(&new, ["aa", "keep", "theirs"].map(installed).concat()).unwrap();
+        std::fs::rename(&new, &status).unwrap();
+        drop(held);
+    })
+    .await;
+    assert_eq!((outcomes(&told), calls(&host).len()), (vec![Unchanged], 1), "{:?}", told.messages());
+}
+
+/// The holder may do what was declared: nothing is left to be done then.
+#[tokio::test]
+async fn trap_11_what_the_holder_of_a_lock_brought_about_is_not_done_again() {
+    let mut host = Host::new();
+    debian(&host, &["aa"], "exit 1");
+    let run = host.dispatch(&[("aa", "package", json!({"name": "aa", "state": "absent"}))]);
+    let held = lock(&host);
+    let work = host.open();
+    let status = host.root().join("var/lib/dpkg/status");
+    let told = complete_around(&work, run, || {
+        std::fs::write(status.with_extension("new"), "").unwrap();
+        std::fs::rename(status.with_extension("new"), &status).unwrap();
+        drop(held);
+    })
+    .await;
+    assert_eq!((outcomes(&told), calls(&host)), (vec![Unchanged], vec![]), "{:?}", told.messages());
+}
+
+/// T11: an agent that ends while it waits has kept nothing and changed nothing, and begins again.
+#[tokio::test]
+async fn trap_11_a_wait_that_is_cut_off_was_no_change() {
+    let mut host = Host::new();
+    debian(&host, &["aa"], REMOVES_AA);
+    let run = host.dispatch(&[("aa", "package", json!({"name": "aa", "state": "absent"}))]);
+    let held = lock(&host);
+    let work = host.open();
+    let mut outbox = work.engine.attach(vec![], vec![]).await;
+    work.engine.dispatch(run.clone()).await.unwrap();
+    let mut told = Told::default();
+    while summaries(&told).is_empty() {
+        told.take(next(&mut outbox).await);
+    }
+    work.kill().await;
+    drop(held);
+    let work = host.open();
+    let mut outbox = work.engine.attach(vec![told.offset(run.run)], vec![]).await;
+    to_the_end(&work.engine, &mut outbox, run.run, &mut told).await;
+    assert_eq!(told.outcomes().last(), Some(&(2, Changed)), "{:?}", told.messages());
+    let mut undo = host.undo(&run);
+    undo.terms.check = true;
+    let told = complete(&work, undo).await;
+    assert!(told.messages()[0].contains("aa=1"), "what it was is not known: {:?}", told.messages());
+}
