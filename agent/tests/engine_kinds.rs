@@ -180,3 +180,41 @@ async fn trap_11_a_wait_that_is_cut_off_was_no_change() {
     let told = complete(&work, undo).await;
     assert!(told.messages()[0].contains("aa=1"), "what it was is not known: {:?}", told.messages());
 }
+
+/// Who marks a package as wanted keeps it, and the undo says so.
+#[tokio::test]
+async fn a_package_that_somebody_has_marked_since_survives_the_undo() {
+    let mut host = Host::new();
+    let installs = "{ cat $status; add app; add dep; add lib; } | put $status\n\
+                    for n in dep lib; do printf 'Package: %s\\nArchitecture: amd64\\nAuto-Installed: 1\\n\\n' $n; done \
+                    | put var/lib/apt/extended_states";
+    debian(&host, &["keep"], installs);
+    let run = host.dispatch(&[("app", "package", json!({"name": "app"}))]);
+    let work = host.open();
+    let told = complete(&work, run.clone()).await;
+    assert_eq!(outcomes(&told), [Changed], "{:?}", told.messages());
+    // apt-mark manual lib
+    let extended = host.root().join("var/lib/apt/extended_states");
+    let text = std::fs::read_to_string(&extended).unwrap();
+    let marked = text.replace(
+        "Package: lib\nArchitecture: amd64\nAuto-Installed: 1",
+        "Package: lib\nArchitecture: amd64\nAuto-Installed: 0",
+    );
+    assert_ne!(text, marked);
+    std::fs::write(&extended, marked).unwrap();
+    host.fake(
+        "dpkg",
+        &format!(
+            "echo dpkg \"$@\" >>{}; test $2 = --no-act || cp {1}/keep {1}/status",
+            host.path("calls"),
+            host.root().join("var/lib/dpkg").display()
+        ),
+    );
+    std::fs::write(host.root().join("var/lib/dpkg/keep"), ["keep", "lib"].map(installed).concat()).unwrap();
+    let undo = host.undo(&run);
+    let told = complete(&work, undo).await;
+    assert_eq!(outcomes(&told), [Changed], "{:?}", told.messages());
+    assert!(told.messages()[0].contains("left alone: lib: pulled in by the run"), "{:?}", told.messages());
+    let purged: Vec<_> = calls(&host).into_iter().filter(|call| call.contains("--purge")).collect();
+    assert_eq!(purged, ["dpkg --force-hold --purge app dep"]);
+}

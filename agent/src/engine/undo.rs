@@ -289,7 +289,13 @@ fn way(bound: &dyn crate::resources::Bound, known: Known<'_>) -> Way {
         Ok(Undo::Steps(steps)) if steps.is_empty() => {
             Way::Refused("it differs from what it was before, and no step leads back".to_owned())
         }
-        Ok(Undo::Steps(steps)) => Way::Back { steps, note: note.to_owned(), now: now.clone() },
+        Ok(Undo::Steps(steps)) => match bound.spared(&trace, now) {
+            Err(why) => Way::Refused(why),
+            Ok(None) => Way::Back { steps, note: note.to_owned(), now: now.clone() },
+            Ok(Some(left)) => {
+                Way::Back { steps, note: format!("{note}; left alone: {left}"), now: now.clone() }
+            }
+        },
     }
 }
 
