@@ -17,10 +17,12 @@ use std::fs::File;
 
 use postern_agent::engine::{Dispatch, Outgoing};
 use postern_proto::event::{EventKind, Outcome};
+use postern_proto::openpgp;
+use postern_proto::plan::Terms;
 use serde_json::json;
 use support::*;
 
-use Outcome::{Changed, Unchanged};
+use Outcome::{Changed, Failed, Unchanged};
 
 fn outcomes(told: &Told) -> Vec<Outcome> {
     told.outcomes().into_iter().map(|(_, outcome)| outcome).collect()
@@ -217,4 +219,79 @@ async fn a_package_that_somebody_has_marked_since_survives_the_undo() {
     assert!(told.messages()[0].contains("left alone: lib: pulled in by the run"), "{:?}", told.messages());
     let purged: Vec<_> = calls(&host).into_iter().filter(|call| call.contains("--purge")).collect();
     assert_eq!(purged, ["dpkg --force-hold --purge app dep"]);
+}
+
+/// A source that does not work is not left where every later `apt-get update` would trip over it.
+#[tokio::test]
+async fn a_repository_that_fails_leaves_no_source_behind() {
+    // Only root can give files to root.
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let mut host = Host::new();
+    let tried = host.path("tried");
+    debian(
+        &host,
+        &[],
+        &format!(
+            "for a; do case $a in Dir::Etc::sourcelist=*) cat .${{a#*=}} >>{tried};; esac; done\n\
+             ls etc/apt/sources.list.d >>{tried}; test -e works || {{ echo E: no release >&2; exit 100; }}\n\
+             : >var/lib/apt/lists/a.example_dists_s_InRelease"
+        ),
+    );
+    for path in ["run", "etc/apt/sources.list.d"] {
+        std::fs::create_dir_all(host.root().join(path)).unwrap();
+    }
+    // Not older than what says where they come from.
+    let packet = [&[0xc6, 10, 4], &[7; 9][..]].concat();
+    let own = openpgp::read(&packet).unwrap().fingerprints[0].to_string();
+    host.fake("apt-helper", "exit 1");
+    let helper = host.root().join("key");
+    std::fs::write(&helper, &packet).unwrap();
+    let spec = json!({
+        "name": "lab", "uris": ["http://a.example"], "suites": ["s"], "components": ["main"],
+        "key": armored(&packet), "fingerprints": [own],
+    });
+    let run = host.dispatch(&[("lab", "apt_repository", spec)]);
+    let work = host.open();
+    let there = |host: &Host, path: &str| host.root().join(path).exists();
+    let (sources, key) = ("etc/apt/sources.list.d/postern-lab.sources", "etc/apt/keyrings/postern-lab.gpg");
+    for _ in 0..2 {
+        let again = host.again(&run, Terms::default());
+        let told = complete(&work, again).await;
+        assert_eq!(outcomes(&told), [Failed], "{:?}", told.messages());
+        assert!(told.messages()[0].contains("no release"), "{:?}", told.messages());
+        assert!(!there(&host, sources) && !there(&host, key));
+    }
+    std::fs::write(host.root().join("works"), "").unwrap();
+    host.fake("apt-get", &std::fs::read_to_string(host.path("bin/apt-get")).unwrap().replace(
+        "for a; do",
+        "test $1 = indextargets && echo '/etc/apt/sources.list.d/postern-lab.sources:2\tyes\tx' && exit 0\nfor a; do",
+    ));
+    let told = complete(&work, run).await;
+    assert_eq!(outcomes(&told), [Changed], "{:?}", told.messages());
+    assert!(there(&host, sources) && there(&host, key));
+    let tried = std::fs::read_to_string(tried).unwrap();
+    assert!(
+        tried.contains("Signed-By: /run/postern-trial-lab.gpg") && !tried.contains("postern-lab.sources")
+    );
+    let left: Vec<_> = std::fs::read_dir(host.root().join("run")).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+    let text = std::fs::read_to_string(host.root().join(sources)).unwrap();
+    assert!(text.contains("Signed-By: /etc/apt/keyrings/postern-lab.gpg"), "{text}");
+}
+
+/// In the form in which keys are pasted into profiles.
+fn armored(packet: &[u8]) -> String {
+    use std::fmt::Write as _;
+    const SET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::from("-----BEGIN PGP PUBLIC KEY BLOCK-----\n\n");
+    for three in packet.chunks(3) {
+        assert_eq!(three.len(), 3, "no padding is made here");
+        let bits = three.iter().fold(0u32, |bits, byte| bits << 8 | u32::from(*byte));
+        for at in [18, 12, 6, 0] {
+            let _ = write!(text, "{}", char::from(SET[(bits >> at & 63) as usize]));
+        }
+    }
+    text + "\n-----END PGP PUBLIC KEY BLOCK-----\n"
 }
