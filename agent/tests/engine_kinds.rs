@@ -14,9 +14,10 @@
 mod support;
 
 use std::fs::File;
+use std::time::{Duration, Instant};
 
 use postern_agent::engine::{Dispatch, Outgoing};
-use postern_proto::event::{EventKind, Outcome};
+use postern_proto::event::{EventKind, Outcome, RunState};
 use postern_proto::openpgp;
 use postern_proto::plan::Terms;
 use serde_json::json;
@@ -294,4 +295,40 @@ fn armored(packet: &[u8]) -> String {
         }
     }
     text + "\n-----END PGP PUBLIC KEY BLOCK-----\n"
+}
+
+/// The looks of a run at its units share processes.
+#[tokio::test]
+async fn the_units_of_a_run_are_asked_for_together() {
+    let mut host = Host::new();
+    let show = format!(
+        "echo x >>{}; shift 4; for u; do echo LoadState=loaded; echo ActiveState=active; echo SubState=running; \
+         echo UnitFileState=enabled; echo NeedDaemonReload=no; echo Names=$u; echo; done",
+        host.path("calls")
+    );
+    host.fake("systemctl", &show);
+    let mut resources = Vec::new();
+    for n in 0..40 {
+        let name: &'static str = Box::leak(format!("r{n}").into_boxed_str());
+        resources.push(if n < 35 {
+            (name, "file", file(&format!("/etc/{name}"), "x\n"))
+        } else {
+            (name, "service", json!({"name": name, "state": "running", "enabled": true}))
+        });
+    }
+    let work = host.open();
+    let run = host.dispatch(&resources);
+    complete(&work, run.clone()).await;
+    let (mut best, mut started) = (Duration::MAX, Vec::new());
+    for _ in 0..20 {
+        let before = calls(&host).len();
+        let (again, began) = (host.again(&run, Terms::default()), Instant::now());
+        let told = complete(&work, again).await;
+        best = best.min(began.elapsed());
+        assert_eq!(told.end(), (RunState::Ok, "40 unchanged"), "{:?}", told.messages());
+        started.push(calls(&host).len() - before);
+    }
+    println!("best {best:?}, processes {started:?}");
+    started.sort_unstable();
+    assert!(started[10] <= 2, "five units, processes of twenty runs: {started:?}");
 }
