@@ -10,6 +10,8 @@ mod directory;
 mod file;
 mod owned;
 mod package;
+#[cfg(test)]
+mod proofs;
 mod reboot;
 mod security_updates;
 mod service;
