@@ -109,6 +109,12 @@ mod tests {
             Err(ConfigError::TooNew { version: 2, .. })
         ));
         assert!(matches!(parse(path, &json(1, r#","novel":1"#)), Err(ConfigError::Corrupt { .. })));
+        let limits = parse(path, &json(1, r#","limits":{"lock_wait_s":5}"#)).unwrap().limits;
+        assert_eq!(limits.lock_wait_s, Some(5));
+        assert!(matches!(
+            parse(path, &json(1, r#","limits":{"lock_wait":5}"#)),
+            Err(ConfigError::Corrupt { .. })
+        ));
         assert!(matches!(parse(path, b"{\"version\":1"), Err(ConfigError::Corrupt { .. })));
         assert!(matches!(parse(path, b""), Err(ConfigError::Corrupt { .. })));
         let none = String::from_utf8(json(1, "")).unwrap().replace("\"c:7300\"", "");

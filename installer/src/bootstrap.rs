@@ -175,7 +175,7 @@ impl Job<'_> {
             self.fault(Step::Upload, FaultMoment::After);
         }
 
-        let config = plan::config(&ticket, self.extra_addresses(&facts));
+        let config = plan::config(&ticket, self.extra_addresses(&facts), found.as_ref());
         let config_text = serde_json::to_string(&config).map_err(|error| {
             BootstrapError::new(Code::Unexpected, "writing the agent's configuration").caused_by(error)
         })?;

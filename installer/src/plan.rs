@@ -87,8 +87,8 @@ pub(crate) fn state_refusal(found: Option<&ExistingAgent>) -> Option<BootstrapEr
     }
 }
 
-/// The configuration for a ticket; `extra` addresses come first.
-pub(crate) fn config(ticket: &Ticket, extra: Vec<String>) -> AgentConfig {
+/// The configuration for a ticket; `extra` addresses come first. What the host has for itself stays.
+pub(crate) fn config(ticket: &Ticket, extra: Vec<String>, found: Option<&ExistingAgent>) -> AgentConfig {
     let mut controllers: Vec<String> = Vec::new();
     for address in extra.into_iter().chain(ticket.controllers.iter().cloned()) {
         if !controllers.contains(&address) {
@@ -103,6 +103,10 @@ pub(crate) fn config(ticket: &Ticket, extra: Vec<String>) -> AgentConfig {
         server_ca_pem: ticket.server_ca_pem.clone(),
         proxy: ticket.proxy.clone(),
         temporary_route: None,
+        limits: found
+            .and_then(|agent| agent.config.as_ref())
+            .map(|its| its.limits.clone())
+            .unwrap_or_default(),
     }
 }
 
@@ -261,10 +265,24 @@ mod tests {
         AgentBinary { gzip: Bytes::new(), sha256: [1; 32], version: "0.2.0".into() }
     }
 
+    /// What somebody set on the host for itself outlives every bootstrap.
+    #[test]
+    fn the_limits_of_a_host_stay() {
+        let mut theirs = config(&ticket(), vec![], None);
+        theirs.limits.lock_wait_s = Some(7);
+        theirs.server_ca_pem = "other".into();
+        let found = ExistingAgent { config: Some(theirs), ..ExistingAgent::default() };
+        let ours = config(&ticket(), vec![], Some(&found));
+        assert_eq!((ours.limits.lock_wait_s, &*ours.server_ca_pem), (Some(7), "pem"));
+        // Nothing of it is written where there is nothing: an older agent reads that too.
+        let plain = serde_json::to_string(&config(&ticket(), vec![], None)).unwrap();
+        assert!(!plain.contains("limits"), "{plain}");
+    }
+
     #[test]
     fn what_has_to_be_done() {
         let (binary, ticket) = (binary(), ticket());
-        let config = config(&ticket, vec!["a:1".into()]);
+        let config = config(&ticket, vec!["a:1".into()], None);
         assert_eq!(config.controllers, ["a:1", "b:1"]);
         let text = serde_json::to_string(&config).unwrap();
         let wanted = Wanted { binary: &binary, config_text: &text, config: &config, unit: "unit" };

@@ -86,6 +86,9 @@ pub enum EventKind {
     },
 }
 
+/// What the summary of a step begins with that only waits for another program: nothing is changed by it.
+pub const WAITS_FOR: &str = "waits for ";
+
 /// Names a step within a run.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct StepId {

@@ -46,6 +46,26 @@ pub struct AgentConfig {
     /// A route that ends with the bootstrap's SSH connection, tried last and never written to disk for good.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub temporary_route: Option<String>,
+    /// Bounds of the agent's own that are other than it was built with. Written by whoever runs the host; the
+    /// installer keeps them.
+    #[serde(default, skip_serializing_if = "AgentLimits::is_default")]
+    pub limits: AgentLimits,
+}
+
+/// Bounds that a host can have for itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentLimits {
+    /// How long a step waits for a lock that another program holds, such as apt's, seconds; 900 when this is
+    /// left out. The holder is named and never ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lock_wait_s: Option<u64>,
+}
+
+impl AgentLimits {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Exit codes of `postern-agent enrol`, `probe` and `status`.

@@ -96,3 +96,46 @@ fn content_that_its_own_program_refuses_is_not_put_in_place() -> Result<()> {
     host.sh("sudo -n true")?;
     Ok(())
 }
+
+/// T11: a lock that is not given up ends the run at its limit. The holder is named, and nothing is done to it.
+#[test]
+fn trap_11_a_lock_that_is_held_too_long_fails_the_run_and_not_its_holder() -> Result<()> {
+    let Some(bench) = Bench::open("held")? else { return Ok(()) };
+    let host = &bench.host;
+    // As whoever runs the host sets it.
+    host.sh("sed -i 's/^{/{\"limits\":{\"lock_wait_s\":3},/' /etc/postern-agent/config.json && \
+             systemctl restart postern-agent")?;
+    let lock = "/var/lib/dpkg/lock-frontend";
+    let hold = format!(
+        r#"use Fcntl; open(my $f, ">>", "{lock}") or die;
+        my $l = pack("s s x4 q q i x4", F_WRLCK, 0, 0, 0, 0); fcntl($f, F_SETLK, $l) or die;
+        open(my $g, ">", "/run/held"); sleep 600"#
+    );
+    host.sh(&format!(
+        "echo '{hold}' >/root/hold.pl && systemd-run --quiet --unit=holder perl /root/hold.pl"
+    ))?;
+    host.sh("for i in $(seq 100); do test -e /run/held && break; sleep 0.1; done; test -e /run/held")?;
+    let pid = host.sh("systemctl show -P MainPID holder")?;
+
+    let wanted = "  - package: {name: hello}\n";
+    let holder = format!("{pid} (/usr/bin/perl /root/hold.pl)");
+    let waits = format!("waits for {holder} to be done with {lock}");
+    let why = format!("{lock} was held by {holder} for 3 s; it was left alone");
+    bench.refused(wanted, &[&waits, &why])?;
+    // Nothing was ended, removed or begun.
+    assert_eq!(
+        host.sh("systemctl is-active holder; systemctl show -P MainPID holder")?,
+        format!("active\n{pid}")
+    );
+    host.sh(&format!(
+        "test -e {lock} && ! dpkg -s hello 2>/dev/null | grep -q '^Status: install ok installed'"
+    ))?;
+
+    host.sh("systemctl stop holder")?;
+    bench.apply(wanted, &[])?.expect(0);
+    // What the host has for itself outlives a bootstrap.
+    bench.rig.up(host, &[])?.expect(0);
+    let config = host.sh("cat /etc/postern-agent/config.json")?;
+    assert!(config.contains("\"lock_wait_s\":3"), "{config}");
+    Ok(())
+}

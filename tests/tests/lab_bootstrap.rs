@@ -205,6 +205,7 @@ fn config_for(
             server_ca_pem: info.server_ca_pem,
             proxy: None,
             temporary_route: None,
+            limits: Default::default(),
         };
         Ok((config, token))
     })

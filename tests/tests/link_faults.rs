@@ -90,6 +90,7 @@ impl Pair {
             server_ca_pem: info.server_ca_pem,
             proxy: None,
             temporary_route: None,
+            limits: Default::default(),
         };
         let state_dir = self.dir.path().join(name);
         let boot = BootId::generate();

@@ -20,6 +20,7 @@ impl RunTask {
     pub(super) fn begin(&mut self, index: usize) {
         self.past[index].attempts += 1;
         self.past[index].open = true;
+        self.next_step = 0;
         let (address, attempt) = self.attempt_of(index);
         self.emit(EventKind::ResourceStarted { address, attempt });
     }
@@ -32,16 +33,7 @@ impl RunTask {
                 self.begin(index);
             }
         }
-        let mut views: Vec<View> = Vec::new();
-        for index in members.clone() {
-            match self.look(index).await? {
-                Ok(view) => views.push(view),
-                Err(unseen) => {
-                    self.blind(members, &views, index, unseen, began.elapsed());
-                    return Ok(());
-                }
-            }
-        }
+        let Some((views, stopped)) = self.look_alone(members.clone(), began).await? else { return Ok(()) };
         let (mut changing, mut plans, mut diffs, mut seen) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut protect = None;
         for (index, view) in members.zip(views) {
@@ -62,6 +54,12 @@ impl RunTask {
             }
         }
         let Some(first) = changing.first().copied() else { return Ok(()) };
+        if let Some(failure) = stopped {
+            for index in changing {
+                self.give_up(index, &failure, began);
+            }
+            return Ok(());
+        }
         if let Err(why) = self.keep(seen).await? {
             // What could not be brought back is not changed.
             for index in changing {
@@ -81,7 +79,14 @@ impl RunTask {
     }
 
     /// One of a group could not be observed.
-    fn blind(&mut self, members: Range<usize>, views: &[View], at: usize, unseen: Unseen, took: Duration) {
+    pub(super) fn blind(
+        &mut self,
+        members: Range<usize>,
+        views: &[View],
+        at: usize,
+        unseen: Unseen,
+        took: Duration,
+    ) {
         let first = members.start;
         for index in members {
             match views.get(index - first) {
@@ -158,15 +163,14 @@ impl RunTask {
     }
 
     pub(super) async fn steps(&mut self, owner: usize, steps: &[Step]) -> Result<StepResult, Stop> {
-        self.steps_from(owner, steps, &mut 0, false).await
+        self.steps_under(owner, steps, false).await
     }
 
-    /// The same, numbered from `number`. Where they are `guarded`, the last one is not the end of the attempt.
-    pub(super) async fn steps_from(
+    /// The same. Where they are `guarded`, the last one is not the end of the attempt.
+    pub(super) async fn steps_under(
         &mut self,
         owner: usize,
         steps: &[Step],
-        number: &mut u32,
         guarded: bool,
     ) -> Result<StepResult, Stop> {
         let (address, attempt) = self.attempt_of(owner);
@@ -177,8 +181,8 @@ impl RunTask {
             let until = tokio::time::Instant::now() + self.ctx.config.limits.lock_wait;
             let mut tries = 0;
             loop {
-                let id = StepId { address: address.clone(), attempt, step: *number };
-                *number += 1;
+                let id = StepId { address: address.clone(), attempt, step: self.next_step };
+                self.next_step += 1;
                 self.past[owner].acted = true;
                 match self.step(id, step, !guarded && place + 1 == steps.len(), until).await? {
                     Ok(said) => note = said,

@@ -78,12 +78,11 @@ impl RunTask {
             }
         };
         let guards = self.guards();
-        let mut number = 0;
         let seen = watched(&predicates, &before);
         let window = self.ctx.config.limits.guard_window;
         let summary =
             format!("under guard, taken back after {} s unless confirmed: {seen}", window.as_secs());
-        let id = self.pseudo_step(index, &mut number, &summary).await?;
+        let id = self.pseudo_step(index, &summary).await?;
         let (address, attempt) = self.attempt_of(index);
         let name = format!("{}-{index}-{attempt}", self.run);
         let until = Instant::now() + window;
@@ -99,11 +98,11 @@ impl RunTask {
         self.end_step(id, StepEnd::Done, 0);
         let watch = Watch { predicates, before, until: until - MARGIN };
         let bounded = bounded(steps, window.saturating_sub(2 * MARGIN));
-        let result = match self.steps_from(index, &bounded, &mut number, true).await? {
-            Ok(note) => self.confirm(index, &mut number, &guards, &stored, &watch).await?.map(|()| note),
+        let result = match self.steps_under(index, &bounded, true).await? {
+            Ok(note) => self.confirm(index, &guards, &stored, &watch).await?.map(|()| note),
             Err(failure) => {
                 let why = failure.message.clone();
-                let taken = self.take_back_now(index, &mut number, &guards, &stored, &why).await?;
+                let taken = self.take_back_now(index, &guards, &stored, &why).await?;
                 Err(Failure { message: format!("{}; {taken}", failure.message), ..failure })
             }
         };
@@ -132,10 +131,10 @@ impl RunTask {
     }
 
     /// What the guard does stands in the log like a step.
-    async fn pseudo_step(&mut self, index: usize, number: &mut u32, summary: &str) -> Result<StepId, Stop> {
+    async fn pseudo_step(&mut self, index: usize, summary: &str) -> Result<StepId, Stop> {
         let (address, attempt) = self.attempt_of(index);
-        let id = StepId { address, attempt, step: *number };
-        *number += 1;
+        let id = StepId { address, attempt, step: self.next_step };
+        self.next_step += 1;
         self.started(&id, summary);
         self.commit().await?;
         Ok(id)
@@ -145,12 +144,11 @@ impl RunTask {
     async fn confirm(
         &mut self,
         index: usize,
-        number: &mut u32,
         guards: &Guards,
         stored: &Stored,
         watch: &Watch,
     ) -> Result<StepResult<()>, Stop> {
-        let id = self.pseudo_step(index, number, "look at the host from outside").await?;
+        let id = self.pseudo_step(index, "look at the host from outside").await?;
         let (mut why, mut pause);
         pause = PAUSE;
         loop {
@@ -184,7 +182,7 @@ impl RunTask {
         }
         let cancelled = *self.cancel.borrow();
         self.end_step(id, StepEnd::Error(why.clone()), 0);
-        let taken = self.take_back_now(index, number, guards, stored, &why).await?;
+        let taken = self.take_back_now(index, guards, stored, &why).await?;
         Ok(Err(Failure { cancelled, ..Failure::new(format!("{why}; {taken}")) }))
     }
 
@@ -192,12 +190,11 @@ impl RunTask {
     async fn take_back_now(
         &mut self,
         index: usize,
-        number: &mut u32,
         guards: &Guards,
         stored: &Stored,
         why: &str,
     ) -> Result<&'static str, Stop> {
-        let id = self.pseudo_step(index, number, &format!("take the change back: {why}")).await?;
+        let id = self.pseudo_step(index, &format!("take the change back: {why}")).await?;
         Ok(match self.patiently(guards.revert(stored)).await? {
             Ok(Ended::Confirmed) => {
                 self.end_step(id, StepEnd::Error("it was confirmed already".to_owned()), 0);

@@ -16,6 +16,7 @@ mod guarded;
 mod look;
 mod needs;
 mod open;
+mod others;
 mod outbox;
 mod owner;
 mod past;

@@ -1,6 +1,6 @@
 //! What the events of a run say about each of its resources: where to go on. Pure.
 
-use postern_proto::event::{EventKind, Outcome, StepEnd, StepId};
+use postern_proto::event::{EventKind, Outcome, StepEnd, StepId, WAITS_FOR};
 use postern_proto::ids::{Address, BootId};
 
 use super::book::RunBook;
@@ -14,7 +14,7 @@ pub(super) struct Past {
     pub(super) attempts: u32,
     /// That attempt is not over.
     pub(super) open: bool,
-    /// A step has begun in some attempt.
+    /// A step that changes something has begun in some attempt.
     pub(super) acted: bool,
     /// The last step of the open attempt.
     pub(super) step: Option<PastStep>,
@@ -43,11 +43,12 @@ pub(super) fn past(book: &RunBook) -> Vec<Past> {
                 let Some(past) = place(address).and_then(|i| all.get_mut(i)) else { continue };
                 (past.attempts, past.open, past.outcome, past.step) = (*attempt, true, None, None);
             }
-            EventKind::StepStarted { step, .. } => {
+            EventKind::StepStarted { step, summary } => {
                 let Some(past) = place(&step.address).and_then(|i| all.get_mut(i)) else { continue };
                 let (exec, reboot) =
                     book.steps.get(step).map_or((None, None), |book| (book.exec, book.reboot));
-                past.acted = true;
+                // Of the steps that are no process, none but a wait is said in these words.
+                past.acted |= exec.is_some() || !summary.starts_with(WAITS_FOR);
                 past.step = Some(PastStep { id: step.clone(), seq: event.seq, exec, reboot, end: None });
             }
             EventKind::StepFinished { step, end, .. } => {

@@ -72,6 +72,8 @@ pub(super) struct RunTask {
     pub(super) ahead: Ahead,
     /// Those whose change waits until the controller can confirm it.
     pub(super) held: BTreeMap<usize, Held>,
+    /// The number of the next step of the attempt that is under way.
+    pub(super) next_step: u32,
     /// Something was changed since this task began.
     pub(super) acted: bool,
     /// What was replaced is kept.
@@ -188,6 +190,7 @@ impl RunTask {
             late: BTreeMap::new(),
             ahead: Ahead::default(),
             held: BTreeMap::new(),
+            next_step: 0,
             acted: false,
             keeps: false,
             kept: false,

@@ -134,7 +134,8 @@ impl RunTask {
         Ok(result)
     }
 
-    async fn wait_for_locks(&mut self, locks: &[String], until: Instant) -> Result<(), String> {
+    /// Waits until nobody holds one of these; the error is for people.
+    pub(super) async fn wait_for_locks(&mut self, locks: &[String], until: Instant) -> Result<(), String> {
         while let Some((holder, lock)) = self.ctx.config.sys.first_lock(locks) {
             if *self.cancel.borrow() {
                 return Err(format!("while it waited for {holder}, which holds {lock}"));

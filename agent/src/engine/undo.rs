@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::backup::{After, Before, Head, Kept};
 use super::group::essence_of;
 use super::guarded::Done;
+use super::others::Others;
 use super::run::{End, RunTask, Stop, summary_of};
 use crate::resources::{Depth, Protect, Step, Undo, hidden, unified};
 use crate::sys::{FileKind, Sys};
@@ -28,7 +29,7 @@ enum Way {
     /// There is no way back; why.
     None(String),
     /// These steps, and what is to be said about them.
-    Back { steps: Vec<Step>, note: &'static str, now: Value },
+    Back { steps: Vec<Step>, note: String, now: Value },
 }
 
 /// What is known of a resource when its way back is looked for.
@@ -143,22 +144,37 @@ impl RunTask {
             Err(unseen) => return self.ended(index, Outcome::Failed, unseen.why, began),
         };
         let ctx = std::sync::Arc::clone(&self.ctx);
-        let view = match self.patiently(bound.view(&ctx.config.sys, Depth::Whole)).await? {
-            Ok(view) => view,
-            Err(error) => {
-                let why = format!("what is there now cannot be looked at: {error}");
-                return self.ended(index, Outcome::Failed, why, began);
+        let until = tokio::time::Instant::now() + ctx.config.limits.lock_wait;
+        let mut tries = 0;
+        let way = loop {
+            let view = match self.patiently(bound.view(&ctx.config.sys, Depth::Whole)).await? {
+                Ok(view) => view,
+                Err(error) => {
+                    let why = format!("what is there now cannot be looked at: {error}");
+                    return self.ended(index, Outcome::Failed, why, began);
+                }
+            };
+            let known = Known {
+                before: &before.seen,
+                after: after.clone(),
+                now: &view.seen,
+                begun: self.past[index].acted,
+                blind: bound.foreseen().is_some(),
+                last,
+            };
+            let way = way(bound.as_ref(), known);
+            let Way::Back { steps, .. } = &way else { break way };
+            let steps: Vec<&Step> = steps.iter().collect();
+            match self.others(index, &steps, tries, until).await? {
+                Others::None => break way,
+                Others::Done => tries += 1,
+                Others::Still(failure) => {
+                    self.give_up(index, &failure, began);
+                    return Ok(());
+                }
             }
         };
-        let known = Known {
-            before: &before.seen,
-            after,
-            now: &view.seen,
-            begun: self.past[index].acted,
-            blind: bound.foreseen().is_some(),
-            last,
-        };
-        match way(bound.as_ref(), known) {
+        match way {
             Way::There if self.past[index].acted => {
                 let why = "an earlier attempt, which was cut off, took it back".to_owned();
                 self.ended(index, Outcome::Changed, why, began)
@@ -170,7 +186,7 @@ impl RunTask {
                 self.ended(index, Outcome::Skipped, why, began)
             }
             Way::Back { steps, note, now } => {
-                self.take_back(index, &before.seen, steps, view.protect, note, now, began).await
+                self.take_back(index, &before.seen, steps, view.protect, &note, now, began).await
             }
         }
     }
@@ -284,7 +300,13 @@ fn way(bound: &dyn crate::resources::Bound, known: Known<'_>) -> Way {
         Ok(Undo::Steps(steps)) if steps.is_empty() => {
             Way::Refused("it differs from what it was before, and no step leads back".to_owned())
         }
-        Ok(Undo::Steps(steps)) => Way::Back { steps, note, now: now.clone() },
+        Ok(Undo::Steps(steps)) => match bound.spared(&trace, now) {
+            Err(why) => Way::Refused(why),
+            Ok(None) => Way::Back { steps, note: note.to_owned(), now: now.clone() },
+            Ok(Some(left)) => {
+                Way::Back { steps, note: format!("{note}; left alone: {left}"), now: now.clone() }
+            }
+        },
     }
 }
 

@@ -76,9 +76,13 @@ impl AgentOptions {
     /// With the defaults of a real host.
     #[must_use]
     pub fn new(config: AgentConfig, state_dir: PathBuf, boot: BootId, supervisor: SupervisorCommand) -> Self {
+        let mut engine = EngineConfig::new(state_dir.clone(), boot, supervisor);
+        if let Some(seconds) = config.limits.lock_wait_s {
+            engine.limits.lock_wait = std::time::Duration::from_secs(seconds);
+        }
         Self {
             config,
-            engine: EngineConfig::new(state_dir.clone(), boot, supervisor),
+            engine,
             host: HostPaths { state_dir: state_dir.clone(), ..HostPaths::default() },
             state_dir,
             proxy_env: ProxyEnv::default(),

@@ -323,6 +323,7 @@ mod tests {
             server_ca_pem: String::new(),
             proxy: proxy.map(Into::into),
             temporary_route: temporary.map(Into::into),
+            limits: Default::default(),
         }
     }
 

@@ -2,6 +2,9 @@
 //!
 //! The key lies beside the source under a name of Postern's and is trusted for this source alone. Only what
 //! was looked at is written: the packets of the pinned keys, in the binary form.
+//!
+//! A source that does not work would break every later `apt-get update` on the host, so a new one is tried by
+//! itself first, from files that apt does not look for.
 
 mod sources;
 
@@ -63,8 +66,22 @@ fn staging_path(spec: &AptRepositorySpec) -> String {
     format!("/run/postern-key-{}", spec.name)
 }
 
+/// Where a source is tried before it is put in place; the end of its name tells apt its form.
+fn trial_path(spec: &AptRepositorySpec) -> String {
+    format!("/run/postern-trial-{}.sources", spec.name)
+}
+
+/// The key that it is tried with. apt reads it as a user of its own.
+fn trial_key_path(spec: &AptRepositorySpec) -> String {
+    format!("/run/postern-trial-{}.gpg", spec.name)
+}
+
 /// The content of the file of sources.
 fn text(spec: &AptRepositorySpec) -> String {
+    text_signed_by(spec, &key_path(spec))
+}
+
+fn text_signed_by(spec: &AptRepositorySpec, key: &str) -> String {
     let mut text = format!(
         "# Written by Postern: changes are overwritten.\nTypes: {}\nURIs: {}\nSuites: {}\n",
         spec.types.join(" "),
@@ -76,7 +93,7 @@ fn text(spec: &AptRepositorySpec) -> String {
             text += &format!("{field}: {}\n", list.join(" "));
         }
     }
-    text + &format!("Signed-By: {}\n", key_path(spec))
+    text + &format!("Signed-By: {key}\n")
 }
 
 impl Resource for AptRepository {
@@ -147,18 +164,27 @@ impl Resource for AptRepository {
             steps.push(Step::MakeDirectory { path: KEYRINGS.to_owned(), mode: 0o755, uid: 0, gid: 0 });
         }
         let same = (text_is(spec, seen), key_is(spec, seen));
-        if !same.1 {
-            steps.extend(key_steps(spec, &key));
+        if same == (true, true) {
+            steps.push(update_one(&sources));
+            return steps;
         }
-        // What is there was fetched by another definition or verified by another key. Without it an update
-        // that fails is seen by the next look.
-        if same != (true, true) {
-            steps.extend(forget(&seen.lists));
+        let (trial, trial_key) = (trial_path(spec), trial_key_path(spec));
+        if !same.1 {
+            steps.extend(key_steps(spec, &trial_key));
+        }
+        // What is there was fetched by another definition or verified by another key.
+        steps.extend(forget(&seen.lists));
+        let tried_with = if same.1 { &key } else { &trial_key };
+        steps.push(owned::put(&trial, text_signed_by(spec, tried_with).into_bytes()));
+        steps.push(update_one(&trial));
+        // It works. The key is there before the source that names it.
+        if !same.1 {
+            steps.push(Step::InstallKey { from: trial_key, path: key, pinned: spec.pinned() });
         }
         if !same.0 {
             steps.push(owned::put(&sources, text(spec).into_bytes()));
         }
-        steps.push(update_one(&sources));
+        steps.push(Step::Remove { path: trial });
         steps
     }
 
@@ -358,6 +384,9 @@ mod tests {
             fetched: true,
             lists_old: false,
         };
+        let trial = "write /run/postern-trial-lab.sources";
+        let (try_key, try_end) =
+            ("check the key and write /run/postern-trial-lab.gpg", "remove /run/postern-trial-lab.sources");
         let fetch = "/usr/lib/apt/apt-helper download-file http://a.example/key /run/postern-key-lab";
         let (check, write) = (format!("check the key and write {KEY}"), format!("write {SOURCES}"));
         let forget = format!("rm -f -- /var/lib/apt/lists/{LIST}");
@@ -369,21 +398,36 @@ mod tests {
                 "nothing",
                 &present,
                 Seen { lists_old: true, ..Seen::default() },
-                vec![UPDATE, "make the directory /etc/apt/keyrings (0755)", fetch, &check, &write, UPDATE],
+                vec![
+                    UPDATE,
+                    "make the directory /etc/apt/keyrings (0755)",
+                    fetch,
+                    try_key,
+                    trial,
+                    UPDATE,
+                    &check,
+                    &write,
+                    try_end,
+                ],
             ),
             ("not fetched", &present, Seen { fetched: false, ..whole() }, vec![UPDATE]),
-            ("another key", &present, Seen { key: foreign, ..whole() }, vec![fetch, &check, &forget, UPDATE]),
+            (
+                "another key",
+                &present,
+                Seen { key: foreign, ..whole() },
+                vec![fetch, try_key, &forget, trial, UPDATE, &check, try_end],
+            ),
             (
                 "a key that all can change",
                 &present,
                 Seen { key: loose, ..whole() },
-                vec![fetch, &check, &forget, UPDATE],
+                vec![fetch, try_key, &forget, trial, UPDATE, &check, try_end],
             ),
             (
                 "another source",
                 &present,
                 Seen { sources: Some(Owned::new(b"")), ..whole() },
-                vec![&forget, &write, UPDATE],
+                vec![&forget, trial, UPDATE, &write, try_end],
             ),
             ("gone", &absent, Seen::default(), vec![]),
             (

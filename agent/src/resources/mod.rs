@@ -10,6 +10,8 @@ mod directory;
 mod file;
 mod owned;
 mod package;
+#[cfg(test)]
+mod proofs;
 mod protect;
 mod reboot;
 mod security_updates;
@@ -114,6 +116,11 @@ pub trait Resource: Send + Sync + 'static {
     /// change led to, and not that of `before`.
     fn undo(spec: &Self::Spec, before: &Self::Seen, trace: &serde_json::Value, now: &Self::Seen) -> Undo;
 
+    /// What its way back leaves as the change made it, and why, for people.
+    fn spared(_spec: &Self::Spec, _trace: &serde_json::Value, _now: &Self::Seen) -> Option<String> {
+        None
+    }
+
     /// Its way back comes after those of all others, in the order of the plan, and is asked for also where its
     /// essence is that of before: it puts in force what they have brought back.
     fn undo_last(_spec: &Self::Spec, _before: &Self::Seen) -> bool {
@@ -210,6 +217,8 @@ pub trait Bound: Send + Sync {
         trace: &serde_json::Value,
         now: &serde_json::Value,
     ) -> Result<Undo, String>;
+    /// See [`Resource::spared`].
+    fn spared(&self, trace: &serde_json::Value, now: &serde_json::Value) -> Result<Option<String>, String>;
     /// See [`Resource::undo_last`].
     fn undo_last(&self, before: &serde_json::Value) -> Result<bool, String>;
 }
@@ -282,6 +291,10 @@ impl<R: Resource> Bound for Adapter<R> {
         now: &serde_json::Value,
     ) -> Result<Undo, String> {
         Ok(R::undo(&self.0, &Self::again(before)?, trace, &Self::again(now)?))
+    }
+
+    fn spared(&self, trace: &serde_json::Value, now: &serde_json::Value) -> Result<Option<String>, String> {
+        Ok(R::spared(&self.0, trace, &Self::again(now)?))
     }
 
     fn undo_last(&self, before: &serde_json::Value) -> Result<bool, String> {

@@ -149,6 +149,10 @@ impl Resource for Package {
         }
     }
 
+    fn spared(_: &PackageSpec, trace: &serde_json::Value, now: &Seen) -> Option<String> {
+        Trace::deserialize(trace).ok()?.spared(now.all.as_ref())
+    }
+
     fn diff(spec: &PackageSpec, seen: &Seen) -> String {
         let want = match (spec.state, &spec.version) {
             (Presence::Absent, _) => "not installed",

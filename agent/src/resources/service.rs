@@ -188,8 +188,7 @@ fn or<'a>(text: &'a str, other: &'a str) -> &'a str {
 
 async fn ask(spec: &ServiceSpec, host: &Sys) -> Result<Seen, ObserveError> {
     let unit = spec.unit();
-    let argv = ["systemctl", "show", "--no-pager", PROPERTIES, "--", &unit];
-    let said = host.run(&argv, &[], ASK_LIMIT).await?;
+    let said = host.show_unit(&unit, PROPERTIES, ASK_LIMIT).await?;
     if !said.ok() {
         let why = said.last_line();
         return Err(ObserveError::Obstacle(format!("systemctl show {unit} failed: {why}")));

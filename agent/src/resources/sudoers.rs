@@ -126,7 +126,7 @@ impl Resource for Sudoers {
 /// Why the rule is not in force; `None` when it is.
 async fn prove(spec: &SudoersSpec, host: &Sys) -> Result<Option<String>, ObserveError> {
     let path = spec.path();
-    let said = host.run(&[VISUDO, "-c"], &[], ASK_LIMIT).await?;
+    let said = host.run(&["visudo", "-c"], &[], ASK_LIMIT).await?;
     if !said.ok() {
         let why = said.last_line();
         return Ok(Some(format!("sudo's files as a whole are not in order (visudo -c): {why}")));

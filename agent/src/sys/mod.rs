@@ -5,6 +5,7 @@ mod dpkg;
 mod files;
 mod locks;
 mod run;
+mod units;
 mod walk;
 
 pub use accounts::Account;
@@ -80,6 +81,8 @@ pub struct Sys {
     path_env: String,
     /// Clones share what was read of dpkg.
     dpkg: Arc<dpkg::Memo>,
+    /// Clones ask systemd together.
+    questions: Arc<units::Questions>,
 }
 
 impl Sys {
@@ -90,13 +93,14 @@ impl Sys {
             root: PathBuf::from("/"),
             path_env: "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned(),
             dpkg: Arc::default(),
+            questions: Arc::default(),
         }
     }
 
     /// A directory that stands for a host's root; programs are looked for in `path_env`.
     #[must_use]
     pub fn rooted(root: PathBuf, path_env: String) -> Self {
-        Self { root, path_env, dpkg: Arc::default() }
+        Self { root, path_env, dpkg: Arc::default(), questions: Arc::default() }
     }
 
     /// Where programs are looked for.

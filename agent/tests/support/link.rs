@@ -393,6 +393,7 @@ pub(crate) fn config(host: HostId, ca: &TestCa, at: &str) -> AgentConfig {
         server_ca_pem: ca.root.pem(),
         proxy: None,
         temporary_route: None,
+        limits: Default::default(),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use postern_proto::event::{
-    EventKind, LogBody, LogFrame, Outcome, RunEvent, RunState, StepEnd, StepId, Stream,
+    EventKind, LogBody, LogFrame, Outcome, RunEvent, RunState, StepEnd, StepId, Stream, WAITS_FOR,
 };
 
 use postern_proto::ids::{Address, RunId};
@@ -187,7 +187,9 @@ impl View {
             EventKind::StepStarted { step, summary } => {
                 let view = self.steps.entry(step.clone()).or_default();
                 view.summary = clean::line(summary);
-                if self.volume == Volume::Verbose {
+                // A wait has no output, and may be long: whom it is for is said while it lasts.
+                let waits = self.volume == Volume::Normal && summary.contains(WAITS_FOR);
+                if waits || self.volume == Volume::Verbose {
                     view.announced = true;
                     lines.push(header(step, &view.summary));
                 }
@@ -405,6 +407,23 @@ mod tests {
         assert!(view.parked.is_some());
         show(&mut view, &[event(EventKind::Unparked)]);
         assert_eq!(view.parked, None);
+    }
+
+    /// T11: a wait says nothing of itself for as long as it lasts.
+    #[test]
+    fn trap_11_whom_a_step_waits_for_is_shown_at_once() {
+        let started =
+            |summary: &str| event(EventKind::StepStarted { step: step(), summary: summary.to_owned() });
+        let own = started("waits for 7 (apt) to be done with /lock");
+        let before = started("apt-get -y install x (waits for 7 (apt) to be done)");
+        for (volume, shown) in [(Volume::Quiet, false), (Volume::Normal, true), (Volume::Verbose, true)] {
+            for wait in [&own, &before] {
+                let text = show(&mut View::new(None, volume, false), std::slice::from_ref(wait));
+                assert_eq!(text.contains("waits for 7 (apt)"), shown, "{volume:?}: {text}");
+            }
+        }
+        let plain = show(&mut View::new(None, Volume::Normal, false), &[started("apt-get -y install x")]);
+        assert_eq!(plain, "");
     }
 
     #[test]

@@ -87,6 +87,9 @@ pub(super) struct Trace {
     /// Added where configuration files had been left.
     #[serde(default)]
     added_again: Vec<String>,
+    /// Those of both that were installed because others need them.
+    #[serde(default)]
+    pulled: Vec<String>,
     /// Installed before and not after, with the version that was there.
     #[serde(default)]
     removed: BTreeMap<String, String>,
@@ -140,7 +143,12 @@ pub(super) fn trace(before: &Snapshot, after: &Snapshot) -> Trace {
             let old = old.clone();
             let was = trace.removed.remove(&old).unwrap_or_default();
             trace.changed.insert(old, (was, have.version.clone().unwrap_or_default()));
-        } else if before.contains_key(id) {
+            continue;
+        }
+        if have.auto {
+            trace.pulled.push(id.clone());
+        }
+        if before.contains_key(id) {
             trace.added_again.push(id.clone());
         } else {
             trace.added.push(id.clone());
@@ -163,9 +171,11 @@ impl Trace {
                 }
             }
         }
-        let gone = |id: &&String| now.is_none_or(|now| now.contains_key(*id));
-        let again: Vec<&str> = self.added_again.iter().filter(gone).map(String::as_str).collect();
-        let added: Vec<&str> = self.added.iter().filter(gone).map(String::as_str).collect();
+        let wanted = self.wanted(now);
+        let goes =
+            |id: &&String| now.is_none_or(|now| now.contains_key(*id)) && !wanted.contains(&id.as_str());
+        let again: Vec<&str> = self.added_again.iter().filter(goes).map(String::as_str).collect();
+        let added: Vec<&str> = self.added.iter().filter(goes).map(String::as_str).collect();
         let back: Vec<String> = self
             .removed
             .iter()
@@ -194,10 +204,31 @@ impl Trace {
         for (word, of) in &self.marks {
             steps.push(mark(word, &of.iter().map(String::as_str).collect::<Vec<_>>()));
         }
+        if let (true, Some(spared)) = (steps.is_empty(), self.spared(now)) {
+            return Undo::Cannot(format!("left alone: {spared}"));
+        }
         if steps.is_empty() {
             return Undo::Cannot("what the run did to this host's packages is not known".to_owned());
         }
         Undo::Steps(steps)
+    }
+}
+
+impl Trace {
+    /// What the run had pulled in for others, and somebody has said since that he wants for itself
+    /// (`apt-mark manual`, `apt install`).
+    fn wanted(&self, now: Option<&Snapshot>) -> Vec<&str> {
+        let Some(now) = now else { return Vec::new() };
+        let marked = |id: &&String| now.get(*id).is_some_and(|have| have.version.is_some() && !have.auto);
+        self.pulled.iter().filter(marked).map(String::as_str).collect()
+    }
+
+    /// What its way back leaves as it is, for people.
+    pub(super) fn spared(&self, now: Option<&Snapshot>) -> Option<String> {
+        let wanted = self.wanted(now);
+        (!wanted.is_empty()).then(|| {
+            format!("{}: pulled in by the run, and marked as wanted for itself since", wanted.join(", "))
+        })
     }
 }
 
@@ -332,6 +363,39 @@ mod tests {
         assert!(lines(&trace.undo(Some(&later)))[0].starts_with("app is 3 now"));
         let without = lines(&trace.undo(Some(&all(&[("app", Some("2"), "")]))));
         assert!(without.iter().all(|line| !line.starts_with("dpkg")), "{without:?}");
+    }
+
+    /// Whoever marks a package as wanted keeps it, whatever pulled it in.
+    #[test]
+    fn what_somebody_wants_for_itself_since_stays() {
+        let before = all(&[("old:amd64", None, "")]);
+        let after = all(&[
+            ("app", Some("1"), ""),
+            ("dep", Some("1"), "a"),
+            ("lib:amd64", Some("1"), "a"),
+            ("old:amd64", Some("2"), "a"),
+        ]);
+        let trace = trace(&before, &after);
+        assert_eq!((lines(&trace.undo(Some(&after))).len(), trace.spared(Some(&after))), (3, None));
+        let mut now = after.clone();
+        for id in ["lib:amd64", "old:amd64"] {
+            now.get_mut(id).unwrap().auto = false;
+        }
+        let want = ["dpkg --force-hold --no-act --remove app dep", "dpkg --force-hold --purge app dep"];
+        assert_eq!(lines(&trace.undo(Some(&now))), want);
+        let spared = trace.spared(Some(&now)).unwrap();
+        assert!(spared.starts_with("lib:amd64, old:amd64: pulled in by the run"), "{spared}");
+        // Nothing else is left of what the run did.
+        now.retain(|id, _| id == "lib:amd64");
+        let alone = lines(&trace.undo(Some(&now)));
+        assert!(alone[0].starts_with("left alone: lib:amd64: pulled in"), "{alone:?}");
+        // One that is gone, or has only its configuration left, is nobody's wish.
+        now.insert("lib:amd64".to_owned(), Have::default());
+        assert_eq!(trace.spared(Some(&now)), None);
+        // Records of an older agent know of no such packages.
+        let mut json = serde_json::to_value(&trace).unwrap();
+        json.as_object_mut().unwrap().remove("pulled");
+        assert_eq!(serde_json::from_value::<Trace>(json).unwrap().pulled, Vec::<String>::new());
     }
 
     #[test]
