@@ -28,7 +28,7 @@ pub use follow::{Page, Update, UpdateBody};
 pub use hosts::Forgotten;
 pub use record::{Batch, RunBatch, StepMove};
 pub use runs::{CancelOutcome, Expiry};
-pub use secrets::{MAX_SECRET, Revealed, SecretBytes, SecretRecord, SecretSet};
+pub use secrets::{Revealed, SecretBytes, SecretRecord, SecretSet};
 pub use session::{OpenRefusal, OpenRequest, Opened};
 pub use types::{
     Assigned, Dispatch, Facts, HostChange, HostRecord, HostState, NewRun, Progress, RunRecord, StepProgress,

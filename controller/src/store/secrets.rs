@@ -14,10 +14,7 @@ use super::record::fence;
 use super::runs::OPEN;
 use super::sql::{all, execute, optional, parsed};
 use super::{OpError, Store};
-use crate::seal::{SealKey, Sealed};
-
-/// The largest value, bytes.
-pub const MAX_SECRET: usize = 64 * 1024;
+use crate::seal::{Broken, SealKey, Sealed};
 
 /// The value of a secret, wiped from memory when it is dropped, and never shown.
 #[derive(Clone, PartialEq, Eq)]

@@ -82,15 +82,24 @@ async fn a_version_is_one_value_for_ever() {
     assert_eq!(set(&rig, "db/password", b"other").await.unwrap(), 2);
     rig.restart().await;
     assert_eq!(set(&rig, "db/password", VALUE).await.unwrap(), 3, "an old value is a new version");
-    assert_eq!(set(&rig, "api", &[0, 0xff]).await.unwrap(), 1);
+    assert_eq!(set(&rig, "api", "\0\u{e9}".as_bytes()).await.unwrap(), 1);
     let names: Vec<_> = list(&rig).await.into_iter().map(|it| (it.name, it.version)).collect();
     assert_eq!(names, [("api".to_owned(), 1), ("db/password".to_owned(), 3)]);
     remove(&rig, "db/password").await.unwrap();
     assert_eq!(remove(&rig, "db/password").await.unwrap_err().code(), Code::NotFound);
     assert_eq!(list(&rig).await.len(), 1);
     assert_eq!(set(&rig, "db/password", VALUE).await.unwrap(), 4, "its numbers are not given again");
-    for (name, value) in [("", VALUE), ("a b", VALUE), ("a", b""), ("a", &[0; 64 * 1024 + 1])] {
-        assert_eq!(set(&rig, name, value).await.unwrap_err().code(), Code::InvalidArgument, "{name:?}");
+    for (name, value, why) in [
+        ("", VALUE, "want up to 128"),
+        ("a b", VALUE, "want up to 128"),
+        ("a", b"", "is empty"),
+        ("a", &[7; 64 * 1024 + 1], "more than 65536 bytes"),
+        // No agent could use it.
+        ("a", b"abc\xff", "not UTF-8 from byte 3 on"),
+    ] {
+        let error = set(&rig, name, value).await.unwrap_err();
+        assert_eq!(error.code(), Code::InvalidArgument, "{name:?}");
+        assert!(error.message().contains(why), "{error}");
     }
     assert_eq!(set(&rig, "large", &[7; 64 * 1024]).await.unwrap(), 1);
 }
