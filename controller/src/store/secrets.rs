@@ -108,9 +108,8 @@ fn exact(db: &Connection, secret: &SecretRef) -> Result<Option<Sealed>, OpError>
     Ok(optional(db, sql, params![secret.id, secret.version], stored)?.and_then(|stored| stored.sealed))
 }
 
-fn reveal(key: &SealKey, secret: &SecretRef, sealed: &Sealed) -> Result<SecretBytes, OpError> {
-    let opened = key.open(&place(&secret.id, secret.version), &sealed.nonce, &sealed.ciphertext);
-    opened.map(SecretBytes).map_err(|error| OpError::Corrupt(format!("secret {}: {error}", text(secret))))
+fn unseal(key: &SealKey, secret: &SecretRef, sealed: &Sealed) -> Result<SecretBytes, Broken> {
+    key.open(&place(&secret.id, secret.version), &sealed.nonce, &sealed.ciphertext).map(SecretBytes)
 }
 
 /// Refuses a plan that refers to what is not there; all of that at once.
@@ -170,8 +169,11 @@ impl Store {
             let version = newest.as_ref().map_or(0, |stored| stored.version);
             if let Some(sealed) = newest.and_then(|stored| stored.sealed) {
                 let secret = SecretRef { id: name.clone(), version };
-                if reveal(&key, &secret, &sealed)? == value {
-                    return Ok(SecretSet { version, changed: false });
+                match unseal(&key, &secret, &sealed) {
+                    Ok(known) if known == value => return Ok(SecretSet { version, changed: false }),
+                    Ok(_) => {}
+                    // To set it anew is the way out of this.
+                    Err(error) => tracing::error!(secret = %text(&secret), %error, "a secret is damaged"),
                 }
             }
             let version = version
@@ -261,16 +263,28 @@ impl Store {
             let sql = format!("SELECT plan FROM runs WHERE id = $1 AND host = $2 AND state IN {OPEN}");
             let plan: Option<Vec<u8>> =
                 optional(db, &sql, params![run.to_string(), host.to_string()], |row| row.get(0))?;
-            let allowed = plan.map(|plan| references(run, &plan)).transpose()?;
+            let allowed = match plan {
+                None => Err("this host has no unfinished run of that id".to_owned()),
+                Some(plan) => references(run, &plan).map_err(|error| {
+                    tracing::error!(%run, %error, "the plan of a run is damaged: its secrets are withheld");
+                    "the plan of the run is damaged in the controller's database".to_owned()
+                }),
+            };
             let each = wanted.into_iter().map(|secret| {
                 let value = match &allowed {
-                    None => Err("this host has no unfinished run of that id".to_owned()),
-                    Some(allowed) if !allowed.contains(&secret) => {
+                    Err(why) => Err(why.clone()),
+                    Ok(allowed) if !allowed.contains(&secret) => {
                         Err("the plan of the run does not refer to it".to_owned())
                     }
-                    Some(_) => match exact(db, &secret)? {
+                    Ok(_) => match exact(db, &secret)? {
                         None => Err("it was removed; set it again and apply the profile anew".to_owned()),
-                        Some(sealed) => Ok(reveal(&key, &secret, &sealed)?),
+                        // That one alone: what is wrong with it is nothing that another session would mend.
+                        Some(sealed) => unseal(&key, &secret, &sealed).map_err(|error| {
+                            tracing::error!(secret = %text(&secret), %run, %error, "a secret is damaged: it is withheld");
+                            "its value in the controller's database is damaged; set it again and apply the \
+                             profile anew"
+                                .to_owned()
+                        }),
                     },
                 };
                 Ok(Revealed { secret, value })

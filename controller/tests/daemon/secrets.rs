@@ -194,6 +194,41 @@ async fn trap_33_an_agent_gets_the_secrets_of_its_own_open_runs_alone() {
 fn files_with(dir: &Path, bytes: &[u8]) -> Vec<String> {
     let (mut found, mut read) = (Vec::new(), 0);
     let mut pending = vec![dir.to_owned()];
+/// One value that does not open is one secret that a run goes without: the session stays, and with it the host.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_secret_is_refused_alone_and_can_be_set_again() {
+    let rig = Rig::start().await;
+    let mut agent = rig.agent("one").await;
+    let (mut line, _) = agent.session(&rig).await;
+    set(&rig, "db", VALUE).await.unwrap();
+    set(&rig, "whole", b"another value").await.unwrap();
+    let run = apply(&rig, "one", &[("db", 1), ("whole", 1)]).await.unwrap();
+    line.dispatch().await;
+    let db = rusqlite::Connection::open(rig.state_dir().join("postern.db")).unwrap();
+    let damage = "UPDATE secrets SET ciphertext = zeroblob(length(ciphertext)) WHERE name = 'db'";
+    assert_eq!(db.execute(damage, []).unwrap(), 1);
+
+    for _ in 0..2 {
+        let answer = ask(&mut line, &run.id, &[("db", 1), ("whole", 1)]).await;
+        assert!(answer[0].0.is_empty(), "{answer:?}");
+        assert!(answer[0].1.contains("is damaged; set it again"), "{answer:?}");
+        assert_eq!(answer[1], (b"another value".to_vec(), String::new()));
+    }
+    assert_eq!(
+        set(&rig, "db", VALUE).await.unwrap(),
+        2,
+        "the same value is a new version: the old one is lost"
+    );
+    let again = apply(&rig, "one", &[("db", 2)]).await.unwrap();
+    assert_eq!(line.dispatch().await.run_id, again.id);
+    assert_eq!(ask(&mut line, &again.id, &[("db", 2)]).await[0].0, VALUE);
+
+    // Nor does a plan that cannot be read end it.
+    db.execute("UPDATE runs SET plan = x'7b' WHERE id = $1", [&again.id]).unwrap();
+    let answer = ask(&mut line, &again.id, &[("db", 2)]).await;
+    assert!(answer[0].0.is_empty() && answer[0].1.contains("plan of the run is damaged"), "{answer:?}");
+}
+
     while let Some(path) = pending.pop() {
         if path.is_dir() {
             pending.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
