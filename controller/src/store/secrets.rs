@@ -116,9 +116,16 @@ fn unseal(key: &SealKey, secret: &SecretRef, sealed: &Sealed) -> Result<SecretBy
 pub(super) fn require(db: &Connection, secrets: &BTreeSet<SecretRef>) -> Result<(), OpError> {
     let mut missing = Vec::new();
     for secret in secrets {
-        if exact(db, secret)?.is_none() {
-            missing.push(text(secret));
+        if exact(db, secret)?.is_some() {
+            continue;
         }
+        // Of a plan that was made before: one that is made anew has the newest.
+        missing.push(match newest(db, &secret.id)? {
+            Some(Stored { version, sealed: Some(_) }) if version > secret.version => {
+                format!("{} (replaced by version {version}: apply the profiles anew)", text(secret))
+            }
+            _ => text(secret),
+        });
     }
     if missing.is_empty() { Ok(()) } else { Err(OpError::NoSuchSecrets(missing)) }
 }
@@ -142,6 +149,31 @@ fn references(run: RunId, plan: &[u8]) -> Result<BTreeSet<SecretRef>, OpError> {
     Ok(plan.secrets())
 }
 
+/// Removes the versions before this one that no run needs any more.
+fn drop_old(db: &Connection, name: &str, newest: u32) -> Result<(), OpError> {
+    let runs = match open_runs(db) {
+        Ok(runs) => runs,
+        // What a run needs is not known, so all of it is kept; the new value is none the worse for it.
+        Err(OpError::Corrupt(why)) => {
+            tracing::error!(%name, %why, "old versions of a secret are kept: a run's plan cannot be read");
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
+    let needed: BTreeSet<u32> = runs
+        .iter()
+        .flat_map(|(_, _, secrets)| secrets)
+        .filter(|secret| secret.id == name)
+        .map(|secret| secret.version)
+        .collect();
+    let sql = "SELECT version FROM secrets WHERE name = $1 AND version < $2";
+    let old: Vec<u32> = all(db, sql, params![name, newest], |row| row.get(0))?;
+    for version in old.into_iter().filter(|version| !needed.contains(version)) {
+        execute(db, "DELETE FROM secrets WHERE name = $1 AND version = $2", params![name, version])?;
+    }
+    Ok(())
+}
+
 /// True when a profile's text says `secret('name')`, in either quotes, also as JSON has them. A name that is
 /// put together from variables is not found.
 fn mentions(bundle: &[u8], name: &str) -> bool {
@@ -156,7 +188,8 @@ fn mentions(bundle: &[u8], name: &str) -> bool {
 }
 
 impl Store {
-    /// Gives a secret a value. The value that it has already makes no new version.
+    /// Gives a secret a value. The value that it has already makes no new version; those before a new one go,
+    /// but for what runs that are not over refer to.
     pub async fn set_secret(
         &self,
         name: String,
@@ -184,6 +217,7 @@ impl Store {
                        VALUES ($1, $2, $3, $4, $5)";
             execute(db, sql, params![name, version, now_ms, sealed.nonce, sealed.ciphertext])?;
             execute(db, "DELETE FROM secrets WHERE name = $1 AND ciphertext IS NULL", params![name])?;
+            drop_old(db, &name, version)?;
             Ok(SecretSet { version, changed: true })
         })
         .await

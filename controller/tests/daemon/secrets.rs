@@ -148,7 +148,7 @@ async fn a_plan_that_names_what_is_not_there_is_refused_with_all_of_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn trap_33_an_agent_gets_the_secrets_of_its_own_open_runs_alone() {
     let rig = Rig::start().await;
-    for (name, value) in [("db", VALUE), ("db", b"second"), ("other", b"not yours")] {
+    for (name, value) in [("db", VALUE), ("other", b"not yours")] {
         set(&rig, name, value).await.unwrap();
     }
     let (mut one, mut two) = (rig.agent("one").await, rig.agent("two").await);
@@ -159,6 +159,7 @@ async fn trap_33_an_agent_gets_the_secrets_of_its_own_open_runs_alone() {
     apply(&rig, "two", &[("other", 1)]).await.unwrap();
     line_two.dispatch().await;
 
+    set(&rig, "db", b"second").await.unwrap();
     // Its own, and of that only what its plan refers to, also of another version.
     let answer = ask(&mut line_one, &run.id, &[("db", 1), ("db", 2), ("other", 1), ("none", 1)]).await;
     assert_eq!(answer[0], (VALUE.to_vec(), String::new()));
@@ -190,10 +191,46 @@ async fn trap_33_an_agent_gets_the_secrets_of_its_own_open_runs_alone() {
     assert_eq!(line_two.goodbye().await.reason(), v1::GoodbyeReason::Protocol);
 }
 
-/// Every file of the state that has these bytes in it.
-fn files_with(dir: &Path, bytes: &[u8]) -> Vec<String> {
-    let (mut found, mut read) = (Vec::new(), 0);
-    let mut pending = vec![dir.to_owned()];
+/// The versions that are kept, in order.
+fn kept(rig: &Rig) -> Vec<(String, u32)> {
+    let db = rusqlite::Connection::open(rig.state_dir().join("postern.db")).unwrap();
+    let mut statement = db.prepare("SELECT name, version FROM secrets ORDER BY name, version").unwrap();
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+    rows.map(Result::unwrap).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_version_goes_when_a_new_one_is_set_and_no_run_needs_it() {
+    let rig = Rig::start().await;
+    let mut agent = rig.agent("one").await;
+    let (mut line, _) = agent.session(&rig).await;
+    for value in [b"first", b"other"] {
+        set(&rig, "other", value).await.unwrap();
+    }
+    set(&rig, "db", b"one").await.unwrap();
+    let run = apply(&rig, "one", &[("db", 1)]).await.unwrap();
+    line.dispatch().await;
+    for (version, value) in [(2, b"two"), (3, b"six")] {
+        assert_eq!(set(&rig, "db", value).await.unwrap(), version);
+    }
+    let name = |name: &str, version| (name.to_owned(), version);
+    assert_eq!(kept(&rig), [name("db", 1), name("db", 3), name("other", 2)]);
+    assert_eq!(ask(&mut line, &run.id, &[("db", 1)]).await[0].0, b"one", "the run that needs it has it");
+    // A plan of before that comes late is told what to do about it.
+    let error = apply(&rig, "one", &[("db", 2)]).await.unwrap_err();
+    assert_eq!(error.code(), Code::FailedPrecondition);
+    assert!(error.message().contains("db version 2 (replaced by version 3: apply"), "{error}");
+
+    let mut script = Script::new(&run.id);
+    line.event(script.accepted()).await;
+    for event in script.ending() {
+        line.event(event).await;
+    }
+    line.acked(&run.id, 4).await;
+    assert_eq!(set(&rig, "db", b"ten").await.unwrap(), 4);
+    assert_eq!(kept(&rig), [name("db", 4), name("other", 2)]);
+}
+
 /// One value that does not open is one secret that a run goes without: the session stays, and with it the host.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_secret_is_refused_alone_and_can_be_set_again() {
