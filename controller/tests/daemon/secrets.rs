@@ -2,10 +2,13 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
+use postern::ca::Authority;
 use postern::daemon::{self, StartError};
 use postern::seal::{KeyError, SealKey};
-use postern::store::StoreError;
+use postern::store::{OpError, Store, StoreError};
+use postern_proto::ids::SecretRef;
 use postern_proto::v1;
 use postern_proto::v1::agent_frame::Kind as Up;
 use postern_proto::v1::controller_frame::Kind as Down;
@@ -156,10 +159,10 @@ async fn trap_33_an_agent_gets_the_secrets_of_its_own_open_runs_alone() {
     let (mut line_two, _) = two.session(&rig).await;
     let run = apply(&rig, "one", &[("db", 1)]).await.unwrap();
     line_one.dispatch().await;
+    set(&rig, "db", b"second").await.unwrap();
     apply(&rig, "two", &[("other", 1)]).await.unwrap();
     line_two.dispatch().await;
 
-    set(&rig, "db", b"second").await.unwrap();
     // Its own, and of that only what its plan refers to, also of another version.
     let answer = ask(&mut line_one, &run.id, &[("db", 1), ("db", 2), ("other", 1), ("none", 1)]).await;
     assert_eq!(answer[0], (VALUE.to_vec(), String::new()));
@@ -266,6 +269,35 @@ async fn a_damaged_secret_is_refused_alone_and_can_be_set_again() {
     assert!(answer[0].0.is_empty() && answer[0].1.contains("plan of the run is damaged"), "{answer:?}");
 }
 
+/// A session that was replaced gets no value any more, also when its question was on its way.
+#[tokio::test(flavor = "multi_thread")]
+async fn trap_34_the_owner_of_before_gets_no_secret() {
+    let mut rig = Rig::start().await;
+    let mut agent = rig.agent("one").await;
+    let (mut line, _) = agent.session(&rig).await;
+    set(&rig, "db", VALUE).await.unwrap();
+    let run = apply(&rig, "one", &[("db", 1)]).await.unwrap();
+    line.dispatch().await;
+    let epoch = agent.epoch;
+    rig.stop().await;
+    let key = Arc::new(SealKey::read(&rig.state_dir().join("secrets.key")).unwrap().unwrap());
+    let authority = Authority::open(rig.state_dir(), &key).unwrap().fingerprint();
+    let store = Store::open(rig.state_dir(), &authority, key).unwrap();
+    let ask = async |epoch| {
+        let wanted = vec![SecretRef { id: "db".to_owned(), version: 1 }];
+        store.reveal(agent.host.parse().unwrap(), epoch, run.id.parse().unwrap(), wanted).await
+    };
+    assert_eq!(ask(epoch).await.unwrap()[0].value.as_ref().unwrap().expose(), VALUE);
+    for other in [epoch - 1, epoch + 1] {
+        assert!(matches!(ask(other).await, Err(OpError::Fenced)), "epoch {other}");
+    }
+    store.close().await;
+}
+
+/// Every file of the state that has these bytes in it.
+fn files_with(dir: &Path, bytes: &[u8]) -> Vec<String> {
+    let (mut found, mut read) = (Vec::new(), 0);
+    let mut pending = vec![dir.to_owned()];
     while let Some(path) = pending.pop() {
         if path.is_dir() {
             pending.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
