@@ -107,6 +107,12 @@ impl Store {
     }
 
     /// Copies the database as of one moment into a new file, for this user only. Nobody waits for it. Blocks.
+    /// The file that this key was read from.
+    #[must_use]
+    pub fn secrets_key_file(&self) -> &Path {
+        self.key.path()
+    }
+
     pub fn snapshot(state_dir: &Path, to: &Path) -> Result<(), StoreError> {
         schema::snapshot(state_dir, to)
     }

@@ -64,7 +64,12 @@ fn daemon() -> FakeOperator {
     FakeOperator { hosts: vec![web, host("db\u{1b}1", LinkState::Down)], ..FakeOperator::default() }
 }
 
-fn end(state: RunState, message: &str) -> v1::run_update::Kind {
+/// Sends a backup of this sort.
+fn backup_is(sort: &str) -> FakeOperator {
+    FakeOperator { message: sort.into(), ..daemon() }
+}
+
+pub(crate) fn end(state: RunState, message: &str) -> v1::run_update::Kind {
     event(EventKind::Finished { state, message: message.into() })
 }
 
@@ -181,7 +186,6 @@ const BAD: &str = "name: bad\nresources:\n  - pakage: {name: curl}\n  - file: {p
 
 /// All of them.
 pub(crate) fn scenarios() -> Vec<Scenario> {
-    let broken = FakeOperator { message: "break".into(), ..daemon() };
     let refused = FakeOperator {
         message: "the agent is too old for kind sudoers".into(),
         end: Some(RunState::Refused),
@@ -432,7 +436,13 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
                 ],
             )
         },
-        Scenario::new("backup-broken", Some(broken), &[&["backup", "state.backup"]]),
+        Scenario::new("backup-broken", Some(backup_is("break")), &[&["backup", "state.backup"]]),
+        Scenario::new("backup-half", Some(backup_is("half")), &[&["backup", "state.backup"]]),
+        Scenario::new(
+            "backup-keyless",
+            Some(backup_is("keyless")),
+            &[&["backup", "state.backup"], &["--output", "json", "backup", "other.backup"]],
+        ),
         Scenario::new(
             "mistakes",
             None,

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use postern::backup::{RestoreError, Restored, restore};
-use postern::seal::KeyError;
+use postern::seal::{KeyError, SealKey};
 use postern::store::StoreError;
 use postern_proto::event::{EventKind, RunState};
 use postern_proto::v1;
@@ -283,16 +283,65 @@ async fn a_key_that_lies_elsewhere_stays_there() {
     rig.restart().await;
     let (archive, new) = (beside(&rig, "backup.tar"), beside(&rig, "new"));
     let bytes = backup(&rig).await;
-    let key = fs::read(&elsewhere).unwrap();
-    assert!(!bytes.windows(key.len()).any(|window| window == key));
+    let has = |bytes: &[u8], key: &[u8]| bytes.windows(key.len()).any(|window| window == key);
+    assert!(!has(&bytes, &fs::read(&elsewhere).unwrap()));
+    // Nor does one come along that lies in the state and opens nothing there.
+    let left = rig.state_dir().join("secrets.key");
+    SealKey::create(&left).unwrap();
+    let bytes = {
+        let again = backup(&rig).await;
+        assert!(!has(&again, &fs::read(&left).unwrap()));
+        assert_eq!(entries(&again), entries(&bytes));
+        again
+    };
     fs::write(&archive, bytes).unwrap();
     rig.stop().await;
     let error = restore(&archive, &new, None, true, 7).unwrap_err();
     assert!(matches!(error, RestoreError::Key(KeyError::Missing { .. })), "{error}");
     assert!(!restore(&archive, &new, Some(&elsewhere), true, 7).unwrap().has_key);
+    assert!(!new.join("secrets.key").exists());
+
+    // Version 0.1.0 took it along; who names the right one gets the state all the same.
+    let old = with_file(&fs::read(&archive).unwrap(), "secrets.key", &fs::read(&left).unwrap());
+    fs::write(&archive, old).unwrap();
+    let third = beside(&rig, "third");
+    let error = restore(&archive, &third, None, true, 7).unwrap_err();
+    assert!(matches!(error, RestoreError::Key(KeyError::Wrong { .. })), "{error}");
+    assert!(!restore(&archive, &third, Some(&elsewhere), true, 7).unwrap().has_key);
+    assert!(!third.join("secrets.key").exists());
+
     rig.config.state_dir = new;
     rig.restart().await;
     assert_eq!(set(&rig, b"hunter2").await, 1);
+}
+
+/// Names of the files in an archive.
+fn entries(archive: &[u8]) -> Vec<String> {
+    let mut archive = tar::Archive::new(archive);
+    archive.entries().unwrap().map(|it| it.unwrap().path().unwrap().display().to_string()).collect()
+}
+
+/// The archive with one more file in it, which its manifest names.
+fn with_file(archive: &[u8], name: &str, content: &[u8]) -> Vec<u8> {
+    let sha256 = postern_proto::ids::PlanHash::of(content).to_string();
+    let entry = serde_json::json!({"path": name, "bytes": content.len(), "sha256": sha256});
+    let named = edited(archive, |text| {
+        let mut manifest: serde_json::Value = serde_json::from_str(text).unwrap();
+        manifest["files"].as_array_mut().unwrap().push(entry.clone());
+        manifest.to_string()
+    });
+    appended(&named, name, content)
+}
+
+/// The archive with one more file at its end, of which its manifest says nothing.
+fn appended(archive: &[u8], name: &str, content: &[u8]) -> Vec<u8> {
+    // Two zero blocks end an archive: the new one takes their place.
+    let mut more = tar::Builder::new(archive[..archive.len() - 1024].to_vec());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(content.len() as u64);
+    header.set_mode(0o600);
+    more.append_data(&mut header, name, content).unwrap();
+    more.into_inner().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
