@@ -218,6 +218,12 @@ async fn what_is_no_good_backup_is_told_apart_and_leaves_nothing_behind() {
             edited(&good, |text| text.replace("\"path\": \"ca/root.key\"", "\"path\": \"port\"")),
         ),
         ("a way out", edited(&good, |text| text.replace("ca/root.key", "../root.key"))),
+        ("a file that it needs is left out", without(&good, "ca/agents.crt")),
+        ("a file that is none of ours", with_file(&good, "notes.txt", b"hello")),
+        ("more than it says", appended(&good, "port", b"7300")),
+        ("a file twice", with_file(&good, "ca/format", b"2\n")),
+        ("a file that is too large", with_file(&good, "port", &[b'7'; 64 * 1024 + 1])),
+        ("a link", with_link(&good, "ca/format")),
         ("another server", edited(&good, |text| text.replace("\"server_name\": \"", "\"server_name\": \"x"))),
     ] {
         let error = attempt(&bytes);
@@ -342,6 +348,61 @@ fn appended(archive: &[u8], name: &str, content: &[u8]) -> Vec<u8> {
     header.set_mode(0o600);
     more.append_data(&mut header, name, content).unwrap();
     more.into_inner().unwrap()
+}
+
+/// The archive without one of its files, and a manifest that agrees.
+fn without(archive: &[u8], name: &str) -> Vec<u8> {
+    use std::io::Read as _;
+    let named = edited(archive, |text| {
+        let mut manifest: serde_json::Value = serde_json::from_str(text).unwrap();
+        manifest["files"].as_array_mut().unwrap().retain(|file| file["path"] != name);
+        manifest.to_string()
+    });
+    let mut fewer = tar::Builder::new(Vec::new());
+    for entry in tar::Archive::new(named.as_slice()).entries().unwrap() {
+        let mut entry = entry.unwrap();
+        let path = entry.path().unwrap().into_owned();
+        let mut content = Vec::new();
+        entry.read_to_end(&mut content).unwrap();
+        if path != Path::new(name) {
+            let mut header = tar::Header::new_gnu();
+            header.set_mode(0o600);
+            header.set_size(content.len() as u64);
+            fewer.append_data(&mut header, path, content.as_slice()).unwrap();
+        }
+    }
+    fewer.into_inner().unwrap()
+}
+
+/// The archive with a link in place of one of its files, and a manifest that agrees.
+fn with_link(archive: &[u8], name: &str) -> Vec<u8> {
+    use std::io::Read as _;
+    let nothing = postern_proto::ids::PlanHash::of(b"").to_string();
+    let named = edited(archive, |text| {
+        let mut manifest: serde_json::Value = serde_json::from_str(text).unwrap();
+        for file in manifest["files"].as_array_mut().unwrap().iter_mut().filter(|file| file["path"] == name) {
+            *file = serde_json::json!({"path": name, "bytes": 0, "sha256": nothing});
+        }
+        manifest.to_string()
+    });
+    let mut linked = tar::Builder::new(Vec::new());
+    for entry in tar::Archive::new(named.as_slice()).entries().unwrap() {
+        let mut entry = entry.unwrap();
+        let path = entry.path().unwrap().into_owned();
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o600);
+        if path == Path::new(name) {
+            header.set_entry_type(tar::EntryType::Symlink);
+            header.set_size(0);
+            linked.append_link(&mut header, path, "/etc/hostname").unwrap();
+            continue;
+        }
+        let mut content = Vec::new();
+        entry.read_to_end(&mut content).unwrap();
+        header.set_size(content.len() as u64);
+        linked.append_data(&mut header, path, content.as_slice()).unwrap();
+    }
+    linked.into_inner().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
