@@ -19,7 +19,7 @@ pub(crate) struct Scenario {
 }
 
 impl Scenario {
-    fn new(
+    pub(crate) fn new(
         name: &'static str,
         fake: Option<FakeOperator>,
         commands: &'static [&'static [&'static str]],
@@ -44,7 +44,13 @@ fn address(text: &str) -> Address {
     text.parse().unwrap()
 }
 
-fn finished(text: &str, outcome: Outcome, message: &str, diff: &str, seen: &str) -> v1::run_update::Kind {
+pub(crate) fn finished(
+    text: &str,
+    outcome: Outcome,
+    message: &str,
+    diff: &str,
+    seen: &str,
+) -> v1::run_update::Kind {
     event(EventKind::ResourceFinished {
         address: address(text),
         attempt: 1,
@@ -192,7 +198,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         ..daemon()
     };
     let resumed = FakeOperator { message: "refuse".into(), end: Some(RunState::Ok), ..daemon() };
-    vec![
+    let mut all = vec![
         Scenario::new(
             "hosts",
             Some(daemon()),
@@ -459,5 +465,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
                 &["hosts"],
             ],
         ),
-    ]
+    ];
+    all.extend(super::drift::scenarios());
+    all
 }
