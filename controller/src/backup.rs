@@ -5,7 +5,7 @@
 
 mod restore;
 
-pub use restore::{RestoreError, Restored, restore};
+pub use restore::{RestoreError, Restored, restore, verify};
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -38,7 +38,7 @@ const FILES: [(&str, bool); 10] = [
     ("ca/servers.key", true),
     ("ca/agents.crt", true),
     ("ca/agents.key", true),
-    // Not there when the key lies elsewhere.
+    // Not in it when the key that is used lies elsewhere.
     (KEY_FILE, false),
     // Where a private daemon was found by its agents.
     ("port", false),
@@ -59,6 +59,12 @@ struct Manifest {
     /// The id of the key that the secrets in it are encrypted with.
     secrets_key: String,
     files: Vec<Entry>,
+}
+
+impl Manifest {
+    fn has_key(&self) -> bool {
+        self.files.iter().any(|entry| entry.path == KEY_FILE)
+    }
 }
 
 /// One file of an archive.
@@ -134,7 +140,9 @@ fn archive(
     let (mut files, mut sources) = (Vec::new(), Vec::new());
     for (name, required) in FILES {
         let path = if name == DATABASE { scratch.join(name) } else { state_dir.join(name) };
-        if !required && !path.exists() {
+        // A key that is not used opens nothing in here, and may open something else.
+        let unused = name == KEY_FILE && store.secrets_key_file() != path;
+        if unused || (!required && !is_there(&path)?) {
             continue;
         }
         let reading = failed("reading", &path);
@@ -163,6 +171,10 @@ fn archive(
         append(&mut archive, &entry.path, entry.bytes, file.take(entry.bytes)).map_err(sending())?;
     }
     archive.into_inner().and_then(|out| out.flush()).map_err(sending())
+}
+
+fn is_there(path: &Path) -> Result<bool, BackupError> {
+    fs::exists(path).map_err(failed("looking for", path))
 }
 
 fn append(archive: &mut tar::Builder<impl Write>, name: &str, bytes: u64, from: impl Read) -> io::Result<()> {

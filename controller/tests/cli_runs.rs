@@ -337,3 +337,29 @@ async fn runs_are_listed_shown_followed_and_cancelled() {
         assert!(ended.code == 2 && ended.stderr.starts_with(begins), "{text}: {ended:?}");
     }
 }
+
+/// What no host could use is told to the one who has it, and goes no further.
+#[tokio::test]
+async fn a_secret_that_cannot_be_one_is_refused_with_a_way_out() {
+    let fake = command(StepEnd::Exit(0), RunState::Ok);
+    let shell = shell(&fake).await;
+    for (name, value, message, hint) in [
+        (
+            "blob",
+            &b"\x7fELF\xff"[..],
+            "is not text: it is not UTF-8 from byte 4 on",
+            "base64 -w0 FILE | postern secret set db",
+        ),
+        ("large", &[b'x'; 64 * 1024 + 1], "has more than 65536 bytes", "let the host fetch what is larger"),
+    ] {
+        std::fs::write(shell.dir.path().join(name), value).unwrap();
+        let ended = shell.run(&["secret", "set", "db", "--file", name]).await;
+        assert_eq!((ended.code, ended.stdout.as_str()), (2, ""), "{ended:?}");
+        let first = format!("error[secret-value]: the value of db {message}\n");
+        assert!(ended.stderr.starts_with(&first), "{ended:?}");
+        assert!(ended.stderr.contains(hint), "{ended:?}");
+    }
+    assert!(fake.asked().is_empty(), "{:?}", fake.asked());
+    std::fs::write(shell.dir.path().join("largest"), [b'x'; 64 * 1024]).unwrap();
+    assert_eq!(shell.run(&["secret", "set", "db", "--file", "largest"]).await.code, 0);
+}

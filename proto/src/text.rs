@@ -36,6 +36,34 @@ pub enum Hole {
     Late(String),
 }
 
+/// The largest value of a secret, bytes. Agents take no larger one, so controllers keep none.
+pub const MAX_SECRET_BYTES: usize = 64 * 1024;
+
+/// Why something cannot be the value of a secret. It says nothing of the value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadSecret {
+    /// Nothing at all.
+    #[error("is empty")]
+    Empty,
+    /// No agent would take it.
+    #[error("has more than {MAX_SECRET_BYTES} bytes")]
+    TooLarge,
+    /// It is filled into texts, which it cannot be a part of.
+    #[error("is not text: it is not UTF-8 from byte {0} on")]
+    NotText(usize),
+}
+
+/// What a value must be for a host to be able to use it.
+pub fn check_secret(value: &[u8]) -> Result<(), BadSecret> {
+    if value.is_empty() {
+        return Err(BadSecret::Empty);
+    }
+    if value.len() > MAX_SECRET_BYTES {
+        return Err(BadSecret::TooLarge);
+    }
+    std::str::from_utf8(value).map(drop).map_err(|error| BadSecret::NotText(error.valid_up_to()))
+}
+
 /// True for what can be the name of a secret: a letter or digit, then letters, digits, `-`, `_`, `.` and `/`, at most 128.
 #[must_use]
 pub fn is_secret_name(name: &str) -> bool {
@@ -216,6 +244,18 @@ mod tests {
             assert_eq!(holes(&odd), [].into());
             assert_eq!(fill(&odd, &|_| None).unwrap(), odd);
         }
+    }
+
+    #[test]
+    fn values_of_secrets() {
+        let largest = "x".repeat(MAX_SECRET_BYTES);
+        for good in ["x", "\u{e9}\n", "\0", &largest] {
+            assert_eq!(check_secret(good.as_bytes()), Ok(()));
+        }
+        assert_eq!(check_secret(b""), Err(BadSecret::Empty));
+        assert_eq!(check_secret(format!("{largest}x").as_bytes()), Err(BadSecret::TooLarge));
+        assert_eq!(check_secret(b"abc\xffd"), Err(BadSecret::NotText(3)));
+        assert_eq!(check_secret(b"\xc3"), Err(BadSecret::NotText(0)));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use postern_proto::event::{LogFrame, RunEvent, RunOffset};
 use postern_proto::ids::{BootId, PlanHash, RunId, SecretRef};
 use postern_proto::plan::Terms;
+pub use postern_proto::text::MAX_SECRET_BYTES;
 use zeroize::Zeroizing;
 
 use crate::guard::Vantage;
@@ -246,9 +247,6 @@ pub enum Outgoing {
         secrets: Vec<SecretRef>,
     },
 }
-
-/// The longest value of a secret, bytes.
-pub const MAX_SECRET_BYTES: usize = 64 << 10;
 
 /// The value of a secret: wiped when the last copy goes, and not printed.
 #[derive(Clone, PartialEq, Eq)]

@@ -116,22 +116,23 @@ pub fn restore(
     discard(&scratch)?;
     let parents = fs::DirBuilder::new().recursive(true).mode(0o700).create(&parent);
     parents.map_err(failed("creating", &parent))?;
-    let result = fill(archive, &scratch, key_file, now_ms, &manifest).and_then(|generation| {
+    let result = fill(archive, &scratch, key_file, now_ms, &manifest).and_then(|filled| {
         // Over an empty directory, never over one that something came to meanwhile.
         fs::rename(&scratch, state_dir).map_err(failed("renaming into place", state_dir))?;
         sync(&parent)?;
-        Ok(generation)
+        Ok(filled)
     });
     if result.is_err() {
         // The first error is the one to tell.
         let _ = fs::remove_dir_all(&scratch);
     }
+    let (generation, has_key) = result?;
     Ok(Restored {
-        generation: result?,
+        generation,
         cluster: manifest.cluster,
         created_ms: manifest.created_ms,
         made_by: manifest.postern,
-        has_key: manifest.files.iter().any(|entry| entry.path == seal::KEY_FILE),
+        has_key,
     })
 }
 
@@ -160,28 +161,54 @@ fn sync(dir: &Path) -> Result<(), RestoreError> {
     fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed("syncing", dir))
 }
 
-/// Unpacks, checks that the parts belong together, and marks the state as restored.
+/// Reads an archive from end to end. True when the key of its secrets is in it. Blocks.
+pub fn verify(archive: &Path) -> Result<bool, RestoreError> {
+    unpack(archive, None).map(|manifest| manifest.has_key())
+}
+
+/// The key of what is in the archive, and whether it was in it.
+fn key(scratch: &Path, key_file: Option<&Path>, want: &str) -> Result<(SealKey, bool), RestoreError> {
+    let inside = scratch.join(seal::KEY_FILE);
+    let found = SealKey::read(&inside)?;
+    match (found, key_file) {
+        // Of a version that took along what lay in the state, although another file was used.
+        (Some(found), Some(elsewhere)) if found.check(want).is_err() => {
+            fs::remove_file(&inside).map_err(failed("removing", &inside))?;
+            key(scratch, Some(elsewhere), want)
+        }
+        (Some(found), _) => {
+            found.check(want)?;
+            Ok((found, true))
+        }
+        (None, _) => {
+            let path = seal::key_path(scratch, key_file);
+            let found = SealKey::read(&path)?.ok_or(KeyError::Missing { path })?;
+            found.check(want)?;
+            Ok((found, false))
+        }
+    }
+}
+
+/// Unpacks, checks that the parts belong together, and marks the state as restored. The state's new generation,
+/// and whether its key was in the archive.
 fn fill(
     archive: &Path,
     scratch: &Path,
     key_file: Option<&Path>,
     now_ms: i64,
     manifest: &Manifest,
-) -> Result<u64, RestoreError> {
+) -> Result<(u64, bool), RestoreError> {
     for dir in [scratch.to_owned(), scratch.join("ca")] {
         fs::DirBuilder::new().mode(0o700).create(&dir).map_err(failed("creating", &dir))?;
     }
     unpack(archive, Some(scratch))?;
-    let inside = scratch.join(seal::KEY_FILE);
-    let path = if inside.exists() { inside } else { seal::key_path(scratch, key_file) };
-    let key = SealKey::read(&path)?.ok_or(KeyError::Missing { path })?;
-    key.check(&manifest.secrets_key)?;
+    let (key, has_key) = key(scratch, key_file, &manifest.secrets_key)?;
     let ca = Authority::open(scratch, &key).map_err(RestoreError::Authority)?;
     let generation = Store::mark_restored(scratch, &ca.fingerprint(), &Arc::new(key), now_ms)
         .map_err(RestoreError::Store)?;
     sync(&scratch.join("ca"))?;
     sync(scratch)?;
-    Ok(generation)
+    Ok((generation, has_key))
 }
 
 /// Reads an archive from end to end and compares all of it with its manifest; writes it down where `into` is

@@ -100,10 +100,27 @@ fn replace(dir: &Path, name: &str, content: &str) -> Result<(), CaError> {
     sync(dir)
 }
 
-/// True when some private key here is encrypted.
-pub(super) fn has_sealed(state_dir: &Path) -> bool {
+/// True when something lies where an authority would.
+pub(super) fn exists(state_dir: &Path) -> Result<bool, CaError> {
     let dir = directory(state_dir);
-    KEYS.iter().any(|name| read_file(&dir, name).is_ok_and(|text| seal::is_sealed_text(&text)))
+    match fs::symlink_metadata(&dir) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(io("looking for", &dir)(error)),
+    }
+}
+
+/// True when some private key here is encrypted. An error where one could not be looked at.
+pub(super) fn has_sealed(state_dir: &Path) -> Result<bool, CaError> {
+    let dir = directory(state_dir);
+    for name in KEYS {
+        match read_file(&dir, name) {
+            Ok(text) if seal::is_sealed_text(&text) => return Ok(true),
+            Ok(_) | Err(CaError::Corrupt { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(false)
 }
 
 /// Encrypts what is still in clear, file by file: each says itself what it is, so that a start that is cut off

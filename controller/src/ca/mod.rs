@@ -150,12 +150,12 @@ impl Authority {
     }
 
     /// True when something lies where an authority would.
-    pub fn exists(state_dir: &Path) -> bool {
-        std::fs::symlink_metadata(files::directory(state_dir)).is_ok()
+    pub fn exists(state_dir: &Path) -> Result<bool, CaError> {
+        files::exists(state_dir)
     }
 
     /// True when a private key of it is encrypted, so that its key must not be made anew.
-    pub fn is_sealed(state_dir: &Path) -> bool {
+    pub fn is_sealed(state_dir: &Path) -> Result<bool, CaError> {
         files::has_sealed(state_dir)
     }
 
@@ -374,7 +374,7 @@ mod tests {
             // The next one was being written.
             std::fs::write(dir.path().join("ca/root.key.new"), "half").unwrap();
             let key = key(dir.path());
-            assert_eq!(Authority::is_sealed(dir.path()), cut >= 2);
+            assert_eq!(Authority::is_sealed(dir.path()).unwrap(), cut >= 2);
             assert_eq!(Authority::open(dir.path(), &key).unwrap().fingerprint(), ca.fingerprint(), "{cut}");
             assert_eq!(Authority::encrypt(dir.path(), &key).unwrap(), cut < names.len());
             assert_eq!(clear_keys(dir.path()), 0, "{cut}");

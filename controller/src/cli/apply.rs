@@ -36,6 +36,16 @@ pub(crate) struct Job {
     pub(crate) assign: Vec<Assigned>,
 }
 
+impl Job {
+    /// How many resources it has, in words.
+    pub(crate) fn what_it_has(&self) -> String {
+        match self.resources {
+            1 => "one resource".to_owned(),
+            count => format!("{count} resources"),
+        }
+    }
+}
+
 pub(crate) async fn apply(context: &Context, args: Apply) -> Result<Exit, CliError> {
     let selector = Selector::parse(&args.hosts)?;
     if let Some(plan) = reviewed::named(context, &args)? {
@@ -137,10 +147,7 @@ pub(crate) async fn one(
     interrupt: &mut Interrupt,
     on_event: impl FnMut(&RunEvent),
 ) -> Result<Exit, CliError> {
-    let resources = match job.resources {
-        1 => "one resource".to_owned(),
-        count => format!("{count} resources"),
-    };
+    let resources = job.what_it_has();
     let doing = match (job.check, job.what) {
         (true, _) => "checking",
         (false, What::Reviewed) => "applying what was reviewed of",

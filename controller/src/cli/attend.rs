@@ -87,7 +87,7 @@ pub(crate) async fn attend(
 }
 
 /// The live line follows.
-fn moved(out: &Out, task: Task<'_>, event: &RunEvent) {
+pub(crate) fn moved(out: &Out, task: Task<'_>, event: &RunEvent) {
     let Some(bar) = out.bar() else { return };
     let at = |text: &str| match task.prefixed {
         true => bar.at(&format!("{}: {text}", task.host.name)),

@@ -31,11 +31,21 @@ pub(crate) async fn backup(context: &Context, args: &Backup) -> Result<Exit, Cli
     if bytes == 0 {
         return Err(CliError::usage("daemon-answer", "the daemon's backup is empty"));
     }
+    // Read back before it counts as one.
+    let has_key = backup::verify(file.part()).map_err(|error| not_a_backup(&error))?;
     file.keep()?;
     if context.out.json {
-        context.out.document(&json!({"schema": "postern/backup/v1", "file": path, "bytes": bytes}));
+        context.out.document(
+            &json!({"schema": "postern/backup/v1", "file": path, "bytes": bytes, "has_key": has_key}),
+        );
     } else {
         context.out.line(&format!("{}: {bytes} bytes", path.display()));
+        if !has_key {
+            context.out.note(&format!(
+                "the key of its secrets is not in it: the daemon uses the file that {KEY_FILE_VARIABLE} names; keep a \
+                 copy of that apart from this one, nothing can be restored without it"
+            ));
+        }
         context.out.note("whoever has this file has the hosts: keep it where only you can read it");
     }
     Ok(Exit::Ok)
@@ -73,6 +83,15 @@ pub(crate) fn restore(context: &Context, args: &Restore) -> Result<Exit, CliErro
     }
     context.out.note("start it with `postern serve`; hosts dial it at the addresses that they know");
     Ok(Exit::Ok)
+}
+
+fn not_a_backup(error: &RestoreError) -> CliError {
+    // Not where it lies on its way: it does not stay there.
+    let message = match error {
+        RestoreError::Corrupt { why, .. } => format!("what the daemon sent is no whole backup: {why}"),
+        other => chain(other),
+    };
+    CliError::usage("backup-corrupt", message).hint("nothing was written; try again")
 }
 
 fn not_restored(error: &RestoreError) -> CliError {

@@ -50,6 +50,11 @@ impl Fresh {
         self.file.write_all(bytes).map_err(|error| failed("writing", &self.path, &error))
     }
 
+    /// Where it lies until it is kept.
+    pub(crate) fn part(&self) -> &Path {
+        &self.part
+    }
+
     /// All of it was written: on disk, then under its name.
     pub(crate) fn keep(self) -> Result<(), CliError> {
         let fail = |error: &io::Error| failed("writing", &self.path, error);

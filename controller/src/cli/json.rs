@@ -18,7 +18,8 @@ fn time_ns(ns: i64) -> Value {
     jiff::Timestamp::from_nanosecond(ns.into()).map_or(Value::Null, |time| time.to_string().into())
 }
 
-fn or_null(text: &str) -> Value {
+/// A text that is not there is null.
+pub(crate) fn or_null(text: &str) -> Value {
     if text.is_empty() { Value::Null } else { text.into() }
 }
 

@@ -9,6 +9,7 @@ mod backup;
 mod bar;
 mod clean;
 mod compose;
+mod drift;
 mod env;
 mod error;
 mod exec;
@@ -128,6 +129,7 @@ async fn dispatch(context: &Context, command: Command, verbose: u8) -> Result<Ex
     match command {
         Command::Up(args) => Box::pin(up::up(context, *args)).await,
         Command::Apply(args) => Box::pin(apply::apply(context, args)).await,
+        Command::Drift(args) => Box::pin(drift::drift(context, args)).await,
         Command::Exec(args) => Box::pin(exec::exec(context, args)).await,
         Command::Hosts(args) => hosts::list(context, args).await,
         Command::Host(Host::Show { host }) => hosts::show(context, &host).await,

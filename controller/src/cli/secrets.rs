@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 
-use postern_proto::text::is_secret_name;
+use postern_proto::text::{BadSecret, MAX_SECRET_BYTES, check_secret, is_secret_name};
 use serde_json::json;
 use zeroize::Zeroizing;
 
@@ -15,9 +15,6 @@ use super::out::table;
 use super::terminal::secret;
 use super::{Context, Exit, clean, json as documents};
 
-/// The largest value, bytes.
-const MAX_VALUE: usize = 64 * 1024;
-
 pub(crate) async fn set(context: &Context, args: SetSecret) -> Result<Exit, CliError> {
     is_name(&args.name)?;
     let value = match &args.file {
@@ -25,17 +22,7 @@ pub(crate) async fn set(context: &Context, args: SetSecret) -> Result<Exit, CliE
         None if context.out.stdin_is_terminal => asked(context, &args.name)?,
         None => from_stdin(context)?,
     };
-    if value.is_empty() {
-        return Err(CliError::usage("secret-value", format!("the value of {} is empty", args.name))
-            .hint("is a variable unset, or did the command before the pipe fail?"));
-    }
-    if value.len() > MAX_VALUE {
-        return Err(CliError::usage(
-            "secret-value",
-            format!("the value of {} has more than {MAX_VALUE} bytes", args.name),
-        )
-        .hint("a secret is a password, a token or a key; let the host fetch what is larger"));
-    }
+    check_secret(&value).map_err(|error| bad_value(&args.name, error))?;
     let version = context.connect().await?.set_secret(args.name.clone(), value).await?;
     if context.out.json {
         context.out.document(&json!({
@@ -45,6 +32,19 @@ pub(crate) async fn set(context: &Context, args: SetSecret) -> Result<Exit, CliE
         context.out.line(&format!("{}: version {version} is set", args.name));
     }
     Ok(Exit::Ok)
+}
+
+fn bad_value(name: &str, error: BadSecret) -> CliError {
+    CliError::usage("secret-value", format!("the value of {name} {error}")).hint(match error {
+        BadSecret::Empty => "is a variable unset, or did the command before the pipe fail?".to_owned(),
+        BadSecret::TooLarge => {
+            "a secret is a password, a token or a key; let the host fetch what is larger".to_owned()
+        }
+        BadSecret::NotText(_) => format!(
+            "a secret becomes a part of files and variables, which are text: set it encoded, as in \
+             `base64 -w0 FILE | postern secret set {name}`, and have the host decode it"
+        ),
+    })
 }
 
 fn is_name(name: &str) -> Result<(), CliError> {
@@ -62,7 +62,7 @@ fn from_stdin(context: &Context) -> Result<Zeroizing<Vec<u8>>, CliError> {
     // One more, so that a value of the largest size may have its newline.
     let mut value = context
         .out
-        .read_stdin(MAX_VALUE + 1)
+        .read_stdin(MAX_SECRET_BYTES + 1)
         .map_err(|error| CliError::usage("secret-value", format!("reading stdin: {error}")))?;
     if value.last() == Some(&b'\n') {
         value.pop();
@@ -71,8 +71,9 @@ fn from_stdin(context: &Context) -> Result<Zeroizing<Vec<u8>>, CliError> {
 }
 
 fn from_file(file: &Path) -> Result<Zeroizing<Vec<u8>>, CliError> {
-    let mut value = Zeroizing::new(Vec::with_capacity(MAX_VALUE + 1));
-    let read = File::open(file).and_then(|file| file.take(MAX_VALUE as u64 + 1).read_to_end(&mut value));
+    let mut value = Zeroizing::new(Vec::with_capacity(MAX_SECRET_BYTES + 1));
+    let read =
+        File::open(file).and_then(|file| file.take(MAX_SECRET_BYTES as u64 + 1).read_to_end(&mut value));
     read.map_err(|error| CliError::usage("secret-value", format!("reading {}: {error}", file.display())))?;
     Ok(value)
 }

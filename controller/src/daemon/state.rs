@@ -39,10 +39,10 @@ pub(crate) fn open(dir: &Path, key_file: Option<&Path>, now: SystemTime) -> Resu
     let lock = lock(dir)?;
     let unfinished = dir.join(UNFINISHED);
     let started_over = fs::symlink_metadata(&unfinished).is_ok();
-    let (ca, store) = (Authority::exists(dir), Store::exists(dir));
+    let (ca, store) = (Authority::exists(dir)?, Store::exists(dir)?);
     if started_over && ca && store && is_used(dir, key_file)? {
-        // Restored over a first start that was cut off: what has hosts is not made anew.
-        tracing::warn!(dir = %dir.display(), "a first start was cut off, and a state with hosts is there: it is kept");
+        // Restored over a first start that was cut off: what is used is not made anew.
+        tracing::warn!(dir = %dir.display(), "a first start was cut off, and a state that is used is there: it is kept");
         fs::remove_file(&unfinished).map_err(io("removing", &unfinished))?;
         sync(dir)?;
     } else if started_over || (!ca && !store) {
@@ -70,20 +70,21 @@ fn key(dir: &Path, elsewhere: Option<&Path>) -> Result<SealKey, StartError> {
     if let Some(key) = SealKey::read(&path)? {
         return Ok(key);
     }
-    if elsewhere.is_some() || Authority::is_sealed(dir) || Store::key_id(dir)?.is_some() {
+    if elsewhere.is_some() || Authority::is_sealed(dir)? || Store::key_id(dir)?.is_some() {
         return Err(KeyError::Missing { path }.into());
     }
     Ok(SealKey::create(&path)?)
 }
 
-/// True when authority and database open, belong together and know a host. Without the right key nothing is
-/// known, and nothing may be removed.
+/// True when the database knows a host or a secret. Where that cannot be told, or the key is missing or the
+/// wrong one, nothing may be removed: that is an error.
 fn is_used(dir: &Path, key_file: Option<&Path>) -> Result<bool, StartError> {
     let key = key(dir, key_file)?;
     match Authority::open(dir, &key) {
-        Ok(ca) => Ok(Store::has_hosts(dir, &ca.fingerprint()).unwrap_or(false)),
+        // An authority that is not whole is what a start that was cut off leaves; the database decides.
+        Ok(_) | Err(CaError::Missing(_) | CaError::Corrupt { .. }) => Ok(Store::is_used(dir)?),
         Err(CaError::Key(error)) => Err(error.into()),
-        Err(_) => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -28,7 +28,7 @@ pub use follow::{Page, Update, UpdateBody};
 pub use hosts::Forgotten;
 pub use record::{Batch, RunBatch, StepMove};
 pub use runs::{CancelOutcome, Expiry};
-pub use secrets::{MAX_SECRET, Revealed, SecretBytes, SecretRecord, SecretSet};
+pub use secrets::{Revealed, SecretBytes, SecretRecord, SecretSet};
 pub use session::{OpenRefusal, OpenRequest, Opened};
 pub use types::{
     Assigned, Dispatch, Facts, HostChange, HostRecord, HostState, NewRun, Progress, RunRecord, StepProgress,
@@ -75,8 +75,8 @@ impl Store {
     }
 
     /// True when something lies where a database would.
-    pub fn exists(state_dir: &Path) -> bool {
-        std::fs::symlink_metadata(schema::database(state_dir)).is_ok()
+    pub fn exists(state_dir: &Path) -> Result<bool, StoreError> {
+        schema::is_there(state_dir)
     }
 
     /// The id of the key that secrets are encrypted with; `None` where none was ever used. Changes nothing.
@@ -84,9 +84,10 @@ impl Store {
         schema::key_id(state_dir)
     }
 
-    /// True when the database opens and knows a host, also a forgotten one.
-    pub fn has_hosts(state_dir: &Path, authority: &str) -> Result<bool, StoreError> {
-        schema::has_hosts(state_dir, authority)
+    /// True when there is a database that knows a host, also a forgotten one, or a secret. An error where that
+    /// cannot be told.
+    pub fn is_used(state_dir: &Path) -> Result<bool, StoreError> {
+        schema::is_used(state_dir)
     }
 
     /// Removes what an unfinished first start left behind. Never called once anything was handed out.
@@ -104,6 +105,12 @@ impl Store {
     #[must_use]
     pub fn secrets_key(&self) -> KeyId {
         self.key.id()
+    }
+
+    /// The file that this key was read from.
+    #[must_use]
+    pub fn secrets_key_file(&self) -> &Path {
+        self.key.path()
     }
 
     /// Copies the database as of one moment into a new file, for this user only. Nobody waits for it. Blocks.

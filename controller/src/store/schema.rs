@@ -105,12 +105,47 @@ fn connect(path: &Path) -> Result<Connection, StoreError> {
     Ok(db)
 }
 
-pub(super) fn has_hosts(state_dir: &Path, authority: &str) -> Result<bool, StoreError> {
-    let opened = open(state_dir, authority)?;
-    opened
-        .connection
-        .query_row("SELECT EXISTS (SELECT 1 FROM hosts)", [], |row| row.get(0))
-        .map_err(failed("reading", &database(state_dir)))
+/// True when a host or a secret was ever written down. What a first start that was cut off leaves is known for
+/// that and is not used; whatever cannot be read may be.
+pub(super) fn is_used(state_dir: &Path) -> Result<bool, StoreError> {
+    let path = database(state_dir);
+    if !is_there(state_dir)? {
+        return Ok(false);
+    }
+    let size = |path: &Path| match fs::metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(0),
+        Err(source) => Err(StoreError::Io { action: "reading", path: path.to_owned(), source }),
+        Ok(meta) => Ok(meta.len()),
+    };
+    let mut log = path.clone().into_os_string();
+    log.push("-wal");
+    if size(&path)? == 0 && size(Path::new(&log))? == 0 {
+        return Ok(false);
+    }
+    let db = connect(&path)?;
+    let failed = failed("reading", &path);
+    let version: i64 = db.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(&failed)?;
+    if version > known() {
+        return Err(StoreError::TooNew { path, found: version, known: known() });
+    }
+    let exists = |sql: &str| db.query_row(sql, [], |row| row.get::<_, bool>(0)).map_err(&failed);
+    for table in ["hosts", "secrets"] {
+        let there = format!("SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE name = '{table}')");
+        if exists(&there)? && exists(&format!("SELECT EXISTS (SELECT 1 FROM {table})"))? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// True when something lies where the database would.
+pub(super) fn is_there(state_dir: &Path) -> Result<bool, StoreError> {
+    let path = database(state_dir);
+    match fs::symlink_metadata(&path) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(StoreError::Io { action: "looking for", path, source }),
+    }
 }
 
 pub(super) fn open(state_dir: &Path, authority: &str) -> Result<Opened, StoreError> {
@@ -176,6 +211,9 @@ pub(super) fn key_id(state_dir: &Path) -> Result<Option<String>, StoreError> {
     let path = database(state_dir);
     match fs::symlink_metadata(&path) {
         Ok(meta) if meta.len() > 0 => optional_meta(&connect(&path)?, &path, SECRETS_KEY),
+        Err(source) if source.kind() != ErrorKind::NotFound => {
+            Err(StoreError::Io { action: "reading", path, source })
+        }
         _ => Ok(None),
     }
 }

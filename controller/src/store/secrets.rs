@@ -14,10 +14,7 @@ use super::record::fence;
 use super::runs::OPEN;
 use super::sql::{all, execute, optional, parsed};
 use super::{OpError, Store};
-use crate::seal::{SealKey, Sealed};
-
-/// The largest value, bytes.
-pub const MAX_SECRET: usize = 64 * 1024;
+use crate::seal::{Broken, SealKey, Sealed};
 
 /// The value of a secret, wiped from memory when it is dropped, and never shown.
 #[derive(Clone, PartialEq, Eq)]
@@ -111,18 +108,24 @@ fn exact(db: &Connection, secret: &SecretRef) -> Result<Option<Sealed>, OpError>
     Ok(optional(db, sql, params![secret.id, secret.version], stored)?.and_then(|stored| stored.sealed))
 }
 
-fn reveal(key: &SealKey, secret: &SecretRef, sealed: &Sealed) -> Result<SecretBytes, OpError> {
-    let opened = key.open(&place(&secret.id, secret.version), &sealed.nonce, &sealed.ciphertext);
-    opened.map(SecretBytes).map_err(|error| OpError::Corrupt(format!("secret {}: {error}", text(secret))))
+fn unseal(key: &SealKey, secret: &SecretRef, sealed: &Sealed) -> Result<SecretBytes, Broken> {
+    key.open(&place(&secret.id, secret.version), &sealed.nonce, &sealed.ciphertext).map(SecretBytes)
 }
 
 /// Refuses a plan that refers to what is not there; all of that at once.
 pub(super) fn require(db: &Connection, secrets: &BTreeSet<SecretRef>) -> Result<(), OpError> {
     let mut missing = Vec::new();
     for secret in secrets {
-        if exact(db, secret)?.is_none() {
-            missing.push(text(secret));
+        if exact(db, secret)?.is_some() {
+            continue;
         }
+        // Of a plan that was made before: one that is made anew has the newest.
+        missing.push(match newest(db, &secret.id)? {
+            Some(Stored { version, sealed: Some(_) }) if version > secret.version => {
+                format!("{} (replaced by version {version}: apply the profiles anew)", text(secret))
+            }
+            _ => text(secret),
+        });
     }
     if missing.is_empty() { Ok(()) } else { Err(OpError::NoSuchSecrets(missing)) }
 }
@@ -146,6 +149,31 @@ fn references(run: RunId, plan: &[u8]) -> Result<BTreeSet<SecretRef>, OpError> {
     Ok(plan.secrets())
 }
 
+/// Removes the versions before this one that no run needs any more.
+fn drop_old(db: &Connection, name: &str, newest: u32) -> Result<(), OpError> {
+    let runs = match open_runs(db) {
+        Ok(runs) => runs,
+        // What a run needs is not known, so all of it is kept; the new value is none the worse for it.
+        Err(OpError::Corrupt(why)) => {
+            tracing::error!(%name, %why, "old versions of a secret are kept: a run's plan cannot be read");
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
+    let needed: BTreeSet<u32> = runs
+        .iter()
+        .flat_map(|(_, _, secrets)| secrets)
+        .filter(|secret| secret.id == name)
+        .map(|secret| secret.version)
+        .collect();
+    let sql = "SELECT version FROM secrets WHERE name = $1 AND version < $2";
+    let old: Vec<u32> = all(db, sql, params![name, newest], |row| row.get(0))?;
+    for version in old.into_iter().filter(|version| !needed.contains(version)) {
+        execute(db, "DELETE FROM secrets WHERE name = $1 AND version = $2", params![name, version])?;
+    }
+    Ok(())
+}
+
 /// True when a profile's text says `secret('name')`, in either quotes, also as JSON has them. A name that is
 /// put together from variables is not found.
 fn mentions(bundle: &[u8], name: &str) -> bool {
@@ -160,7 +188,8 @@ fn mentions(bundle: &[u8], name: &str) -> bool {
 }
 
 impl Store {
-    /// Gives a secret a value. The value that it has already makes no new version.
+    /// Gives a secret a value. The value that it has already makes no new version; those before a new one go,
+    /// but for what runs that are not over refer to.
     pub async fn set_secret(
         &self,
         name: String,
@@ -173,8 +202,11 @@ impl Store {
             let version = newest.as_ref().map_or(0, |stored| stored.version);
             if let Some(sealed) = newest.and_then(|stored| stored.sealed) {
                 let secret = SecretRef { id: name.clone(), version };
-                if reveal(&key, &secret, &sealed)? == value {
-                    return Ok(SecretSet { version, changed: false });
+                match unseal(&key, &secret, &sealed) {
+                    Ok(known) if known == value => return Ok(SecretSet { version, changed: false }),
+                    Ok(_) => {}
+                    // To set it anew is the way out of this.
+                    Err(error) => tracing::error!(secret = %text(&secret), %error, "a secret is damaged"),
                 }
             }
             let version = version
@@ -185,6 +217,7 @@ impl Store {
                        VALUES ($1, $2, $3, $4, $5)";
             execute(db, sql, params![name, version, now_ms, sealed.nonce, sealed.ciphertext])?;
             execute(db, "DELETE FROM secrets WHERE name = $1 AND ciphertext IS NULL", params![name])?;
+            drop_old(db, &name, version)?;
             Ok(SecretSet { version, changed: true })
         })
         .await
@@ -264,16 +297,28 @@ impl Store {
             let sql = format!("SELECT plan FROM runs WHERE id = $1 AND host = $2 AND state IN {OPEN}");
             let plan: Option<Vec<u8>> =
                 optional(db, &sql, params![run.to_string(), host.to_string()], |row| row.get(0))?;
-            let allowed = plan.map(|plan| references(run, &plan)).transpose()?;
+            let allowed = match plan {
+                None => Err("this host has no unfinished run of that id".to_owned()),
+                Some(plan) => references(run, &plan).map_err(|error| {
+                    tracing::error!(%run, %error, "the plan of a run is damaged: its secrets are withheld");
+                    "the plan of the run is damaged in the controller's database".to_owned()
+                }),
+            };
             let each = wanted.into_iter().map(|secret| {
                 let value = match &allowed {
-                    None => Err("this host has no unfinished run of that id".to_owned()),
-                    Some(allowed) if !allowed.contains(&secret) => {
+                    Err(why) => Err(why.clone()),
+                    Ok(allowed) if !allowed.contains(&secret) => {
                         Err("the plan of the run does not refer to it".to_owned())
                     }
-                    Some(_) => match exact(db, &secret)? {
+                    Ok(_) => match exact(db, &secret)? {
                         None => Err("it was removed; set it again and apply the profile anew".to_owned()),
-                        Some(sealed) => Ok(reveal(&key, &secret, &sealed)?),
+                        // That one alone: what is wrong with it is nothing that another session would mend.
+                        Some(sealed) => unseal(&key, &secret, &sealed).map_err(|error| {
+                            tracing::error!(secret = %text(&secret), %run, %error, "a secret is damaged: it is withheld");
+                            "its value in the controller's database is damaged; set it again and apply the \
+                             profile anew"
+                                .to_owned()
+                        }),
                     },
                 };
                 Ok(Revealed { secret, value })

@@ -5,6 +5,7 @@
 #[path = "../cli_support/mod.rs"]
 mod cli_support;
 mod documents;
+mod drift;
 mod live;
 mod restore;
 mod reviewed;

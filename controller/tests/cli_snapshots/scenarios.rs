@@ -19,7 +19,7 @@ pub(crate) struct Scenario {
 }
 
 impl Scenario {
-    fn new(
+    pub(crate) fn new(
         name: &'static str,
         fake: Option<FakeOperator>,
         commands: &'static [&'static [&'static str]],
@@ -44,7 +44,13 @@ fn address(text: &str) -> Address {
     text.parse().unwrap()
 }
 
-fn finished(text: &str, outcome: Outcome, message: &str, diff: &str, seen: &str) -> v1::run_update::Kind {
+pub(crate) fn finished(
+    text: &str,
+    outcome: Outcome,
+    message: &str,
+    diff: &str,
+    seen: &str,
+) -> v1::run_update::Kind {
     event(EventKind::ResourceFinished {
         address: address(text),
         attempt: 1,
@@ -64,7 +70,12 @@ fn daemon() -> FakeOperator {
     FakeOperator { hosts: vec![web, host("db\u{1b}1", LinkState::Down)], ..FakeOperator::default() }
 }
 
-fn end(state: RunState, message: &str) -> v1::run_update::Kind {
+/// Sends a backup of this sort.
+fn backup_is(sort: &str) -> FakeOperator {
+    FakeOperator { message: sort.into(), ..daemon() }
+}
+
+pub(crate) fn end(state: RunState, message: &str) -> v1::run_update::Kind {
     event(EventKind::Finished { state, message: message.into() })
 }
 
@@ -181,14 +192,13 @@ const BAD: &str = "name: bad\nresources:\n  - pakage: {name: curl}\n  - file: {p
 
 /// All of them.
 pub(crate) fn scenarios() -> Vec<Scenario> {
-    let broken = FakeOperator { message: "break".into(), ..daemon() };
     let refused = FakeOperator {
         message: "the agent is too old for kind sudoers".into(),
         end: Some(RunState::Refused),
         ..daemon()
     };
     let resumed = FakeOperator { message: "refuse".into(), end: Some(RunState::Ok), ..daemon() };
-    vec![
+    let mut all = vec![
         Scenario::new(
             "hosts",
             Some(daemon()),
@@ -432,7 +442,13 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
                 ],
             )
         },
-        Scenario::new("backup-broken", Some(broken), &[&["backup", "state.backup"]]),
+        Scenario::new("backup-broken", Some(backup_is("break")), &[&["backup", "state.backup"]]),
+        Scenario::new("backup-half", Some(backup_is("half")), &[&["backup", "state.backup"]]),
+        Scenario::new(
+            "backup-keyless",
+            Some(backup_is("keyless")),
+            &[&["backup", "state.backup"], &["--output", "json", "backup", "other.backup"]],
+        ),
         Scenario::new(
             "mistakes",
             None,
@@ -449,5 +465,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
                 &["hosts"],
             ],
         ),
-    ]
+    ];
+    all.extend(super::drift::scenarios());
+    all
 }

@@ -1,6 +1,8 @@
 //! Runs the command line inside of a test, against a stand-in for the daemon where one is wanted.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+mod archive;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::Write;
@@ -353,12 +355,15 @@ impl Operator for FakeOperator {
 
     async fn backup(&self, _: Request<v1::BackupRequest>) -> Result<Response<Self::BackupStream>, Status> {
         let (to, stream) = tokio::sync::mpsc::channel(4);
-        to.try_send(Ok(v1::BackupPiece { data: b"the whole "[..].into() })).unwrap();
-        let last = match self.message.as_str() {
-            "break" => Err(Status::internal("the disk of the state failed")),
-            _ => Ok(v1::BackupPiece { data: b"state"[..].into() }),
-        };
-        to.try_send(last).unwrap();
+        let whole = archive::archive(self.message != "keyless");
+        let (first, rest) = whole.split_at(1000);
+        to.try_send(Ok(v1::BackupPiece { data: first.to_vec().into() })).unwrap();
+        match self.message.as_str() {
+            "break" => to.try_send(Err(Status::internal("the disk of the state failed"))).unwrap(),
+            // The end of the stream, and not of the archive.
+            "half" => {}
+            _ => to.try_send(Ok(v1::BackupPiece { data: rest.to_vec().into() })).unwrap(),
+        }
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use postern::backup::{RestoreError, Restored, restore};
-use postern::seal::KeyError;
+use postern::seal::{KeyError, SealKey};
 use postern::store::StoreError;
 use postern_proto::event::{EventKind, RunState};
 use postern_proto::v1;
@@ -218,6 +218,12 @@ async fn what_is_no_good_backup_is_told_apart_and_leaves_nothing_behind() {
             edited(&good, |text| text.replace("\"path\": \"ca/root.key\"", "\"path\": \"port\"")),
         ),
         ("a way out", edited(&good, |text| text.replace("ca/root.key", "../root.key"))),
+        ("a file that it needs is left out", without(&good, "ca/agents.crt")),
+        ("a file that is none of ours", with_file(&good, "notes.txt", b"hello")),
+        ("more than it says", appended(&good, "port", b"7300")),
+        ("a file twice", with_file(&good, "ca/format", b"2\n")),
+        ("a file that is too large", with_file(&good, "port", &[b'7'; 64 * 1024 + 1])),
+        ("a link", with_link(&good, "ca/format")),
         ("another server", edited(&good, |text| text.replace("\"server_name\": \"", "\"server_name\": \"x"))),
     ] {
         let error = attempt(&bytes);
@@ -283,16 +289,120 @@ async fn a_key_that_lies_elsewhere_stays_there() {
     rig.restart().await;
     let (archive, new) = (beside(&rig, "backup.tar"), beside(&rig, "new"));
     let bytes = backup(&rig).await;
-    let key = fs::read(&elsewhere).unwrap();
-    assert!(!bytes.windows(key.len()).any(|window| window == key));
+    let has = |bytes: &[u8], key: &[u8]| bytes.windows(key.len()).any(|window| window == key);
+    assert!(!has(&bytes, &fs::read(&elsewhere).unwrap()));
+    // Nor does one come along that lies in the state and opens nothing there.
+    let left = rig.state_dir().join("secrets.key");
+    SealKey::create(&left).unwrap();
+    let bytes = {
+        let again = backup(&rig).await;
+        assert!(!has(&again, &fs::read(&left).unwrap()));
+        assert_eq!(entries(&again), entries(&bytes));
+        again
+    };
     fs::write(&archive, bytes).unwrap();
     rig.stop().await;
     let error = restore(&archive, &new, None, true, 7).unwrap_err();
     assert!(matches!(error, RestoreError::Key(KeyError::Missing { .. })), "{error}");
     assert!(!restore(&archive, &new, Some(&elsewhere), true, 7).unwrap().has_key);
+    assert!(!new.join("secrets.key").exists());
+
+    // Version 0.1.0 took it along; who names the right one gets the state all the same.
+    let old = with_file(&fs::read(&archive).unwrap(), "secrets.key", &fs::read(&left).unwrap());
+    fs::write(&archive, old).unwrap();
+    let third = beside(&rig, "third");
+    let error = restore(&archive, &third, None, true, 7).unwrap_err();
+    assert!(matches!(error, RestoreError::Key(KeyError::Wrong { .. })), "{error}");
+    assert!(!restore(&archive, &third, Some(&elsewhere), true, 7).unwrap().has_key);
+    assert!(!third.join("secrets.key").exists());
+
     rig.config.state_dir = new;
     rig.restart().await;
     assert_eq!(set(&rig, b"hunter2").await, 1);
+}
+
+/// Names of the files in an archive.
+fn entries(archive: &[u8]) -> Vec<String> {
+    let mut archive = tar::Archive::new(archive);
+    archive.entries().unwrap().map(|it| it.unwrap().path().unwrap().display().to_string()).collect()
+}
+
+/// The archive with one more file in it, which its manifest names.
+fn with_file(archive: &[u8], name: &str, content: &[u8]) -> Vec<u8> {
+    let sha256 = postern_proto::ids::PlanHash::of(content).to_string();
+    let entry = serde_json::json!({"path": name, "bytes": content.len(), "sha256": sha256});
+    let named = edited(archive, |text| {
+        let mut manifest: serde_json::Value = serde_json::from_str(text).unwrap();
+        manifest["files"].as_array_mut().unwrap().push(entry.clone());
+        manifest.to_string()
+    });
+    appended(&named, name, content)
+}
+
+/// The archive with one more file at its end, of which its manifest says nothing.
+fn appended(archive: &[u8], name: &str, content: &[u8]) -> Vec<u8> {
+    // Two zero blocks end an archive: the new one takes their place.
+    let mut more = tar::Builder::new(archive[..archive.len() - 1024].to_vec());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(content.len() as u64);
+    header.set_mode(0o600);
+    more.append_data(&mut header, name, content).unwrap();
+    more.into_inner().unwrap()
+}
+
+/// The archive without one of its files, and a manifest that agrees.
+fn without(archive: &[u8], name: &str) -> Vec<u8> {
+    use std::io::Read as _;
+    let named = edited(archive, |text| {
+        let mut manifest: serde_json::Value = serde_json::from_str(text).unwrap();
+        manifest["files"].as_array_mut().unwrap().retain(|file| file["path"] != name);
+        manifest.to_string()
+    });
+    let mut fewer = tar::Builder::new(Vec::new());
+    for entry in tar::Archive::new(named.as_slice()).entries().unwrap() {
+        let mut entry = entry.unwrap();
+        let path = entry.path().unwrap().into_owned();
+        let mut content = Vec::new();
+        entry.read_to_end(&mut content).unwrap();
+        if path != Path::new(name) {
+            let mut header = tar::Header::new_gnu();
+            header.set_mode(0o600);
+            header.set_size(content.len() as u64);
+            fewer.append_data(&mut header, path, content.as_slice()).unwrap();
+        }
+    }
+    fewer.into_inner().unwrap()
+}
+
+/// The archive with a link in place of one of its files, and a manifest that agrees.
+fn with_link(archive: &[u8], name: &str) -> Vec<u8> {
+    use std::io::Read as _;
+    let nothing = postern_proto::ids::PlanHash::of(b"").to_string();
+    let named = edited(archive, |text| {
+        let mut manifest: serde_json::Value = serde_json::from_str(text).unwrap();
+        for file in manifest["files"].as_array_mut().unwrap().iter_mut().filter(|file| file["path"] == name) {
+            *file = serde_json::json!({"path": name, "bytes": 0, "sha256": nothing});
+        }
+        manifest.to_string()
+    });
+    let mut linked = tar::Builder::new(Vec::new());
+    for entry in tar::Archive::new(named.as_slice()).entries().unwrap() {
+        let mut entry = entry.unwrap();
+        let path = entry.path().unwrap().into_owned();
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o600);
+        if path == Path::new(name) {
+            header.set_entry_type(tar::EntryType::Symlink);
+            header.set_size(0);
+            linked.append_link(&mut header, path, "/etc/hostname").unwrap();
+            continue;
+        }
+        let mut content = Vec::new();
+        entry.read_to_end(&mut content).unwrap();
+        header.set_size(content.len() as u64);
+        linked.append_data(&mut header, path, content.as_slice()).unwrap();
+    }
+    linked.into_inner().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,6 +10,7 @@ mod again;
 mod authorisation;
 mod backup;
 mod enrolment;
+mod kinds;
 mod lifecycle;
 mod runs;
 mod secrets;

@@ -2,10 +2,13 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
+use postern::ca::Authority;
 use postern::daemon::{self, StartError};
 use postern::seal::{KeyError, SealKey};
-use postern::store::StoreError;
+use postern::store::{OpError, Store, StoreError};
+use postern_proto::ids::SecretRef;
 use postern_proto::v1;
 use postern_proto::v1::agent_frame::Kind as Up;
 use postern_proto::v1::controller_frame::Kind as Down;
@@ -82,15 +85,24 @@ async fn a_version_is_one_value_for_ever() {
     assert_eq!(set(&rig, "db/password", b"other").await.unwrap(), 2);
     rig.restart().await;
     assert_eq!(set(&rig, "db/password", VALUE).await.unwrap(), 3, "an old value is a new version");
-    assert_eq!(set(&rig, "api", &[0, 0xff]).await.unwrap(), 1);
+    assert_eq!(set(&rig, "api", "\0\u{e9}".as_bytes()).await.unwrap(), 1);
     let names: Vec<_> = list(&rig).await.into_iter().map(|it| (it.name, it.version)).collect();
     assert_eq!(names, [("api".to_owned(), 1), ("db/password".to_owned(), 3)]);
     remove(&rig, "db/password").await.unwrap();
     assert_eq!(remove(&rig, "db/password").await.unwrap_err().code(), Code::NotFound);
     assert_eq!(list(&rig).await.len(), 1);
     assert_eq!(set(&rig, "db/password", VALUE).await.unwrap(), 4, "its numbers are not given again");
-    for (name, value) in [("", VALUE), ("a b", VALUE), ("a", b""), ("a", &[0; 64 * 1024 + 1])] {
-        assert_eq!(set(&rig, name, value).await.unwrap_err().code(), Code::InvalidArgument, "{name:?}");
+    for (name, value, why) in [
+        ("", VALUE, "want up to 128"),
+        ("a b", VALUE, "want up to 128"),
+        ("a", b"", "is empty"),
+        ("a", &[7; 64 * 1024 + 1], "more than 65536 bytes"),
+        // No agent could use it.
+        ("a", b"abc\xff", "not UTF-8 from byte 3 on"),
+    ] {
+        let error = set(&rig, name, value).await.unwrap_err();
+        assert_eq!(error.code(), Code::InvalidArgument, "{name:?}");
+        assert!(error.message().contains(why), "{error}");
     }
     assert_eq!(set(&rig, "large", &[7; 64 * 1024]).await.unwrap(), 1);
 }
@@ -139,7 +151,7 @@ async fn a_plan_that_names_what_is_not_there_is_refused_with_all_of_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn trap_33_an_agent_gets_the_secrets_of_its_own_open_runs_alone() {
     let rig = Rig::start().await;
-    for (name, value) in [("db", VALUE), ("db", b"second"), ("other", b"not yours")] {
+    for (name, value) in [("db", VALUE), ("other", b"not yours")] {
         set(&rig, name, value).await.unwrap();
     }
     let (mut one, mut two) = (rig.agent("one").await, rig.agent("two").await);
@@ -147,6 +159,7 @@ async fn trap_33_an_agent_gets_the_secrets_of_its_own_open_runs_alone() {
     let (mut line_two, _) = two.session(&rig).await;
     let run = apply(&rig, "one", &[("db", 1)]).await.unwrap();
     line_one.dispatch().await;
+    set(&rig, "db", b"second").await.unwrap();
     apply(&rig, "two", &[("other", 1)]).await.unwrap();
     line_two.dispatch().await;
 
@@ -179,6 +192,106 @@ async fn trap_33_an_agent_gets_the_secrets_of_its_own_open_runs_alone() {
     let odd = vec![v1::SecretRef { id: "../x".to_owned(), version: 1 }];
     line_two.send(Up::SecretsWanted(v1::SecretsWanted { run_id: run.id, secrets: odd })).await;
     assert_eq!(line_two.goodbye().await.reason(), v1::GoodbyeReason::Protocol);
+}
+
+/// The versions that are kept, in order.
+fn kept(rig: &Rig) -> Vec<(String, u32)> {
+    let db = rusqlite::Connection::open(rig.state_dir().join("postern.db")).unwrap();
+    let mut statement = db.prepare("SELECT name, version FROM secrets ORDER BY name, version").unwrap();
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+    rows.map(Result::unwrap).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_version_goes_when_a_new_one_is_set_and_no_run_needs_it() {
+    let rig = Rig::start().await;
+    let mut agent = rig.agent("one").await;
+    let (mut line, _) = agent.session(&rig).await;
+    for value in [b"first", b"other"] {
+        set(&rig, "other", value).await.unwrap();
+    }
+    set(&rig, "db", b"one").await.unwrap();
+    let run = apply(&rig, "one", &[("db", 1)]).await.unwrap();
+    line.dispatch().await;
+    for (version, value) in [(2, b"two"), (3, b"six")] {
+        assert_eq!(set(&rig, "db", value).await.unwrap(), version);
+    }
+    let name = |name: &str, version| (name.to_owned(), version);
+    assert_eq!(kept(&rig), [name("db", 1), name("db", 3), name("other", 2)]);
+    assert_eq!(ask(&mut line, &run.id, &[("db", 1)]).await[0].0, b"one", "the run that needs it has it");
+    // A plan of before that comes late is told what to do about it.
+    let error = apply(&rig, "one", &[("db", 2)]).await.unwrap_err();
+    assert_eq!(error.code(), Code::FailedPrecondition);
+    assert!(error.message().contains("db version 2 (replaced by version 3: apply"), "{error}");
+
+    let mut script = Script::new(&run.id);
+    line.event(script.accepted()).await;
+    for event in script.ending() {
+        line.event(event).await;
+    }
+    line.acked(&run.id, 4).await;
+    assert_eq!(set(&rig, "db", b"ten").await.unwrap(), 4);
+    assert_eq!(kept(&rig), [name("db", 4), name("other", 2)]);
+}
+
+/// One value that does not open is one secret that a run goes without: the session stays, and with it the host.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_secret_is_refused_alone_and_can_be_set_again() {
+    let rig = Rig::start().await;
+    let mut agent = rig.agent("one").await;
+    let (mut line, _) = agent.session(&rig).await;
+    set(&rig, "db", VALUE).await.unwrap();
+    set(&rig, "whole", b"another value").await.unwrap();
+    let run = apply(&rig, "one", &[("db", 1), ("whole", 1)]).await.unwrap();
+    line.dispatch().await;
+    let db = rusqlite::Connection::open(rig.state_dir().join("postern.db")).unwrap();
+    let damage = "UPDATE secrets SET ciphertext = zeroblob(length(ciphertext)) WHERE name = 'db'";
+    assert_eq!(db.execute(damage, []).unwrap(), 1);
+
+    for _ in 0..2 {
+        let answer = ask(&mut line, &run.id, &[("db", 1), ("whole", 1)]).await;
+        assert!(answer[0].0.is_empty(), "{answer:?}");
+        assert!(answer[0].1.contains("is damaged; set it again"), "{answer:?}");
+        assert_eq!(answer[1], (b"another value".to_vec(), String::new()));
+    }
+    assert_eq!(
+        set(&rig, "db", VALUE).await.unwrap(),
+        2,
+        "the same value is a new version: the old one is lost"
+    );
+    let again = apply(&rig, "one", &[("db", 2)]).await.unwrap();
+    assert_eq!(line.dispatch().await.run_id, again.id);
+    assert_eq!(ask(&mut line, &again.id, &[("db", 2)]).await[0].0, VALUE);
+
+    // Nor does a plan that cannot be read end it.
+    db.execute("UPDATE runs SET plan = x'7b' WHERE id = $1", [&again.id]).unwrap();
+    let answer = ask(&mut line, &again.id, &[("db", 2)]).await;
+    assert!(answer[0].0.is_empty() && answer[0].1.contains("plan of the run is damaged"), "{answer:?}");
+}
+
+/// A session that was replaced gets no value any more, also when its question was on its way.
+#[tokio::test(flavor = "multi_thread")]
+async fn trap_34_the_owner_of_before_gets_no_secret() {
+    let mut rig = Rig::start().await;
+    let mut agent = rig.agent("one").await;
+    let (mut line, _) = agent.session(&rig).await;
+    set(&rig, "db", VALUE).await.unwrap();
+    let run = apply(&rig, "one", &[("db", 1)]).await.unwrap();
+    line.dispatch().await;
+    let epoch = agent.epoch;
+    rig.stop().await;
+    let key = Arc::new(SealKey::read(&rig.state_dir().join("secrets.key")).unwrap().unwrap());
+    let authority = Authority::open(rig.state_dir(), &key).unwrap().fingerprint();
+    let store = Store::open(rig.state_dir(), &authority, key).unwrap();
+    let ask = async |epoch| {
+        let wanted = vec![SecretRef { id: "db".to_owned(), version: 1 }];
+        store.reveal(agent.host.parse().unwrap(), epoch, run.id.parse().unwrap(), wanted).await
+    };
+    assert_eq!(ask(epoch).await.unwrap()[0].value.as_ref().unwrap().expose(), VALUE);
+    for other in [epoch - 1, epoch + 1] {
+        assert!(matches!(ask(other).await, Err(OpError::Fenced)), "epoch {other}");
+    }
+    store.close().await;
 }
 
 /// Every file of the state that has these bytes in it.

@@ -7,6 +7,7 @@ use std::path::Path;
 use postern::ca::CaError;
 use postern::daemon::{self, StartError};
 use postern::store::StoreError;
+use postern_proto::v1;
 
 use crate::support::Rig;
 
@@ -172,6 +173,68 @@ async fn a_marker_beside_a_state_without_its_key_removes_nothing() {
     rig.restart().await;
     rig.operator().await;
     assert!(!rig.state_dir().join("first-start").exists());
+}
+
+/// The same where the database cannot be read: whether it is used is not known.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_marker_beside_a_state_that_cannot_be_read_removes_nothing() {
+    let mut rig = Rig::start().await;
+    let (host, _) = rig.prepare("one").await;
+    rig.stop().await;
+    let (dir, database) = (rig.state_dir().to_owned(), rig.state_dir().join("postern.db"));
+    fs::write(dir.join("first-start"), "").unwrap();
+    let (good, before) = (fs::read(&database).unwrap(), listing(&dir));
+    let root = fs::read(dir.join("ca/root.crt")).unwrap();
+    let mut torn = good.clone();
+    torn[4096..].iter_mut().for_each(|byte| *byte ^= 0x5a);
+    let mut newer = good.clone();
+    newer[63] = 99;
+    for (what, bytes) in [("rubbish", b"rubbish ".repeat(999)), ("torn", torn), ("newer", newer)] {
+        fs::write(&database, &bytes).unwrap();
+        let error = daemon::start(rig.config.clone()).await.err().unwrap();
+        assert!(matches!(error, StartError::Store(_)), "{what}: {error}");
+        assert_eq!(fs::read(&database).unwrap(), bytes, "{what}");
+        assert_eq!(listing(&dir), before, "{what}");
+    }
+    // The disk would not: a link that leads to itself can be looked at and not read.
+    fs::remove_file(&database).unwrap();
+    std::os::unix::fs::symlink("postern.db", &database).unwrap();
+    let error = daemon::start(rig.config.clone()).await.err().unwrap();
+    assert!(matches!(error, StartError::Store(StoreError::Io { .. })), "{error}");
+    assert_eq!(listing(&dir), before);
+    fs::remove_file(&database).unwrap();
+
+    fs::write(&database, good).unwrap();
+    rig.restart().await;
+    assert_eq!(rig.host(&host).await.name, "one");
+    assert_eq!(fs::read(dir.join("ca/root.crt")).unwrap(), root);
+}
+
+/// A secret is as good a sign of use as a host; a database that was only begun is none.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_marker_beside_a_secret_removes_nothing() {
+    let mut rig = Rig::start().await;
+    let request = v1::SetSecretRequest { name: "db".to_owned(), value: b"hunter2".to_vec().into() };
+    rig.operator().await.set_secret(request).await.unwrap();
+    rig.stop().await;
+    fs::write(rig.state_dir().join("first-start"), "").unwrap();
+    rig.restart().await;
+    let listed = rig.operator().await.list_secrets(v1::ListSecretsRequest {}).await.unwrap();
+    assert_eq!(listed.into_inner().secrets.len(), 1);
+
+    // Cut off before the tables were made, and before SQLite wrote anything.
+    for tables in [true, false] {
+        let mut rig = Rig::start().await;
+        rig.stop().await;
+        let database = rig.state_dir().join("postern.db");
+        fs::write(&database, "").unwrap();
+        if tables {
+            rusqlite::Connection::open(&database).unwrap().pragma_update(None, "application_id", 7).unwrap();
+        }
+        fs::write(rig.state_dir().join("first-start"), "").unwrap();
+        rig.restart().await;
+        rig.agent("one").await;
+    }
 }
 
 /// A state as version 0.1.0 left it: private keys in clear and no key of secrets.

@@ -88,6 +88,19 @@ pub(crate) struct Apply {
     pub(crate) plan_out: Option<PathBuf>,
 }
 
+pub(super) const DRIFT_HELP: &str = "\
+All profiles that were applied to a host are compared with it; nothing is changed, on the host or in
+the records. Commands that do not say when they are needed (creates, unless) are not compared. The
+exit code is 0 when every host is as declared, and 1 when one differs or could not be looked at.";
+
+/// `drift`.
+#[derive(Debug, Args)]
+pub(crate) struct Drift {
+    /// Which hosts: NAME, ID, all, name=web-*, label role=web, os=debian; several narrow it down
+    #[arg(required = true, value_name = "SELECTOR")]
+    pub(crate) hosts: Vec<String>,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Exec {
     /// Which hosts: NAME, ID, all, name=web-*, label role=web, os=debian; several narrow it down

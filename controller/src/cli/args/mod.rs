@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-pub(crate) use apply::{Apply, Exec, Ssh, Up};
+pub(crate) use apply::{Apply, Drift, Exec, Ssh, Up};
 pub(crate) use host::{Change, Changes, Forget, Host, Hosts};
 pub(crate) use profile::Profile;
 pub(crate) use run::{Run, Runs};
@@ -89,6 +89,9 @@ pub(crate) enum Command {
     Up(Box<Up>),
     /// Apply profiles, or a reviewed plan, to hosts that were taken over
     Apply(Apply),
+    /// Show how hosts differ from what is assigned to them
+    #[command(after_help = apply::DRIFT_HELP)]
+    Drift(Drift),
     /// Run a command on hosts, without SSH
     Exec(Exec),
     /// List hosts

@@ -10,8 +10,9 @@ end, and one newline at that end is not part of it:
 
   pass show db | postern secret set db
 
-A file is taken byte for byte. A profile refers to it as {{ secret('db') }}. Hosts whose plans refer to it get the new
-value with their next apply.";
+A file is taken byte for byte. A value is text (UTF-8) of at most 64 KiB. A profile refers to it as
+{{ secret('db') }}. Hosts whose plans refer to it get the new value with their next apply; old
+values are kept only for runs that are not over.";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Secret {

@@ -6,7 +6,7 @@ use zeroize::{Zeroize as _, Zeroizing};
 
 use super::{OperatorService, failed};
 use crate::daemon::authz::OperatorPeer;
-use crate::store::{MAX_SECRET, SecretBytes, SecretRecord};
+use crate::store::{SecretBytes, SecretRecord};
 
 impl OperatorService {
     pub(super) async fn set(
@@ -21,11 +21,8 @@ impl OperatorService {
             buffer.as_mut().zeroize();
         }
         check_name(&name)?;
-        if value.expose().is_empty() || value.expose().len() > MAX_SECRET {
-            return Err(Status::invalid_argument(format!(
-                "secret {name}: want a value of 1 to {MAX_SECRET} bytes"
-            )));
-        }
+        text::check_secret(value.expose())
+            .map_err(|error| Status::invalid_argument(format!("the value of secret {name} {error}")))?;
         let set =
             self.0.store.set_secret(name.clone(), value, self.0.clock.now_ms()).await.map_err(failed)?;
         tracing::info!(%name, version = set.version, changed = set.changed, uid = peer.uid, "secret set");

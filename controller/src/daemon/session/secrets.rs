@@ -1,6 +1,6 @@
 //! Secrets that an agent asks for: how often it may, and how the answer goes out.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use postern_proto::ids::{RunId, SecretRef};
@@ -59,12 +59,14 @@ impl Session {
 }
 
 fn answer(run: RunId, values: Vec<Revealed>, effects: &mut Effects) {
-    let withheld = values.iter().filter_map(|it| Some((&it.secret, it.value.as_ref().err()?)));
-    let (secrets, whys): (Vec<_>, Vec<_>) = withheld.unzip();
-    if let Some(why) = whys.first() {
-        let secrets = secrets.into_iter().cloned().collect();
-        effects.push(Effect::Withheld { run, secrets, why: (*why).clone() });
+    let mut withheld: BTreeMap<&str, Vec<SecretRef>> = BTreeMap::new();
+    for it in &values {
+        if let Err(why) = &it.value {
+            withheld.entry(why).or_default().push(it.secret.clone());
+        }
     }
+    let withheld = withheld.into_iter();
+    effects.extend(withheld.map(|(why, secrets)| Effect::Withheld { run, secrets, why: why.to_owned() }));
     let (mut frame, mut bytes) = (Vec::new(), 0);
     for value in values {
         let more = value.value.as_ref().map_or(0, |value| value.expose().len());
