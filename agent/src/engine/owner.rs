@@ -30,7 +30,8 @@ enum Lane {
 
 fn lane(plan: &Plan) -> Lane {
     match &plan.resources[..] {
-        [only] if only.kind == "command" => Lane::Commands,
+        // One that is run under guard keeps to the order: there is one guard at a time.
+        [only] if only.kind == "command" && only.spec.get("revert").is_none() => Lane::Commands,
         _ => Lane::Plans,
     }
 }

@@ -45,15 +45,18 @@ impl RunTask {
             }
             Some(PastStep { id, exec: None, end: None, reboot, .. }) => {
                 let what = if reboot.is_some() { "the host was not restarted" } else { "cut off" };
+                // The first one of an attempt under guard only arms it.
+                let acted = id.step > 0;
                 self.end_step(id, StepEnd::Error(format!("{what}: {why}")), 0);
-                self.retry(&members, why);
+                if acted { self.retry_or_tell(&members, why, began) } else { self.retry(&members, why) }
             }
             Some(PastStep { exec, reboot, end: Some(end), .. }) => match exec::failure(&end) {
                 Some(message) => self.resume(&members, Err(Failure::new(message)), began).await?,
                 None if exec == Some(true) || reboot.is_some_and(|(_, last)| last) => {
                     self.resume(&members, Ok(String::new()), began).await?;
                 }
-                None => self.retry(&members, why),
+                // Of what runs under guard the process is not the end: it was not confirmed, and taken back.
+                None => self.retry_or_tell(&members, why, began),
             },
             Some(PastStep { id, seq, exec: Some(last), end: None, .. }) => {
                 let spool = self.ctx.spool_dir.join(slot(self.run, seq));
@@ -67,14 +70,10 @@ impl RunTask {
                 }
                 if told && (last || result.is_err()) {
                     self.resume(&members, result, began).await?;
-                } else if told || never || members.iter().all(|index| self.is_repeatable(*index)) {
+                } else if never {
                     self.retry(&members, why);
                 } else {
-                    let message =
-                        format!("{why} while it ran, and it is not repeatable: how far it got is not known");
-                    for index in members {
-                        self.finish(index, End::new(Outcome::Interrupted, message.clone(), began.elapsed()));
-                    }
+                    self.retry_or_tell(&members, why, began);
                 }
             }
         }
@@ -129,6 +128,17 @@ impl RunTask {
                 let formed = PlannedResource { spec: text::stand_in(&planned.spec), ..planned.clone() };
                 bind(&formed).is_ok_and(|bound| bound.repeatable())
             }
+        }
+    }
+
+    /// What may be repeated is tried again; of the others it is said that they were cut off.
+    fn retry_or_tell(&mut self, members: &[usize], why: &str, began: Instant) {
+        if members.iter().all(|index| self.is_repeatable(*index)) {
+            return self.retry(members, why);
+        }
+        let message = format!("{why} while it ran, and it is not repeatable: how far it got is not known");
+        for index in members.iter().copied() {
+            self.finish(index, End::new(Outcome::Interrupted, message.clone(), began.elapsed()));
         }
     }
 

@@ -146,7 +146,7 @@ impl RunTask {
         let ctx = std::sync::Arc::clone(&self.ctx);
         let until = tokio::time::Instant::now() + ctx.config.limits.lock_wait;
         let mut tries = 0;
-        let way = loop {
+        let (way, protect) = loop {
             let view = match self.patiently(bound.view(&ctx.config.sys, Depth::Whole)).await? {
                 Ok(view) => view,
                 Err(error) => {
@@ -163,10 +163,10 @@ impl RunTask {
                 last,
             };
             let way = way(bound.as_ref(), known);
-            let Way::Back { steps, .. } = &way else { break way };
+            let Way::Back { steps, .. } = &way else { break (way, None) };
             let steps: Vec<&Step> = steps.iter().collect();
             match self.others(index, &steps, tries, until).await? {
-                Others::None => break way,
+                Others::None => break (way, view.protect),
                 Others::Done => tries += 1,
                 Others::Still(failure) => {
                     self.give_up(index, &failure, began);
@@ -186,7 +186,7 @@ impl RunTask {
                 self.ended(index, Outcome::Skipped, why, began)
             }
             Way::Back { steps, note, now } => {
-                self.take_back(index, &before.seen, steps, view.protect, &note, now, began).await
+                self.take_back(index, &before.seen, steps, protect, &note, now, began).await
             }
         }
     }

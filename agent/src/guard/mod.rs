@@ -198,9 +198,10 @@ impl Guards {
     /// Removes what is left of a guard that is over. What cannot be removed does no harm: it finds nothing to
     /// take back.
     pub async fn clear(&self, stored: &Stored) {
-        let cleared = self.units(stored).remove().await.and_then(|()| stored.remove());
-        if let Err(error) = cleared {
-            tracing::warn!(%error, guard = stored.name, "a guard that is over left something behind");
+        for cleared in [self.units(stored).remove().await, stored.remove()] {
+            if let Err(error) = cleared {
+                tracing::warn!(%error, guard = stored.name, "a guard that is over left something behind");
+            }
         }
     }
 }

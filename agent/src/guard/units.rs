@@ -97,15 +97,17 @@ impl Units<'_> {
             ("service", service(program, state_dir, self.name, &plain(what))),
             ("timer", timer(self.name, window)),
         ];
+        // root's, but in tests.
+        let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         for (kind, text) in texts {
             let path = self.path(kind);
-            let new = NewFile { path: &path, content: text.as_bytes(), mode: 0o644, uid: 0, gid: 0 };
+            let new = NewFile { path: &path, content: text.as_bytes(), mode: 0o644, uid, gid };
             self.sys.replace(&new, |_| Ok(()))?.map_err(GuardError::Systemd)?;
         }
         for (link, target) in self.links() {
             let dir = link.rsplit_once('/').map_or("/", |(dir, _)| dir);
             if self.sys.meta(dir)?.is_none() {
-                self.sys.make_directory(dir, 0o755, 0, 0)?;
+                self.sys.make_directory(dir, 0o755, uid, gid)?;
             }
             self.sys.symlink(&link, &target)?;
         }

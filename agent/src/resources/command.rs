@@ -5,7 +5,7 @@ use std::time::Duration;
 use postern_proto::spec::{CommandSpec, Run};
 use serde::{Deserialize, Serialize};
 
-use super::{Depth, Exec, ObserveError, Resource, Step, Undo};
+use super::{Depth, Exec, ObserveError, Protect, Resource, Step, Undo};
 use crate::sys::{As, Output, Sys, SysError};
 
 /// The time that `unless` may take.
@@ -69,6 +69,10 @@ impl Resource for Command {
             timeout: Duration::from_secs(spec.timeout_s.unwrap_or(CommandSpec::DEFAULT_TIMEOUT_S)),
             waits_for: Vec::new(),
         })]
+    }
+
+    fn protect(spec: &CommandSpec, _: &Seen) -> Option<Protect> {
+        spec.revert.as_ref().map(|argv| Protect { reload: vec![argv.clone()], ..Protect::default() })
     }
 
     fn undo(_: &CommandSpec, _: &Seen, _: &serde_json::Value, _: &Seen) -> Undo {

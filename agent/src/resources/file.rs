@@ -5,11 +5,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::diff::{attributes, hidden, unified};
-use super::{Depth, ObserveError, Resource, Step, Undo, WriteFile, base64_bytes};
+use super::{Depth, ObserveError, Protect, Resource, Step, Undo, WriteFile, base64_bytes};
 use crate::sys::{FileKind, Meta, Sys};
 
 /// The most that is read of a file that is there, bytes: far more than a plan can hold.
 const READ_LIMIT: u64 = 16 << 20;
+
+/// Files that decide how names are found, read anew at each look-up: with a wrong one the controller is not found
+/// any more.
+const AT_ONCE: &[&str] = &["/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf"];
 
 pub(super) struct File;
 
@@ -109,6 +113,10 @@ impl Resource for File {
                 })]
             }
         }
+    }
+
+    fn protect(spec: &FileSpec, _: &Seen) -> Option<Protect> {
+        AT_ONCE.contains(&spec.path.as_str()).then(Protect::default)
     }
 
     fn essence(_spec: &FileSpec, seen: &Seen) -> serde_json::Value {

@@ -40,6 +40,9 @@ pub struct CommandSpec {
     /// What it reads; nothing when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stdin: Option<String>,
+    /// It could cut the host off, so it is run under guard; this program takes it back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revert: Option<Vec<String>>,
     /// Seconds until it is ended (TERM, then KILL); one hour when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_s: Option<u64>,
@@ -97,6 +100,12 @@ impl ResourceSpec for CommandSpec {
         Field::optional("cwd", Holds::Text, "Where it runs; / when left out."),
         Field::optional("env", Holds::TextMap, "Added to a clean environment.").secret(),
         Field::optional("stdin", Holds::Text, "What it reads; nothing when left out.").secret(),
+        Field::optional(
+            "revert",
+            Holds::TextList,
+            "It could cut the host off: it is run under guard, and this command takes it back.",
+        )
+        .late(),
         Field::optional("timeout_s", Holds::Count, "Seconds until it is ended; 3600 when left out."),
     ];
     const DOC: &'static str = "An action, run where nothing says that it is not needed.";
@@ -135,6 +144,13 @@ impl ResourceSpec for CommandSpec {
         }
         if let Some(argv) = &self.unless {
             check_argv("unless", argv, &mut errors);
+        }
+        if let Some(argv) = &self.revert {
+            check_argv("revert", argv, &mut errors);
+            if self.late.is_some() {
+                let message = "a command that yields a late value changes nothing: leave revert out";
+                errors.push(SpecError::new("revert", message));
+            }
         }
         if let Some(user) = &self.user {
             check_account("user", user, &mut errors);

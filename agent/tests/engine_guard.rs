@@ -1,0 +1,240 @@
+//! Changes that could cut the host off: made under guard, with a scripted double of the controller's look.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::large_futures,
+    reason = "a test: a wrong value is to stop it"
+)]
+
+#[path = "support/engine.rs"]
+mod support;
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use postern_agent::engine;
+use postern_agent::guard::{Unseen, Vantage};
+use postern_proto::event::{EventKind, Outcome, RunState};
+use postern_proto::guard::{Found, Predicate};
+use serde_json::json;
+use support::{Host, LIMIT, Told, Work, complete, lines, to_the_end, until};
+
+/// What the controller answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Says {
+    /// It is reached.
+    Yes,
+    /// It is not.
+    No,
+    /// Nothing, for ever.
+    Nothing,
+}
+
+/// Answers as scripted; the last answer stays.
+#[derive(Debug)]
+struct Scripted(Mutex<VecDeque<Says>>);
+
+#[async_trait]
+impl Vantage for Scripted {
+    async fn look(&self, _: &[Predicate]) -> Result<Vec<Found>, Unseen> {
+        let says = {
+            let mut script = self.0.lock().unwrap();
+            if script.len() > 1 { script.pop_front().unwrap() } else { script[0] }
+        };
+        match says {
+            Says::Yes => Ok(Vec::new()),
+            Says::No => Err(Unseen("nothing answers".to_owned())),
+            Says::Nothing => std::future::pending().await,
+        }
+    }
+}
+
+/// An engine in front of such a controller. What is not confirmed within two seconds is taken back.
+fn open(host: &Host, script: &[Says]) -> Work {
+    std::fs::create_dir_all(host.root().join("etc/systemd/system")).unwrap();
+    host.fake("systemctl", "exit 0");
+    let mut config = host.config();
+    config.vantage = Some(Arc::new(Scripted(Mutex::new(script.iter().copied().collect()))));
+    config.limits.guard_window = Duration::from_secs(7);
+    config.limits.park_after = Duration::from_millis(100);
+    let (engine, driver) = engine::open(config).unwrap();
+    Work { engine, driver: tokio::spawn(driver) }
+}
+
+/// A change and its way back; `done` has a line for each time that it was made, `back` for each way back.
+fn change(host: &Host) -> serde_json::Value {
+    json!({
+        "shell": format!("echo x >>{}; touch {}", host.path("done"), host.path("changed")),
+        "revert": ["sh", "-c", format!("echo x >>{}; rm -f {}", host.path("back"), host.path("changed"))],
+    })
+}
+
+fn stands(host: &Host) -> (bool, usize, usize) {
+    (Path::new(&host.path("changed")).exists(), lines(host.path("done")), lines(host.path("back")))
+}
+
+fn guards_left(host: &Host) -> usize {
+    std::fs::read_dir(host.state().join("guard")).map_or(0, Iterator::count)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_controller_still_sees_stays() {
+    let mut host = Host::new();
+    let work = open(&host, &[Says::Yes]);
+    let dispatch = host.command(change(&host));
+    let told = complete(&work, dispatch).await;
+    assert_eq!(told.outcomes(), [(1, Outcome::Changed)], "{:?}", told.messages());
+    assert!(told.messages()[0].contains("link"), "{:?}", told.messages());
+    assert_eq!(stands(&host), (true, 1, 0));
+    assert_eq!(guards_left(&host), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cuts_the_controller_off_is_taken_back() {
+    for lost in [Says::No, Says::Nothing] {
+        let mut host = Host::new();
+        let work = open(&host, &[Says::Yes, lost]);
+        let dispatch = host.command(change(&host));
+        let told = complete(&work, dispatch).await;
+        assert_eq!(told.outcomes(), [(1, Outcome::Failed)]);
+        assert!(told.messages()[0].contains("the change was taken back"), "{:?}", told.messages());
+        assert_eq!(stands(&host), (false, 1, 1), "{lost:?}");
+        assert_eq!(guards_left(&host), 0);
+    }
+}
+
+/// A step that fails half way leaves nothing behind either.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_fails_is_taken_back_at_once() {
+    let mut host = Host::new();
+    let work = open(&host, &[Says::Yes, Says::Nothing]);
+    let mut spec = change(&host);
+    spec["shell"] = json!(format!("{}; exit 3", spec["shell"].as_str().unwrap()));
+    let dispatch = host.command(spec);
+    let told = complete(&work, dispatch).await;
+    assert!(told.messages()[0].contains("exit status 3"), "{:?}", told.messages());
+    assert!(told.messages()[0].contains("taken back"), "{:?}", told.messages());
+    assert_eq!(stands(&host), (false, 1, 1));
+}
+
+/// The controller is gone before: nothing is begun, the run says that it waits, what needs no controller goes on,
+/// and all of it is done once the controller is back.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_controller_it_waits_and_the_rest_goes_on() {
+    let mut host = Host::new();
+    let work = open(&host, &[Says::No, Says::No, Says::Yes]);
+    let other = json!({"argv": ["touch", host.path("other")]});
+    let dispatch = host.dispatch(&[("guarded", "command", change(&host)), ("other", "command", other)]);
+    let dispatch = host.needing(&dispatch, &[("other", &[])]);
+    let (run, other) = (dispatch.run, host.path("other"));
+    let mut outbox = work.engine.attach(vec![], vec![]).await;
+    work.engine.dispatch(dispatch).await.unwrap();
+    until("the other one", || Path::new(&other).exists()).await;
+    assert_eq!(stands(&host), (false, 0, 0));
+    let mut told = Told::default();
+    to_the_end(&work.engine, &mut outbox, run, &mut told).await;
+    assert_eq!(told.end().0, RunState::Ok, "{:?}", told.end());
+    let parked: Vec<_> = told
+        .events
+        .iter()
+        .filter_map(|event| match &event.kind {
+            EventKind::Parked { why } => Some(why.as_str()),
+            _ => None,
+        })
+        .collect();
+    assert!(parked.len() == 1 && parked[0].contains("nothing answers"), "{parked:?}");
+    assert!(told.events.iter().any(|event| event.kind == EventKind::Unparked));
+    assert_eq!(stands(&host), (true, 1, 0));
+    // It is one attempt: nothing was begun before.
+    assert_eq!(told.outcomes(), [(1, Outcome::Changed), (1, Outcome::Changed)]);
+}
+
+/// The agent is killed after the change and before it is confirmed: the next one takes it back. What may be
+/// repeated is tried again, and what may not be is told as cut off.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_is_killed_in_the_window_leaves_nothing_changed() {
+    for repeatable in [false, true] {
+        let mut host = Host::new();
+        let work = open(&host, &[Says::Yes, Says::Nothing]);
+        let mut spec = change(&host);
+        spec["idempotent"] = json!(repeatable);
+        let dispatch = host.command(spec);
+        let run = dispatch.run;
+        work.engine.dispatch(dispatch).await.unwrap();
+        until("the change", || stands(&host) == (true, 1, 0)).await;
+        work.kill().await;
+        let work = open(&host, &[Says::Yes]);
+        let mut outbox = work.engine.attach(vec![], vec![]).await;
+        let mut told = Told::default();
+        to_the_end(&work.engine, &mut outbox, run, &mut told).await;
+        if repeatable {
+            assert_eq!(told.outcomes(), [(1, Outcome::Interrupted), (2, Outcome::Changed)]);
+            assert_eq!(stands(&host), (true, 2, 1));
+        } else {
+            assert_eq!(told.outcomes(), [(1, Outcome::Interrupted)]);
+            assert_eq!(stands(&host), (false, 1, 1));
+        }
+        assert_eq!(guards_left(&host), 0);
+    }
+}
+
+/// A run that waits for the controller waits on after a restart of the agent, as often as that happens.
+#[tokio::test(flavor = "multi_thread")]
+async fn waiting_outlasts_restarts_of_the_agent() {
+    let mut host = Host::new();
+    let dispatch = host.command(change(&host));
+    let run = dispatch.run;
+    let work = open(&host, &[Says::No]);
+    let mut outbox = work.engine.attach(vec![], vec![]).await;
+    work.engine.dispatch(dispatch).await.unwrap();
+    let mut told = Told::default();
+    while !matches!(told.events.last().map(|event| &event.kind), Some(EventKind::Parked { .. })) {
+        told.take(support::next(&mut outbox).await);
+    }
+    work.kill().await;
+    for _ in 0..4 {
+        let work = open(&host, &[Says::No]);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        work.kill().await;
+    }
+    let work = open(&host, &[Says::Yes]);
+    let mut outbox = work.engine.attach(vec![], vec![]).await;
+    let mut told = Told::default();
+    tokio::time::timeout(LIMIT, to_the_end(&work.engine, &mut outbox, run, &mut told)).await.unwrap();
+    assert_eq!(told.end().0, RunState::Ok, "{:?}", told.end());
+    assert_eq!(told.outcomes(), [(1, Outcome::Changed)]);
+    assert_eq!(stands(&host), (true, 1, 0));
+}
+
+/// Without a way to be seen nothing is changed.
+#[tokio::test(flavor = "multi_thread")]
+async fn where_no_timer_can_be_set_nothing_is_changed() {
+    let mut host = Host::new();
+    let work = open(&host, &[Says::Yes]);
+    host.fake("systemctl", "echo no bus >&2; exit 1");
+    let dispatch = host.command(change(&host));
+    let told = complete(&work, dispatch).await;
+    assert!(told.messages()[0].contains("nothing was changed"), "{:?}", told.messages());
+    assert_eq!(stands(&host), (false, 0, 0));
+}
+
+/// The resolver's file is read anew at each look-up, so writing it is guarded by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_resolver_is_taken_back() {
+    let mut host = Host::new();
+    let path = host.root().join("etc/resolv.conf");
+    std::fs::write(&path, "nameserver 192.0.2.1\n").unwrap();
+    let work = open(&host, &[Says::Yes, Says::No]);
+    let spec = support::file("/etc/resolv.conf", "nameserver 192.0.2.99\n");
+    let dispatch = host.dispatch(&[("r", "file", spec)]);
+    let told = complete(&work, dispatch).await;
+    assert_eq!(told.outcomes(), [(1, Outcome::Failed)], "{:?}", told.messages());
+    assert_eq!(std::fs::read_to_string(path).unwrap(), "nameserver 192.0.2.1\n");
+}
