@@ -171,6 +171,14 @@ fn repositories(rig: &Rig, host: &Host, keys: &(String, String)) -> Result<()> {
     assert!(said(&missing).contains("404"), "{missing:?}");
     assert_eq!(host.sh(files)?, "");
 
+    // Where there is no release, nothing is left that a later update would trip over.
+    let clean = "apt-get update 2>&1 | grep -E '^(W|E):' && exit 1; exit 0";
+    let nowhere = |repository: &str| repository.replace("suites: [lab]", "suites: [nowhere]");
+    let failed = apply(rig, host, &nowhere(&repository(fetched, own)), &[])?.expect(1);
+    assert!(said(&failed).contains("nowhere"), "{failed:?}");
+    assert_eq!(host.sh("ls /etc/apt/sources.list.d /etc/apt/keyrings | grep postern-; true")?, "");
+    host.sh(clean)?;
+
     // Fingerprints are written with blanks as gpg prints them.
     let spaced =
         own.as_bytes().chunks(4).map(|four| String::from_utf8_lossy(four)).collect::<Vec<_>>().join(" ");
@@ -178,7 +186,11 @@ fn repositories(rig: &Rig, host: &Host, keys: &(String, String)) -> Result<()> {
     let tool = format!("{good}  - package: {{name: lab-tool}}\n");
     apply_twice(rig, host, &tool)?;
     assert_eq!(host.sh("dpkg-query -W -f '${Status}' lab-tool")?, "install ok installed");
-    host.sh("apt-get update 2>&1 | grep -E '^(W|E):' && exit 1; exit 0")?;
+    host.sh(clean)?;
+    // Nor does a definition that fails take the place of one that works.
+    apply(rig, host, &nowhere(&good), &[])?.expect(1);
+    host.sh(clean)?;
+    apply_twice(rig, host, &tool)?;
 
     // Lists that are gone are fetched, and a signature by another key is a failure that the next look still sees.
     host.sh("rm -f /var/lib/apt/lists/127.0.0.1*")?;

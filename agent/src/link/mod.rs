@@ -226,3 +226,26 @@ pub async fn run_link(
     let driver = driver::Driver::new(options, store, identity, facts, engine).await?;
     Box::pin(driver.run(shutdown)).await
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limits_of_a_host_reach_the_engine() {
+        let config = |limits: &str| -> AgentConfig {
+            let json = format!(
+                r#"{{"version":1,"host_id":"0192f0c1-2345-7abc-8def-0123456789ab","controllers":["c:7300"],
+                "server_name":"x","server_ca_pem":""{limits}}}"#
+            );
+            serde_json::from_str(&json).unwrap()
+        };
+        let boot: BootId = "0192f0c4-0000-4000-8000-000000000001".parse().unwrap();
+        for (limits, seconds) in [("", 900), (r#","limits":{"lock_wait_s":7}"#, 7), (r#","limits":{}"#, 900)]
+        {
+            let supervisor = SupervisorCommand::of("/x".into());
+            let options = AgentOptions::new(config(limits), "/y".into(), boot, supervisor);
+            assert_eq!(options.engine.limits.lock_wait.as_secs(), seconds, "{limits}");
+        }
+    }
+}

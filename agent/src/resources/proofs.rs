@@ -204,6 +204,32 @@ async fn a_repository_is_there_when_apt_trusts_it() {
     found.check();
 }
 
+/// A name that only other packages provide is told apart from one that nobody has, which apt itself names.
+#[tokio::test]
+async fn a_virtual_package_is_named_with_those_that_provide_it() {
+    let host = Fixture::new();
+    host.write("/var/lib/dpkg/status", "");
+    let none = "Candidate: (none)";
+    let cases = [
+        (
+            none,
+            "postfix 3.5 (= )\nexim4 4.9 (= )",
+            "mta is a virtual package: declare one that provides it: exim4, postfix",
+        ),
+        (none, "", ""),
+        ("Candidate: 1", "postfix 3.5 (= )", ""),
+    ];
+    let mut found = Found::default();
+    for (policy, provided, want) in cases {
+        let script = format!(
+            "test $1 = policy && echo 'mta:\n  {policy}' || echo 'Package: mta\nReverse Provides: \n{provided}'"
+        );
+        host.program("apt-cache", &script);
+        found.note(want, host.proof::<package::Package>(json!({"name": "mta"})).await);
+    }
+    found.check();
+}
+
 /// A unit that dies right after it said it was ready is not up.
 #[tokio::test]
 async fn a_unit_that_dies_at_once_does_not_run() {
