@@ -362,6 +362,34 @@ async fn trap_36_a_cut_off_file_is_observed_again() {
     }
 }
 
+/// Two packages are one transaction, whose step bears the first one's address.
+#[tokio::test]
+async fn trap_36_a_cut_off_transaction_counts_for_all_of_its_packages() {
+    let mut host = Host::new();
+    let dpkg = host.root().join("var/lib/dpkg");
+    std::fs::create_dir_all(dpkg.join("updates")).unwrap();
+    let one = |name: &str| {
+        format!("Package: {name}\nStatus: install ok installed\nArchitecture: all\nVersion: 1\n\n")
+    };
+    std::fs::write(dpkg.join("status"), one("aa") + &one("bb")).unwrap();
+    host.fake("apt-get", &format!(": >{}", dpkg.join("status").display()));
+    let work = host.open();
+    let absent = |name: &str| json!({"name": name, "state": "absent"});
+    let dispatch = host.dispatch(&[("aa", "package", absent("aa")), ("bb", "package", absent("bb"))]);
+    let run = dispatch.run;
+    let told = complete_unacked(&work, dispatch).await;
+    assert_eq!((told.steps_started(), told.end().0), (1, RunState::Ok), "{:?}", told.messages());
+    work.kill().await;
+    cut_after(&host.state(), |record| !record.contains("step_finished"));
+    for entry in std::fs::read_dir(host.state().join("spool")).unwrap() {
+        std::fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    let told = whole(&host.open(), run).await;
+    let interrupted = (1, Outcome::Interrupted);
+    let changed = (2, Outcome::Changed);
+    assert_eq!(told.outcomes(), [interrupted, interrupted, changed, changed], "{:?}", told.messages());
+}
+
 /// A resource that brings the host down each time is given up, not tried for ever.
 #[tokio::test]
 async fn a_resource_that_is_cut_off_again_and_again_is_given_up() {

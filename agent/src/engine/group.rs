@@ -179,7 +179,7 @@ impl RunTask {
             loop {
                 let id = StepId { address: address.clone(), attempt, step: *number };
                 *number += 1;
-                self.past[owner].acted = true;
+                self.mark_acted(owner);
                 match self.step(id, step, !guarded && place + 1 == steps.len(), until).await? {
                     Ok(said) => note = said,
                     // Somebody took the lock between our look and its own: its turn comes again.
@@ -193,6 +193,16 @@ impl RunTask {
             }
         }
         Ok(Ok(note))
+    }
+
+    /// A step begins: it acts for all that are brought about together (see `past`).
+    fn mark_acted(&mut self, owner: usize) {
+        let key = |index: usize| self.bound.get(index)?.as_ref()?.merge_key();
+        let together = |index: &usize| {
+            *index == owner || self.past[*index].open && key(owner).is_some() && key(*index) == key(owner)
+        };
+        let members: Vec<usize> = (0..self.past.len()).filter(together).collect();
+        members.into_iter().for_each(|index| self.past[index].acted = true);
     }
 
     /// After the steps: what is in force now decides, not what the steps said of themselves.
