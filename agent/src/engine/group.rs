@@ -157,6 +157,24 @@ impl RunTask {
         }
     }
 
+    /// The same where its proof failed or was not waited for: the change happened, and somebody may mend by hand
+    /// what it left.
+    async fn keep_unproved(&mut self, index: usize, bound: &Arc<dyn Bound>) -> Result<(), Stop> {
+        // What only acts has no state, so there is nothing to compare it with.
+        if !self.keeps || bound.foreseen().is_some() {
+            return Ok(());
+        }
+        let ctx = Arc::clone(&self.ctx);
+        match self.patiently(bound.view(&ctx.config.sys, Depth::Whole)).await? {
+            Ok(view) => self.keep_after(index, bound, &view).await,
+            Err(error) => {
+                let (error, address) = (self.redact.text(&error.to_string()), self.address(index));
+                tracing::warn!(error, %address, "what it is after the change could not be looked at");
+            }
+        }
+        Ok(())
+    }
+
     pub(super) async fn steps(&mut self, owner: usize, steps: &[Step]) -> Result<StepResult, Stop> {
         self.steps_from(owner, steps, &mut 0, false).await
     }
@@ -221,6 +239,9 @@ impl RunTask {
                 && failure.cancelled
             {
                 let message = format!("cancelled by an operator: {}", failure.message);
+                if let Ok(bound) = self.bind(index) {
+                    self.keep_unproved(index, &bound).await?;
+                }
                 self.finish(index, failed(message.clone()).diff(diff));
                 self.halt(RunState::Cancelled, message);
                 continue;
@@ -240,8 +261,9 @@ impl RunTask {
             }
             let ctx = Arc::clone(&self.ctx);
             let view = self.patiently(bound.view(&ctx.config.sys, Depth::Proof)).await?;
-            if let Ok(view) = &view {
-                self.keep_after(index, &bound, view).await;
+            match &view {
+                Ok(view) => self.keep_after(index, &bound, view).await,
+                Err(_) => self.keep_unproved(index, &bound).await?,
             }
             let failure = result.as_ref().err().map(|failure| failure.message.as_str());
             let end = match (view, failure) {
