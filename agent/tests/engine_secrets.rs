@@ -76,17 +76,21 @@ async fn run(work: &Work, dispatch: Dispatch, answers: &[SecretAnswer]) -> (Told
 
 /// Every file below a directory in which some form of the value is.
 fn leaks(dir: &Path) -> Vec<String> {
+    leaks_of(dir, VALUE)
+}
+
+fn leaks_of(dir: &Path, value: &str) -> Vec<String> {
     use base64::Engine as _;
-    let encoded = base64::engine::general_purpose::STANDARD.encode(VALUE);
+    let encoded = base64::engine::general_purpose::STANDARD.encode(value);
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
-            found.extend(leaks(&path));
+            found.extend(leaks_of(&path, value));
         } else {
             let bytes = std::fs::read(&path).unwrap_or_default();
             let text = String::from_utf8_lossy(&bytes);
-            if [VALUE, &encoded, &VALUE[..10]].iter().any(|form| text.contains(form)) {
+            if [value, encoded.trim_end_matches('='), &value[..10]].iter().any(|form| text.contains(form)) {
                 found.push(path.display().to_string());
             }
         }
@@ -148,6 +152,63 @@ async fn trap_46_a_secret_reaches_the_process_and_the_file_and_nothing_else() {
     assert_eq!(told.end().0, RunState::Failed, "it was changed since: {:?}", told.messages());
     assert!(!format!("{told:?}").contains(&VALUE[..10]), "{told:?}");
     assert_eq!(leaks(&host.state()), [""; 0]);
+}
+
+/// The value before the last `secret set` is on the host and known to nobody: what may hold it is neither kept
+/// nor shown, in the run that replaces it and in those that take that back.
+#[tokio::test]
+async fn trap_46_an_older_value_is_not_kept_and_not_shown() {
+    const OLD: &str = "wrong-pony/charger-clip";
+    let mut host = Host::new();
+    let work = host.open();
+    let etc = host.root().join("etc");
+    std::fs::write(etc.join("conf"), format!("user=a pass={OLD}\n")).unwrap();
+    std::fs::write(etc.join("shadow"), format!("me:{OLD}:1::::::\n")).unwrap();
+    let set = format!("sed \"s,:[^:]*:,:$(cut -d: -f2):,\" -i {}", etc.join("shadow").display());
+    host.fake("chpasswd", &set);
+    host.fake("getent", &format!("cat {}", etc.join("passwd").display()));
+    let with_hole = |path: &str| {
+        let mut spec = file(path, "");
+        spec["content"] = json!({"$text": ["user=a pass=", {"secret": {"id": "db", "version": 2}}, "\n"]});
+        spec
+    };
+    let hash = json!({"$text": [{"secret": {"id": "hash", "version": 2}}]});
+    let run_of = host.dispatch(&[
+        ("conf", "file", with_hole("/etc/conf")),
+        ("new", "file", with_hole("/etc/new")),
+        ("me", "user", json!({"name": "me", "password_hash": hash})),
+        ("plain", "file", file("/etc/plain", "shown\n")),
+    ]);
+    let version_2 = |id: &str, value: &str| SecretAnswer {
+        secret: SecretRef { id: id.to_owned(), version: 2 },
+        value: Ok(SecretText::new(value.to_owned())),
+    };
+    let answers = [version_2("db", VALUE), version_2("hash", "$6$salt$hashhashhashhash")];
+    let silent = |told: &Told| {
+        assert!(!format!("{told:?}").contains(&OLD[..10]), "{told:?}");
+        assert_eq!(leaks_of(&host.state(), OLD), [""; 0]);
+    };
+    let mut check = run_of.clone();
+    (check.run, check.seq, check.terms.check) = (RunId::generate(), 100, true);
+    silent(&run(&work, check, &answers).await.0);
+    let (told, _) = run(&work, run_of.clone(), &answers).await;
+    assert_eq!(outcomes(&told), [Changed; 4], "{:?}", told.messages());
+    silent(&told);
+    let told_text = format!("{told:?}");
+    assert!(told_text.contains("content differs, 36 bytes -> 41 bytes"), "{told_text}");
+    assert!(told_text.contains("+shown"), "what has no secret is shown: {told_text}");
+    for (check, want) in [(true, Outcome::WouldChange), (false, Changed)] {
+        let mut undo = host.undo(&run_of);
+        undo.terms.check = check;
+        let (told, _) = run(&work, undo, &answers).await;
+        // In reverse order. What was not there held nothing, so it is taken back.
+        assert_eq!(outcomes(&told), [want, Skipped, want, Skipped], "{:?}", told.messages());
+        for place in [1, 3] {
+            assert!(told.messages()[place].contains("older value of its secrets"), "{:?}", told.messages());
+        }
+        silent(&told);
+    }
+    assert!(!etc.join("new").exists() && etc.join("conf").exists());
 }
 
 #[tokio::test]

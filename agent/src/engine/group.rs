@@ -117,10 +117,15 @@ impl RunTask {
             let used = postern_proto::text::late(&planned.spec);
             let late = self.late.iter().filter(|(name, _)| used.contains(*name));
             let late = late.map(|(name, value)| (name.clone(), value.clone())).collect();
+            let bound = self.bound.get(index).and_then(Option::as_ref);
+            let secret = bound.is_none_or(|bound| bound.may_hold_secrets(&seen));
             let before = Before::new(planned.address.clone(), planned.kind.clone(), seen, late);
             let text = serde_json::to_string(&before).unwrap_or_default();
             let before = if self.redact.finds(&text) {
                 before.withhold("there was a secret in what it was, and secrets are not kept")
+            } else if secret {
+                // One that was set anew since: its old value is known to nobody here.
+                before.withhold("what it was may hold an older value of its secrets, and secrets are not kept")
             } else {
                 before
             };

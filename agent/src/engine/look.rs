@@ -10,7 +10,7 @@ use postern_proto::{ids::Address, spec};
 
 use super::book::Record;
 use super::run::{RunTask, Stop};
-use crate::resources::{Bound, Depth, View, bind};
+use crate::resources::{Bound, Depth, View, bind, bind_filled};
 use crate::supervise::Redact;
 
 /// Why a resource could not be looked at.
@@ -74,9 +74,9 @@ impl RunTask {
         if let Some(error) = errors.first() {
             return Err(Unseen { why: format!("with its values filled in: {error}"), after_apply: false });
         }
-        let filled = PlannedResource { spec: filled, ..planned.clone() };
-        let bound: Arc<dyn Bound> =
-            bind(&filled).map(Arc::from).map_err(|why| Unseen { why, after_apply: false })?;
+        let bound: Arc<dyn Bound> = bind_filled(planned, &filled)
+            .map(Arc::from)
+            .map_err(|why| Unseen { why, after_apply: false })?;
         self.bound[index] = Some(Arc::clone(&bound));
         Ok(bound)
     }

@@ -154,23 +154,39 @@ impl Resource for File {
     }
 
     fn diff(spec: &FileSpec, seen: &Seen) -> String {
-        let old = seen.there.as_ref().map(|(_, content)| content.bytes());
-        let new = spec.content.as_deref().map(str::as_bytes);
-        if seen.there.as_ref().is_some_and(|(_, content)| matches!(content, Content::Link(_))) {
-            return format!("{}: a symbolic link is removed\n", spec.path);
-        }
         // The mode says whom the content is for; journal and database are read by others (I7, I11).
         let others = |mode: u32| mode & 0o004 != 0;
         let was_open = seen.there.as_ref().is_none_or(|(meta, _)| others(meta.mode));
         let stays_open = spec.state == Presence::Absent || others(spec.mode.bits().unwrap_or(0o644));
-        let show = if was_open && stays_open { unified } else { hidden };
-        let mut text = show(&spec.path, old, new);
-        if let (Some((meta, _)), Some(mode), Presence::Present) = (&seen.there, spec.mode.bits(), spec.state)
-        {
-            text += &attributes(&spec.path, meta, mode, (seen.uid, &spec.owner), (seen.gid, &spec.group));
-        }
-        text
+        difference(spec, seen, if was_open && stays_open { unified } else { hidden })
     }
+
+    fn hidden_diff(spec: &FileSpec, seen: &Seen) -> String {
+        difference(spec, seen, hidden)
+    }
+
+    fn may_hold_secrets(seen: &Seen) -> bool {
+        // Of a file that is not there, or that is too long to be kept, or of a link, no content is kept.
+        matches!(&seen.there, Some((_, Content::Bytes(bytes))) if !bytes.is_empty())
+    }
+}
+
+/// What the steps change; the content as `show` has it.
+fn difference(
+    spec: &FileSpec,
+    seen: &Seen,
+    show: impl Fn(&str, Option<&[u8]>, Option<&[u8]>) -> String,
+) -> String {
+    let old = seen.there.as_ref().map(|(_, content)| content.bytes());
+    let new = spec.content.as_deref().map(str::as_bytes);
+    if seen.there.as_ref().is_some_and(|(_, content)| matches!(content, Content::Link(_))) {
+        return format!("{}: a symbolic link is removed\n", spec.path);
+    }
+    let mut text = show(&spec.path, old, new);
+    if let (Some((meta, _)), Some(mode), Presence::Present) = (&seen.there, spec.mode.bits(), spec.state) {
+        text += &attributes(&spec.path, meta, mode, (seen.uid, &spec.owner), (seen.gid, &spec.group));
+    }
+    text
 }
 
 #[cfg(test)]
