@@ -16,7 +16,7 @@ mod support;
 use std::path::Path;
 use std::time::Duration;
 
-use postern_agent::engine::{Dispatch, Outbox, Outgoing, SecretAnswer, SecretText};
+use postern_agent::engine::{Dispatch, NoSecret, Outbox, Outgoing, SecretAnswer, SecretText};
 use postern_proto::event::{EventKind, Outcome, RunState, Stream};
 use postern_proto::ids::{RunId, SecretRef};
 use serde_json::{Value, json};
@@ -250,13 +250,41 @@ async fn a_refused_secret_fails_what_uses_it_with_the_reason() {
         ("b", "file", file("/etc/b", "b\n")),
     ]);
     let dispatch = host.needing(&dispatch, &[("b", &[])]);
-    let refused = SecretAnswer { secret: secret("db"), value: Err("it was removed on Monday".to_owned()) };
+    let never = NoSecret::Never("it was removed on Monday".to_owned());
+    let refused = SecretAnswer { secret: secret("db"), value: Err(never) };
     let (told, _) = run(&work, dispatch, &[refused]).await;
     // Which comes first is the controller's to decide.
     assert!(outcomes(&told).len() == 2 && outcomes(&told).contains(&Changed), "{:?}", told.messages());
     let want = "there is no value of the secret db (version 1): it was removed on Monday";
     assert!(told.messages().contains(&want), "{:?}", told.messages());
     assert_eq!(told.end(), (RunState::Failed, format!("t:command:a: {want}").as_str()));
+}
+
+/// The controller's limit on questions is no answer for good: the run waits and asks again by itself.
+#[tokio::test]
+async fn a_secret_that_is_refused_for_now_is_asked_for_again_in_the_same_session() {
+    let mut host = Host::new();
+    let work = host.open();
+    let dispatch = host.command(json!({"argv": ["true"], "env": {"P": hole("db")}}));
+    let id = dispatch.run;
+    let mut outbox = work.engine.attach(vec![], vec![]).await;
+    work.engine.dispatch(dispatch).await.unwrap();
+    let (mut told, mut asked) = (Told::default(), Vec::new());
+    while !told.is_over() {
+        match next(&mut outbox).await {
+            Outgoing::SecretsWanted { run, .. } => {
+                asked.push(std::time::Instant::now());
+                let (why, after) = ("asked for too often".to_owned(), Duration::from_millis(1));
+                let not_now = SecretAnswer { secret: secret("db"), value: Err(NoSecret::NotNow { why, after }) };
+                let answer = if asked.len() < 3 { not_now } else { answer("db") };
+                work.engine.secrets(run, vec![answer]).await;
+            }
+            other => told.take(other),
+        }
+    }
+    assert_eq!((told.end().0, asked.len()), (RunState::Ok, 3), "{id}: {:?}", told.messages());
+    let waits: Vec<Duration> = asked.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(waits.iter().all(|wait| *wait >= Duration::from_secs(1)), "it does not storm: {waits:?}");
 }
 
 /// What does not need the secret goes on; then the run says that it waits, and until when it did.
