@@ -50,12 +50,11 @@ impl Resource for File {
         let there = match host.meta(path)? {
             None => None,
             Some(meta) if meta.kind == FileKind::File => {
-                // What is longer than anything a plan declares is different; its end is not needed to know.
-                let content = match host.read(path, READ_LIMIT) {
-                    Err(crate::sys::SysError::TooLarge { .. }) => Content::TooLong,
-                    other => Content::Bytes(other?.unwrap_or_default()),
-                };
-                Some((meta, content))
+                match host.read_owned(path, READ_LIMIT) {
+                    // What is longer than anything a plan declares is different; its end is not needed to know.
+                    Err(crate::sys::SysError::TooLarge { .. }) => Some((meta, Content::TooLong)),
+                    other => other?.map(|(meta, bytes)| (meta, Content::Bytes(bytes))),
+                }
             }
             // To remove a link follows nothing.
             Some(meta) if meta.kind == FileKind::Symlink && spec.state == Presence::Absent => {
@@ -94,7 +93,7 @@ impl Resource for File {
                 if (meta.mode, meta.uid, meta.gid) == (mode, uid, gid) {
                     Vec::new()
                 } else {
-                    vec![Step::SetAttributes { path, mode, uid, gid }]
+                    vec![Step::SetAttributes { path, mode, uid, gid, seen: Some(meta.id) }]
                 }
             }
             (Some(content), _, Presence::Present) => {
@@ -141,7 +140,8 @@ impl Resource for File {
             _ if now.there.as_ref().is_some_and(|(_, there)| there == content)
                 && *content != Content::TooLong =>
             {
-                Step::SetAttributes { path, mode, uid, gid }
+                let seen = now.there.as_ref().map(|(there, _)| there.id);
+                Step::SetAttributes { path, mode, uid, gid, seen }
             }
             Content::TooLong => {
                 let limit = READ_LIMIT >> 20;
