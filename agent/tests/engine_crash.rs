@@ -538,6 +538,65 @@ impl postern_agent::journal::Disk for Failing {
     }
 }
 
+/// Set once the disk is full; only one test uses it.
+static FULL: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+
+/// A disk on which the journal cannot grow any more.
+struct Filling(postern_agent::journal::FileDisk);
+
+impl postern_agent::journal::Disk for Filling {
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
+        self.0.write_at(offset, bytes)
+    }
+
+    fn sync(&mut self) -> std::io::Result<()> {
+        self.0.sync()
+    }
+
+    fn grow(&mut self, from: u64, to: u64) -> std::io::Result<()> {
+        if FULL.load(std::sync::atomic::Ordering::SeqCst) {
+            return Err(std::io::Error::from_raw_os_error(28));
+        }
+        self.0.grow(from, to)
+    }
+}
+
+/// More steps than room was set aside for when the run was taken: on a full disk none of them is begun, and the
+/// run is told to its end.
+#[tokio::test]
+async fn trap_36_steps_beyond_what_was_counted_on_are_refused_before_the_first_one_acts() {
+    use std::sync::atomic::Ordering;
+    // Parents are made for root.
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    for full in [false, true] {
+        let mut host = Host::tuned(|config| config.limits.journal_chunk = 4096);
+        let go = host.path("go");
+        let wait = json!({"shell": format!("while ! test -e {go}; do sleep 0.01; done")});
+        let deep = json!({"path": "/d".repeat(60), "owner": "me", "group": "us", "parents": true});
+        let run = host.dispatch(&[("c", "command", wait), ("d", "directory", deep)]);
+        let id = run.run;
+        FULL.store(false, Ordering::SeqCst);
+        let disk = |file| Box::new(Filling(postern_agent::journal::FileDisk(file))) as _;
+        let (engine, driver) = postern_agent::engine::open_on(host.config(), disk).unwrap();
+        let work = Work { engine, driver: tokio::spawn(driver) };
+        let mut outbox = work.engine.attach(vec![], vec![]).await;
+        work.engine.dispatch(run).await.unwrap();
+        FULL.store(full, Ordering::SeqCst);
+        std::fs::write(&go, "").unwrap();
+        let mut told = Told::default();
+        to_the_end(&work.engine, &mut outbox, id, &mut told).await;
+        let want = if full { Outcome::Failed } else { Outcome::Changed };
+        assert_eq!(told.outcomes(), [(1, Outcome::Changed), (1, want)], "{:?}", told.messages());
+        assert_eq!(told.steps_started(), if full { 1 } else { 61 });
+        assert_eq!(host.root().join("d").exists(), !full);
+        if full {
+            assert!(told.messages()[1].contains("has no room"), "{:?}", told.messages());
+        }
+    }
+}
+
 /// EIO at any sync of the journal: what is not on the disk is not done and not told, and the engine says so.
 #[tokio::test]
 async fn trap_36_an_engine_whose_disk_fails_stops_and_never_lies() {

@@ -214,9 +214,10 @@ async fn trap_46_an_older_value_is_not_kept_and_not_shown() {
         value: Ok(SecretText::new(value.to_owned())),
     };
     let answers = [version_2("db", VALUE), version_2("hash", "$6$salt$hashhashhashhash")];
+    let state = host.state();
     let silent = |told: &Told| {
         assert!(!format!("{told:?}").contains(&OLD[..10]), "{told:?}");
-        assert_eq!(leaks_of(&host.state(), OLD), [""; 0]);
+        assert_eq!(leaks_of(&state, OLD), [""; 0]);
     };
     let mut check = run_of.clone();
     (check.run, check.seq, check.terms.check) = (RunId::generate(), 100, true);
@@ -275,7 +276,8 @@ async fn a_secret_that_is_refused_for_now_is_asked_for_again_in_the_same_session
             Outgoing::SecretsWanted { run, .. } => {
                 asked.push(std::time::Instant::now());
                 let (why, after) = ("asked for too often".to_owned(), Duration::from_millis(1));
-                let not_now = SecretAnswer { secret: secret("db"), value: Err(NoSecret::NotNow { why, after }) };
+                let not_now =
+                    SecretAnswer { secret: secret("db"), value: Err(NoSecret::NotNow { why, after }) };
                 let answer = if asked.len() < 3 { not_now } else { answer("db") };
                 work.engine.secrets(run, vec![answer]).await;
             }

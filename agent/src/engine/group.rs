@@ -11,7 +11,7 @@ use super::approve::digest;
 use super::backup::{After, Before, Kept};
 use super::guarded::Done;
 use super::look::Unseen;
-use super::run::{End, RunTask, StepResult, Stop, summary_of};
+use super::run::{End, Failure, RunTask, StepResult, Stop, refusal, summary_of};
 use super::steps::LOCK_TRIES;
 use crate::resources::{Bound, Depth, Step, View};
 
@@ -125,7 +125,8 @@ impl RunTask {
                 before.withhold("there was a secret in what it was, and secrets are not kept")
             } else if secret {
                 // One that was set anew since: its old value is known to nobody here.
-                before.withhold("what it was may hold an older value of its secrets, and secrets are not kept")
+                before
+                    .withhold("what it was may hold an older value of its secrets, and secrets are not kept")
             } else {
                 before
             };
@@ -193,6 +194,9 @@ impl RunTask {
         guarded: bool,
     ) -> Result<StepResult, Stop> {
         let (address, attempt) = self.attempt_of(owner);
+        if let Err(error) = self.room_for_steps(&address, steps).await {
+            return Ok(Err(Failure::new(refusal(error).message)));
+        }
         self.acted = true;
         self.ahead.clear();
         let mut note = String::new();

@@ -159,7 +159,9 @@ mod tests {
         tell(started("c"));
         tell(started("before"));
         tell(finished("before", 1, Outcome::Unchanged));
-        ["first", "there", "third"].map(|name| tell(started(name)));
+        for name in ["first", "there", "third"] {
+            tell(started(name));
+        }
         tell(finished("there", 1, Outcome::Unchanged));
         let step = StepId { address: address("first"), attempt: 1, step: 0 };
         let acted = tell(EventKind::StepStarted { step, summary: String::new() });
