@@ -8,12 +8,13 @@ use postern_proto::ids::{RunId, SecretRef};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::{NoSecret, SecretAnswer};
 use super::api::SecretText;
 use super::shared::{Inner, Shared};
+use super::{NoSecret, SecretAnswer};
 
-/// The values of one run together, bytes: each process of the run is told all of them, to redact them.
-const ALL: usize = 1 << 20;
+/// The values of one run together, bytes: each process of the run is told all of them, to redact them, which takes
+/// it up to 640 bytes for each (measured in `supervise::redact`), so 40 MiB.
+const ALL: usize = 64 << 10;
 
 /// The bounds of the wait until a question is asked again, whatever the controller says; up to a quarter more, by
 /// chance, so that not all runs ask in the same moment.
@@ -44,11 +45,18 @@ impl Vault {
             }
             let value = match value {
                 Ok(text) => {
-                    let fits = bytes + text.expose().len() <= ALL;
+                    let together = bytes + text.expose().len();
                     // One that does not fit takes no room from those that do.
-                    bytes += if fits { text.expose().len() } else { 0 };
-                    fits.then_some(text)
-                        .ok_or_else(|| format!("the secrets of one run may take {ALL} bytes together"))
+                    if together > ALL {
+                        Err(format!(
+                            "with its {} bytes the secrets of this run would take {together} bytes together, the \
+                             limit is {ALL}: use fewer in one run, or shorter ones",
+                            text.expose().len()
+                        ))
+                    } else {
+                        bytes = together;
+                        Ok(text)
+                    }
                 }
                 Err(NoSecret::Never(why)) => Err(why),
                 Err(NoSecret::NotNow { why, after }) => {
@@ -178,7 +186,8 @@ mod tests {
         shared.lock().answered(run, vec![refused, answer("c", &"x".repeat(ALL))], now, 0);
         assert_eq!(secrets.value(&secret("a")).unwrap().unwrap().expose(), "x");
         assert_eq!(secrets.value(&secret("b")).unwrap().unwrap_err(), "it was removed");
-        assert!(secrets.value(&secret("c")).unwrap().unwrap_err().contains("together"));
+        let too_long = secrets.value(&secret("c")).unwrap().unwrap_err();
+        assert!(too_long.contains("take 65537 bytes together, the limit is 65536"), "{too_long}");
         assert!(secrets.value(&secret("other")).is_none());
         drop(secrets);
         assert!(shared.lock().vaults.is_empty());
