@@ -194,7 +194,7 @@ impl RunTask {
         guarded: bool,
     ) -> Result<StepResult, Stop> {
         let (address, attempt) = self.attempt_of(owner);
-        if let Err(error) = self.room_for_steps(&address, steps).await {
+        if let Err(error) = self.room_for_steps(&address, steps, guarded).await {
             return Ok(Err(Failure::new(refusal(error).message)));
         }
         self.acted = true;

@@ -19,6 +19,8 @@ use crate::supervise::spool::{Reader, last_words};
 
 /// How often a step is begun again when another took its lock in the moment before it.
 pub(super) const LOCK_TRIES: u32 = 3;
+/// What a guard tells like steps: that it is armed, that it looks, that it takes the change back.
+const GUARD_STEPS: u64 = 3;
 /// Between looks at a lock.
 const LOCK_LOOK: Duration = Duration::from_millis(500);
 /// The time that asking for a restart may take.
@@ -37,8 +39,14 @@ fn most_tries(step: &Step) -> u64 {
 impl RunTask {
     /// Sets room aside for the events of these steps, where they may be more than was counted on when the run was
     /// taken: a full disk refuses them before the first one acts, not in their middle.
-    pub(super) async fn room_for_steps(&self, address: &Address, steps: &[Step]) -> Result<(), CommitError> {
-        match steps.iter().map(most_tries).sum::<u64>().saturating_sub(STEPS) {
+    pub(super) async fn room_for_steps(
+        &self,
+        address: &Address,
+        steps: &[Step],
+        guarded: bool,
+    ) -> Result<(), CommitError> {
+        let guard = if guarded { GUARD_STEPS } else { 0 };
+        match (guard + steps.iter().map(most_tries).sum::<u64>()).saturating_sub(STEPS) {
             0 => Ok(()),
             beyond => self.ctx.writer.reserve(self.run, beyond * step_room(address)).await,
         }
