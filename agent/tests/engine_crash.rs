@@ -362,6 +362,34 @@ async fn trap_36_a_cut_off_file_is_observed_again() {
     }
 }
 
+/// Two packages are one transaction, whose step bears the first one's address.
+#[tokio::test]
+async fn trap_36_a_cut_off_transaction_counts_for_all_of_its_packages() {
+    let mut host = Host::new();
+    let dpkg = host.root().join("var/lib/dpkg");
+    std::fs::create_dir_all(dpkg.join("updates")).unwrap();
+    let one = |name: &str| {
+        format!("Package: {name}\nStatus: install ok installed\nArchitecture: all\nVersion: 1\n\n")
+    };
+    std::fs::write(dpkg.join("status"), one("aa") + &one("bb")).unwrap();
+    host.fake("apt-get", &format!(": >{}", dpkg.join("status").display()));
+    let work = host.open();
+    let absent = |name: &str| json!({"name": name, "state": "absent"});
+    let dispatch = host.dispatch(&[("aa", "package", absent("aa")), ("bb", "package", absent("bb"))]);
+    let run = dispatch.run;
+    let told = complete_unacked(&work, dispatch).await;
+    assert_eq!((told.steps_started(), told.end().0), (1, RunState::Ok), "{:?}", told.messages());
+    work.kill().await;
+    cut_after(&host.state(), |record| !record.contains("step_finished"));
+    for entry in std::fs::read_dir(host.state().join("spool")).unwrap() {
+        std::fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    let told = whole(&host.open(), run).await;
+    let interrupted = (1, Outcome::Interrupted);
+    let changed = (2, Outcome::Changed);
+    assert_eq!(told.outcomes(), [interrupted, interrupted, changed, changed], "{:?}", told.messages());
+}
+
 /// A resource that brings the host down each time is given up, not tried for ever.
 #[tokio::test]
 async fn a_resource_that_is_cut_off_again_and_again_is_given_up() {
@@ -507,6 +535,65 @@ impl postern_agent::journal::Disk for Failing {
 
     fn grow(&mut self, from: u64, to: u64) -> std::io::Result<()> {
         self.0.grow(from, to)
+    }
+}
+
+/// Set once the disk is full; only one test uses it.
+static FULL: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+
+/// A disk on which the journal cannot grow any more.
+struct Filling(postern_agent::journal::FileDisk);
+
+impl postern_agent::journal::Disk for Filling {
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
+        self.0.write_at(offset, bytes)
+    }
+
+    fn sync(&mut self) -> std::io::Result<()> {
+        self.0.sync()
+    }
+
+    fn grow(&mut self, from: u64, to: u64) -> std::io::Result<()> {
+        if FULL.load(std::sync::atomic::Ordering::SeqCst) {
+            return Err(std::io::Error::from_raw_os_error(28));
+        }
+        self.0.grow(from, to)
+    }
+}
+
+/// More steps than room was set aside for when the run was taken: on a full disk none of them is begun, and the
+/// run is told to its end.
+#[tokio::test]
+async fn trap_36_steps_beyond_what_was_counted_on_are_refused_before_the_first_one_acts() {
+    use std::sync::atomic::Ordering;
+    // Parents are made for root.
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    for full in [false, true] {
+        let mut host = Host::tuned(|config| config.limits.journal_chunk = 4096);
+        let go = host.path("go");
+        let wait = json!({"shell": format!("while ! test -e {go}; do sleep 0.01; done")});
+        let deep = json!({"path": "/d".repeat(60), "owner": "me", "group": "us", "parents": true});
+        let run = host.dispatch(&[("c", "command", wait), ("d", "directory", deep)]);
+        let id = run.run;
+        FULL.store(false, Ordering::SeqCst);
+        let disk = |file| Box::new(Filling(postern_agent::journal::FileDisk(file))) as _;
+        let (engine, driver) = postern_agent::engine::open_on(host.config(), disk).unwrap();
+        let work = Work { engine, driver: tokio::spawn(driver) };
+        let mut outbox = work.engine.attach(vec![], vec![]).await;
+        work.engine.dispatch(run).await.unwrap();
+        FULL.store(full, Ordering::SeqCst);
+        std::fs::write(&go, "").unwrap();
+        let mut told = Told::default();
+        to_the_end(&work.engine, &mut outbox, id, &mut told).await;
+        let want = if full { Outcome::Failed } else { Outcome::Changed };
+        assert_eq!(told.outcomes(), [(1, Outcome::Changed), (1, want)], "{:?}", told.messages());
+        assert_eq!(told.steps_started(), if full { 1 } else { 61 });
+        assert_eq!(host.root().join("d").exists(), !full);
+        if full {
+            assert!(told.messages()[1].contains("has no room"), "{:?}", told.messages());
+        }
     }
 }
 

@@ -176,6 +176,72 @@ async fn what_somebody_else_changed_since_is_left_alone() {
     assert_eq!((etc.read("a"), etc.read("b").as_deref(), etc.read("c")), (None, Some("by hand\n"), None));
 }
 
+/// A change whose proof failed, or that was cancelled, did happen: who mended by hand what it left keeps that.
+#[tokio::test]
+async fn what_was_mended_after_a_failed_proof_is_left_alone() {
+    for mended in [true, false] {
+        let mut host = Host::new();
+        let (work, passwd) = (host.open(), host.root().join("etc/passwd"));
+        std::fs::create_dir(host.root().join("bin")).unwrap();
+        for shell in ["bash", "zsh"] {
+            std::fs::write(host.root().join("bin").join(shell), "").unwrap();
+        }
+        std::fs::write(host.root().join("etc/shadow"), "").unwrap();
+        let set = |to: &str| format!("sed -i s,/bin/[a-z]*$,/bin/{to}, {}", passwd.display());
+        // `getent` is the proof: it knows nobody. The change itself is in passwd.
+        host.fake("getent", "true");
+        host.fake("usermod", &format!("case $2 in /bin/bash) {};; *) {};; esac", set("bash"), set("sh")));
+        let run = host.dispatch(&[("me", "user", json!({"name": "me", "shell": "/bin/bash"}))]);
+        let told = complete(&work, run.clone()).await;
+        assert_eq!(outcomes(&told), [Failed], "{:?}", told.messages());
+        assert!(told.messages()[0].contains("could not be observed"), "{:?}", told.messages());
+        let shell =
+            || std::fs::read_to_string(&passwd).unwrap().trim().rsplit('/').next().unwrap().to_owned();
+        assert_eq!(shell(), "bash");
+        if mended {
+            let text = std::fs::read_to_string(&passwd).unwrap().replace("/bin/bash", "/bin/zsh");
+            std::fs::write(&passwd, text).unwrap();
+        }
+        let undo = host.undo(&run);
+        let told = complete(&work, undo).await;
+        if mended {
+            assert_eq!((outcomes(&told), shell()), (vec![Failed], "zsh".to_owned()), "{:?}", told.messages());
+            assert!(told.messages()[0].contains("changed since that run"), "{:?}", told.messages());
+        } else {
+            assert_eq!((outcomes(&told), shell()), (vec![Changed], "sh".to_owned()), "{:?}", told.messages());
+        }
+    }
+}
+
+/// The same for a change that an operator cancelled when it was done in part.
+#[tokio::test]
+async fn what_was_mended_after_a_cancelled_change_is_left_alone() {
+    let mut host = Host::new();
+    let (work, passwd, begun) = (host.open(), host.root().join("etc/passwd"), host.path("begun"));
+    std::fs::create_dir(host.root().join("bin")).unwrap();
+    for shell in ["bash", "zsh"] {
+        std::fs::write(host.root().join("bin").join(shell), "").unwrap();
+    }
+    std::fs::write(host.root().join("etc/shadow"), "").unwrap();
+    let set = format!("sed -i s,/bin/[a-z]*$,/bin/bash, {}", passwd.display());
+    host.fake("usermod", &format!("{set}; echo x >{begun}; exec sleep 30"));
+    let run = host.dispatch(&[("me", "user", json!({"name": "me", "shell": "/bin/bash"}))]);
+    let id = run.run;
+    let mut outbox = work.engine.attach(vec![], vec![]).await;
+    work.engine.dispatch(run.clone()).await.unwrap();
+    until("the change", || lines(&begun) == 1).await;
+    work.engine.cancel(id).await;
+    let mut told = Told::default();
+    to_the_end(&work.engine, &mut outbox, id, &mut told).await;
+    assert_eq!(told.end().0, RunState::Cancelled, "{:?}", told.messages());
+    let text = std::fs::read_to_string(&passwd).unwrap().replace("/bin/bash", "/bin/zsh");
+    std::fs::write(&passwd, &text).unwrap();
+    let undo = host.undo(&run);
+    let told = complete(&work, undo).await;
+    assert_eq!(outcomes(&told), [Failed], "{:?}", told.messages());
+    assert_eq!(std::fs::read_to_string(&passwd).unwrap(), text);
+}
+
 #[tokio::test]
 async fn a_run_of_which_nothing_is_kept_cannot_be_undone() {
     let mut host = Host::new();

@@ -60,6 +60,10 @@ pub struct AgentLimits {
     /// left out. The holder is named and never ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lock_wait_s: Option<u64>,
+    /// How long a change that could cut the host off has to be confirmed before it is taken back, seconds; 60 when
+    /// this is left out, and at least 15: a look from outside takes that long where nothing answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guard_window_s: Option<u64>,
 }
 
 impl AgentLimits {

@@ -29,8 +29,8 @@ pub(super) async fn act(sys: Sys, step: Step) -> Result<(), String> {
             };
             sys.replace(&new, check).map_err(|error| error.to_string()).flatten()
         }
-        Step::SetAttributes { path, mode, uid, gid } => {
-            sys.set_attributes(path, *mode, *uid, *gid).map_err(|error| error.to_string())
+        Step::SetAttributes { path, mode, uid, gid, seen } => {
+            sys.set_attributes(path, *mode, *uid, *gid, *seen).map_err(|error| error.to_string())
         }
         Step::Remove { path } => sys.remove(path).map_err(|error| error.to_string()),
         Step::MakeDirectory { path, mode, uid, gid } => {

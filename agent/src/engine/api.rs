@@ -275,6 +275,20 @@ impl std::fmt::Debug for SecretText {
 pub struct SecretAnswer {
     /// Which.
     pub secret: SecretRef,
-    /// Its value, or why there is none, for people.
-    pub value: Result<SecretText, String>,
+    /// Its value, or why there is none.
+    pub value: Result<SecretText, NoSecret>,
+}
+
+/// Why there is no value of a secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NoSecret {
+    /// There will be none in this run; why, for people.
+    Never(String),
+    /// It may be asked for again.
+    NotNow {
+        /// Why, for people.
+        why: String,
+        /// When, from now on, by the controller's word.
+        after: Duration,
+    },
 }

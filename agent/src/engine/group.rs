@@ -11,7 +11,7 @@ use super::approve::digest;
 use super::backup::{After, Before, Kept};
 use super::guarded::Done;
 use super::look::Unseen;
-use super::run::{End, RunTask, StepResult, Stop, summary_of};
+use super::run::{End, Failure, RunTask, StepResult, Stop, refusal, summary_of};
 use super::steps::LOCK_TRIES;
 use crate::resources::{Bound, Depth, Step, View};
 
@@ -122,10 +122,16 @@ impl RunTask {
             let used = postern_proto::text::late(&planned.spec);
             let late = self.late.iter().filter(|(name, _)| used.contains(*name));
             let late = late.map(|(name, value)| (name.clone(), value.clone())).collect();
+            let bound = self.bound.get(index).and_then(Option::as_ref);
+            let secret = bound.is_none_or(|bound| bound.may_hold_secrets(&seen));
             let before = Before::new(planned.address.clone(), planned.kind.clone(), seen, late);
             let text = serde_json::to_string(&before).unwrap_or_default();
             let before = if self.redact.finds(&text) {
                 before.withhold("there was a secret in what it was, and secrets are not kept")
+            } else if secret {
+                // One that was set anew since: its old value is known to nobody here.
+                before
+                    .withhold("what it was may hold an older value of its secrets, and secrets are not kept")
             } else {
                 before
             };
@@ -162,6 +168,24 @@ impl RunTask {
         }
     }
 
+    /// The same where its proof failed or was not waited for: the change happened, and somebody may mend by hand
+    /// what it left.
+    async fn keep_unproved(&mut self, index: usize, bound: &Arc<dyn Bound>) -> Result<(), Stop> {
+        // What only acts has no state, so there is nothing to compare it with.
+        if !self.keeps || bound.foreseen().is_some() {
+            return Ok(());
+        }
+        let ctx = Arc::clone(&self.ctx);
+        match self.patiently(bound.view(&ctx.config.sys, Depth::Whole)).await? {
+            Ok(view) => self.keep_after(index, bound, &view).await,
+            Err(error) => {
+                let (error, address) = (self.redact.text(&error.to_string()), self.address(index));
+                tracing::warn!(error, %address, "what it is after the change could not be looked at");
+            }
+        }
+        Ok(())
+    }
+
     pub(super) async fn steps(&mut self, owner: usize, steps: &[Step]) -> Result<StepResult, Stop> {
         self.steps_under(owner, steps, false).await
     }
@@ -174,6 +198,9 @@ impl RunTask {
         guarded: bool,
     ) -> Result<StepResult, Stop> {
         let (address, attempt) = self.attempt_of(owner);
+        if let Err(error) = self.room_for_steps(&address, steps, guarded).await {
+            return Ok(Err(Failure::new(refusal(error).message)));
+        }
         self.acted = true;
         self.ahead.clear();
         let mut note = String::new();
@@ -183,7 +210,7 @@ impl RunTask {
             loop {
                 let id = StepId { address: address.clone(), attempt, step: self.next_step };
                 self.next_step += 1;
-                self.past[owner].acted = true;
+                self.mark_acted(owner);
                 match self.step(id, step, !guarded && place + 1 == steps.len(), until).await? {
                     Ok(said) => note = said,
                     // Somebody took the lock between our look and its own: its turn comes again.
@@ -197,6 +224,16 @@ impl RunTask {
             }
         }
         Ok(Ok(note))
+    }
+
+    /// A step begins: it acts for all that are brought about together (see `past`).
+    fn mark_acted(&mut self, owner: usize) {
+        let key = |index: usize| self.bound.get(index)?.as_ref()?.merge_key();
+        let together = |index: &usize| {
+            *index == owner || self.past[*index].open && key(owner).is_some() && key(*index) == key(owner)
+        };
+        let members: Vec<usize> = (0..self.past.len()).filter(together).collect();
+        members.into_iter().for_each(|index| self.past[index].acted = true);
     }
 
     /// After the steps: what is in force now decides, not what the steps said of themselves.
@@ -215,6 +252,9 @@ impl RunTask {
                 && failure.cancelled
             {
                 let message = format!("cancelled by an operator: {}", failure.message);
+                if let Ok(bound) = self.bind(index) {
+                    self.keep_unproved(index, &bound).await?;
+                }
                 self.finish(index, failed(message.clone()).diff(diff));
                 self.halt(RunState::Cancelled, message);
                 continue;
@@ -234,8 +274,9 @@ impl RunTask {
             }
             let ctx = Arc::clone(&self.ctx);
             let view = self.patiently(bound.view(&ctx.config.sys, Depth::Proof)).await?;
-            if let Ok(view) = &view {
-                self.keep_after(index, &bound, view).await;
+            match &view {
+                Ok(view) => self.keep_after(index, &bound, view).await,
+                Err(_) => self.keep_unproved(index, &bound).await?,
             }
             let failure = result.as_ref().err().map(|failure| failure.message.as_str());
             let end = match (view, failure) {

@@ -10,7 +10,7 @@ use postern_proto::{ids::Address, spec};
 
 use super::book::Record;
 use super::run::{RunTask, Stop};
-use crate::resources::{Bound, Depth, View, bind};
+use crate::resources::{Bound, Depth, View, bind, bind_filled};
 use crate::supervise::Redact;
 
 /// Why a resource could not be looked at.
@@ -74,9 +74,8 @@ impl RunTask {
         if let Some(error) = errors.first() {
             return Err(Unseen { why: format!("with its values filled in: {error}"), after_apply: false });
         }
-        let filled = PlannedResource { spec: filled, ..planned.clone() };
         let bound: Arc<dyn Bound> =
-            bind(&filled).map(Arc::from).map_err(|why| Unseen { why, after_apply: false })?;
+            bind_filled(planned, &filled).map(Arc::from).map_err(|why| Unseen { why, after_apply: false })?;
         self.bound[index] = Some(Arc::clone(&bound));
         Ok(bound)
     }
@@ -101,10 +100,10 @@ impl RunTask {
             }
         };
         Ok(match view {
-            Ok(view) => {
-                self.take_late(index, &view);
-                Ok(view)
-            }
+            Ok(view) => match self.take_late(index, &view) {
+                Ok(()) => Ok(view),
+                Err(why) => Err(Unseen { why, after_apply: false }),
+            },
             Err(error) => {
                 let after_apply = self.would_change_before(index);
                 Err(Unseen { why: error.to_string(), after_apply })
@@ -112,16 +111,23 @@ impl RunTask {
         })
     }
 
-    fn take_late(&mut self, index: usize, view: &View) {
+    /// Takes what a resource yields for others. It goes into the journal, which no secret reaches; and it is
+    /// taken as it is or not at all, for it may be what a file is filled with.
+    fn take_late(&mut self, index: usize, view: &View) -> Result<(), String> {
         let planned = &self.plan.resources[index];
         let name = spec::kind(&planned.kind).and_then(|kind| (kind.yields)(&planned.spec));
-        let (Some(name), Some(value)) = (name, &view.late) else { return };
-        // It goes into the journal, which no secret reaches.
-        let value = self.redact.text(value);
-        if self.late.get(&name) != Some(&value) {
-            self.pending.push(Record::Late { run: self.run, name: name.clone(), value: value.clone() });
-            self.late.insert(name, value);
+        let (Some(name), Some(value)) = (name, &view.late) else { return Ok(()) };
+        if self.redact.finds(value) {
+            return Err(format!(
+                "late.{name} has a secret of this run in it, or ends as one begins: late values are written down, \
+                 secrets never are, so it is not taken; let the command print something else"
+            ));
         }
+        if self.late.get(&name) != Some(value) {
+            self.pending.push(Record::Late { run: self.run, name: name.clone(), value: value.clone() });
+            self.late.insert(name, value.clone());
+        }
+        Ok(())
     }
 
     /// In a check, something before this is still to be brought about.

@@ -31,7 +31,7 @@ mod wait;
 mod writer;
 
 pub use api::{
-    Dispatch, EngineConfig, EngineError, Limits, MAX_SECRET_BYTES, OpenError, Outgoing, Refusal,
+    Dispatch, EngineConfig, EngineError, Limits, MAX_SECRET_BYTES, NoSecret, OpenError, Outgoing, Refusal,
     RefusalReason, SecretAnswer, SecretText, Snapshot, SupervisorCommand,
 };
 pub use open::{open, open_on, unfinished};
@@ -181,7 +181,7 @@ impl Engine {
 
     /// What the controller says to [`Outgoing::SecretsWanted`]. Held in memory until the run is over.
     pub async fn secrets(&self, run: RunId, answers: Vec<SecretAnswer>) {
-        self.ctx.shared.lock().answered(run, answers);
+        self.ctx.shared.lock().answered(run, answers, tokio::time::Instant::now(), rand::random());
     }
 
     /// Remembers the highest owner epoch seen; a lower one has no effect.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use postern_proto::event::{LogBody, LogFrame};
 use postern_proto::ids::{RunId, SecretRef};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::Outgoing;
 use super::book::slot;
@@ -82,7 +83,13 @@ impl Outbox {
                 Pick::Next(Next::Nothing) => match self.ready.pop_front() {
                     Some(frame) => return Some(Outgoing::Log(frame)),
                     // A wake-up between the pick and here is not lost: it is stored.
-                    None => waiting.notified().await,
+                    None => {
+                        let again = self.shared.lock().asks_again();
+                        tokio::select! {
+                            () = waiting.notified() => {}
+                            () = until(again) => {}
+                        }
+                    }
                 },
             }
         }
@@ -94,7 +101,7 @@ impl Outbox {
         if inner.generation != self.generation {
             return None;
         }
-        if let Some((run, secrets)) = inner.wanted() {
+        if let Some((run, secrets)) = inner.wanted(Instant::now()) {
             return Some(Pick::Wanted(run, secrets));
         }
         let session = inner.session.as_mut()?;
@@ -151,6 +158,14 @@ impl Outbox {
             time_ns: frame.time_ns,
             body: frame.body,
         }));
+    }
+}
+
+/// Returns at that time; never where there is none.
+async fn until(when: Option<Instant>) {
+    match when {
+        Some(when) => tokio::time::sleep_until(when).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -2,8 +2,10 @@
 
 use postern_proto::event::{EventKind, Outcome, StepEnd, StepId, WAITS_FOR};
 use postern_proto::ids::{Address, BootId};
+use postern_proto::plan::PlannedResource;
 
 use super::book::RunBook;
+use crate::resources::bind;
 
 /// One resource of a run, as far as its events tell.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -14,7 +16,7 @@ pub(super) struct Past {
     pub(super) attempts: u32,
     /// That attempt is not over.
     pub(super) open: bool,
-    /// A step that changes something has begun in some attempt.
+    /// A step that changes something has begun in some attempt, its own or its group's.
     pub(super) acted: bool,
     /// The last step of the open attempt.
     pub(super) step: Option<PastStep>,
@@ -35,6 +37,8 @@ pub(super) struct PastStep {
 /// In the order of the plan.
 pub(super) fn past(book: &RunBook) -> Vec<Past> {
     let mut all = vec![Past::default(); book.plan.resources.len()];
+    let key = |planned: &PlannedResource| bind(planned).ok()?.merge_key();
+    let keys: Vec<Option<String>> = book.plan.resources.iter().map(key).collect();
     let place =
         |address: &Address| book.plan.resources.iter().position(|planned| planned.address == *address);
     for event in &book.events {
@@ -44,11 +48,19 @@ pub(super) fn past(book: &RunBook) -> Vec<Past> {
                 (past.attempts, past.open, past.outcome, past.step) = (*attempt, true, None, None);
             }
             EventKind::StepStarted { step, summary } => {
-                let Some(past) = place(&step.address).and_then(|i| all.get_mut(i)) else { continue };
+                let Some(owner) = place(&step.address) else { continue };
                 let (exec, reboot) =
                     book.steps.get(step).map_or((None, None), |book| (book.exec, book.reboot));
                 // Of the steps that are no process, none but a wait is said in these words.
-                past.acted |= exec.is_some() || !summary.starts_with(WAITS_FOR);
+                let acts = exec.is_some() || !summary.starts_with(WAITS_FOR);
+                // A group has its steps under its first member's address; every member's attempt is open then.
+                let key = keys.get(owner).cloned().flatten();
+                let open = all.iter_mut().zip(&keys).filter(|(past, other)| past.open && **other == key);
+                if key.is_some() && acts {
+                    open.for_each(|(past, _)| past.acted = true);
+                }
+                let Some(past) = all.get_mut(owner) else { continue };
+                past.acted |= acts;
                 past.step = Some(PastStep { id: step.clone(), seq: event.seq, exec, reboot, end: None });
             }
             EventKind::StepFinished { step, end, .. } => {
@@ -90,42 +102,91 @@ pub(super) fn parked(book: &RunBook) -> bool {
 mod tests {
     use postern_proto::event::RunEvent;
     use postern_proto::ids::{PlanHash, RunId};
-    use postern_proto::plan::{PLAN_SCHEMA, Plan, PlannedResource};
+    use postern_proto::plan::{PLAN_SCHEMA, Plan};
 
     use super::super::book::{Book, Record};
     use super::*;
 
-    /// Cut off a second time before the next attempt began: the resource is still to be done.
-    #[test]
-    fn an_interrupted_attempt_is_not_the_last_word() {
-        let (run, address): (_, Address) = (RunId::generate(), "t:command:c".parse().unwrap());
-        let planned = PlannedResource {
-            address: address.clone(),
-            kind: "command".to_owned(),
+    /// A book with one run of a command `c` and of packages with the other names.
+    fn book_of(run: RunId, names: &[&str]) -> Book {
+        let planned = |name: &&str| PlannedResource {
+            address: address(name),
+            kind: if *name == "c" { "command" } else { "package" }.to_owned(),
             schema: 1,
-            spec: serde_json::json!({"shell": "true"}),
+            spec: if *name == "c" {
+                serde_json::json!({"shell": "true"})
+            } else {
+                serde_json::json!({"name": name})
+            },
             needs: None,
         };
-        let (plan, _) = Plan { schema: PLAN_SCHEMA, resources: vec![planned] }.to_bytes().unwrap();
+        let resources = names.iter().map(planned).collect();
+        let (plan, _) = Plan { schema: PLAN_SCHEMA, resources }.to_bytes().unwrap();
         let mut book = Book::default();
         let boot = "0192f0c4-0000-7000-8000-000000000001".parse().unwrap();
         let (plan, hash) = (String::from_utf8(plan).unwrap(), PlanHash::of(b""));
         book.apply(Record::Accepted { seq: 1, run, plan, hash, terms: Default::default(), boot }).unwrap();
-        let mut seq = 0;
-        let mut after = |kind| {
-            seq += 1;
-            book.apply(Record::Event(RunEvent { run, seq, time_ns: 0, kind })).unwrap();
-            past(&book.runs[&run]).remove(0)
-        };
-        let finished = |attempt, outcome| EventKind::ResourceFinished {
-            address: address.clone(),
+        book
+    }
+
+    fn address(name: &str) -> Address {
+        format!("t:x:{name}").parse().unwrap()
+    }
+
+    fn finished(name: &str, attempt: u32, outcome: Outcome) -> EventKind {
+        EventKind::ResourceFinished {
+            address: address(name),
             attempt,
             outcome,
             message: String::new(),
             diff: String::new(),
             duration_ns: 0,
             seen: String::new(),
+        }
+    }
+
+    /// Steps run under the first member's address only. Which members they were for shows in what was open.
+    #[test]
+    fn a_step_of_a_group_is_a_step_of_each_of_its_members() {
+        let run = RunId::generate();
+        let mut book = book_of(run, &["c", "before", "first", "there", "third", "later"]);
+        let mut seq = 0;
+        let mut tell = |kind| {
+            seq += 1;
+            book.apply(Record::Event(RunEvent { run, seq, time_ns: 0, kind })).unwrap();
+            past(&book.runs[&run]).iter().map(|past| past.acted).collect::<Vec<_>>()
         };
+        let started = |name: &str| EventKind::ResourceStarted { address: address(name), attempt: 1 };
+        // It waits in its attempt, and nothing is done for it.
+        tell(started("c"));
+        tell(started("before"));
+        tell(finished("before", 1, Outcome::Unchanged));
+        for name in ["first", "there", "third"] {
+            tell(started(name));
+        }
+        tell(finished("there", 1, Outcome::Unchanged));
+        let step = StepId { address: address("first"), attempt: 1, step: 0 };
+        let acted = tell(EventKind::StepStarted { step, summary: String::new() });
+        assert_eq!(acted, [false, false, true, false, true, false]);
+        tell(finished("first", 1, Outcome::Interrupted));
+        let acted = tell(finished("third", 1, Outcome::Interrupted));
+        assert_eq!(acted, [false, false, true, false, true, false], "it stays so for the next attempt");
+        let acted = tell(started("later"));
+        assert_eq!(acted, [false, false, true, false, true, false]);
+    }
+
+    /// Cut off a second time before the next attempt began: the resource is still to be done.
+    #[test]
+    fn an_interrupted_attempt_is_not_the_last_word() {
+        let run = RunId::generate();
+        let (mut book, address) = (book_of(run, &["c"]), address("c"));
+        let mut seq = 0;
+        let mut after = |kind| {
+            seq += 1;
+            book.apply(Record::Event(RunEvent { run, seq, time_ns: 0, kind })).unwrap();
+            past(&book.runs[&run]).remove(0)
+        };
+        let finished = |attempt, outcome| finished("c", attempt, outcome);
         after(EventKind::ResourceStarted { address: address.clone(), attempt: 1 });
         let cut_off = after(finished(1, Outcome::Interrupted));
         assert_eq!((cut_off.outcome, cut_off.open, cut_off.attempts), (None, false, 1));

@@ -4,14 +4,13 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use postern_proto::event::{Outcome, StepEnd, StepId};
-use postern_proto::plan::PlannedResource;
 use postern_proto::text;
 
 use super::book::{Record, slot};
 use super::exec::{self, Ended, Place};
 use super::past::PastStep;
 use super::run::{End, Failure, MAX_ATTEMPTS, RunTask, StepResult, Stop};
-use crate::resources::bind;
+use crate::resources::bind_filled;
 use crate::supervise::Exit;
 use crate::supervise::spool::{Claim, claim};
 
@@ -125,8 +124,8 @@ impl RunTask {
         match self.bound.get(index) {
             Some(Some(bound)) => bound.repeatable(),
             _ => {
-                let formed = PlannedResource { spec: text::stand_in(&planned.spec), ..planned.clone() };
-                bind(&formed).is_ok_and(|bound| bound.repeatable())
+                let formed = text::stand_in(&planned.spec);
+                bind_filled(planned, &formed).is_ok_and(|bound| bound.repeatable())
             }
         }
     }

@@ -521,14 +521,32 @@ fn shortened(line: &str, limit: usize) -> String {
 /// A late value in the journal, bytes: escapes may take six for one.
 const LATE: u64 = 6 * 4096 + 200;
 
-/// Room for all state records of a run, bytes: every attempt, every step, texts as long as they may be.
+/// Steps of one attempt that room is set aside for when a run is taken. An attempt with more gets more before its
+/// first one.
+pub(super) const STEPS: u64 = 5;
+/// A text in a record, bytes: quotes and backslashes double in JSON.
+const TEXT_ROOM: u64 = 2 * TEXT as u64;
+/// A record without its texts, bytes.
+const FIXED: u64 = 400;
+
+fn event_room(address: &Address) -> u64 {
+    2 * address.as_str().len() as u64 + FIXED
+}
+
+/// Room for the two events of a step, with texts as long as they may be, bytes.
+pub(super) fn step_room(address: &Address) -> u64 {
+    2 * event_room(address) + 2 * TEXT_ROOM
+}
+
+/// Room for all state records of a run, bytes: every attempt with [`STEPS`] steps.
 pub(super) fn room_for(plan: &Plan) -> u64 {
-    // Quotes and backslashes double in JSON; a step's two events, and an attempt's two.
-    let (text, fixed, steps) = (2 * TEXT as u64, 400, 5);
+    let waits = !plan.secrets().is_empty();
     let resource = |planned: &postern_proto::plan::PlannedResource| {
-        let event = 2 * planned.address.as_str().len() as u64 + fixed;
         let late = if planned.spec.get("late").is_some() { LATE } else { 0 };
-        u64::from(MAX_ATTEMPTS) * (steps * (2 * event + 2 * text) + 2 * event + text + late)
+        // It says once that it waits for the controller, and that it goes on.
+        let parked = if waits { 2 * FIXED + TEXT_ROOM } else { 0 };
+        let attempt = 2 * event_room(&planned.address) + TEXT_ROOM + late + parked;
+        u64::from(MAX_ATTEMPTS) * (STEPS * step_room(&planned.address) + attempt)
     };
-    plan.resources.iter().map(resource).sum::<u64>() + text + fixed
+    plan.resources.iter().map(resource).sum::<u64>() + TEXT_ROOM + FIXED
 }

@@ -5,18 +5,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use postern_proto::event::{EventKind, StepEnd, StepId};
+use postern_proto::ids::Address;
 use tokio::time::Instant;
 
 use super::act;
 use super::book::{Record, slot};
 use super::exec::{self, Ended, Place};
-use super::run::{Failure, RunTask, StepResult, Stop, clamp};
+use super::run::{Failure, RunTask, STEPS, StepResult, Stop, clamp, step_room};
 use super::secrets::Secrets;
+use super::writer::CommitError;
 use crate::resources::{Exec, Step};
 use crate::supervise::spool::{Reader, last_words};
 
 /// How often a step is begun again when another took its lock in the moment before it.
 pub(super) const LOCK_TRIES: u32 = 3;
+/// What a guard tells like steps: that it is armed, that it looks, that it takes the change back.
+const GUARD_STEPS: u64 = 3;
 /// Between looks at a lock.
 const LOCK_LOOK: Duration = Duration::from_millis(500);
 /// The time that asking for a restart may take.
@@ -24,7 +28,30 @@ const REBOOT_LIMIT: Duration = Duration::from_secs(60);
 /// What a failed process said last, characters.
 const LAST_WORDS: usize = 300;
 
+/// How many steps the journal may have to tell of this one.
+fn most_tries(step: &Step) -> u64 {
+    match step {
+        Step::Exec(exec) if !exec.waits_for.is_empty() => 1 + u64::from(LOCK_TRIES),
+        _ => 1,
+    }
+}
+
 impl RunTask {
+    /// Sets room aside for the events of these steps, where they may be more than was counted on when the run was
+    /// taken: a full disk refuses them before the first one acts, not in their middle.
+    pub(super) async fn room_for_steps(
+        &self,
+        address: &Address,
+        steps: &[Step],
+        guarded: bool,
+    ) -> Result<(), CommitError> {
+        let guard = if guarded { GUARD_STEPS } else { 0 };
+        match (guard + steps.iter().map(most_tries).sum::<u64>()).saturating_sub(STEPS) {
+            0 => Ok(()),
+            beyond => self.ctx.writer.reserve(self.run, beyond * step_room(address)).await,
+        }
+    }
+
     /// Performs one step; a lock of somebody else's is waited for until `until`.
     pub(super) async fn step(
         &mut self,

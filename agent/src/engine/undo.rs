@@ -204,7 +204,8 @@ impl RunTask {
     ) -> Result<(), Stop> {
         let done = format!("{}{note}", summary_of(&steps));
         let (sys, shown) = (self.ctx.config.sys.clone(), steps.clone());
-        let diff = tokio::task::spawn_blocking(move || diff(&sys, &shown)).await.unwrap_or_default();
+        let secret = !postern_proto::text::secrets(&self.plan.resources[index].spec).is_empty();
+        let diff = tokio::task::spawn_blocking(move || diff(&sys, &shown, secret)).await.unwrap_or_default();
         if self.terms.check {
             self.finish(index, End::new(Outcome::WouldChange, done, began.elapsed()).diff(diff));
             return Ok(());
@@ -310,8 +311,9 @@ fn way(bound: &dyn crate::resources::Bound, known: Known<'_>) -> Way {
     }
 }
 
-/// What these steps change in files that are for everyone to read.
-fn diff(sys: &Sys, steps: &[Step]) -> String {
+/// What these steps change in files that are for everyone to read; `secret` says that there may be older values of
+/// secrets in them.
+fn diff(sys: &Sys, steps: &[Step], secret: bool) -> String {
     let mut text = String::new();
     for step in steps {
         let (path, new, mode) = match step {
@@ -325,7 +327,7 @@ fn diff(sys: &Sys, steps: &[Step]) -> String {
             continue;
         }
         let Ok(old) = sys.read(path, SHOWN) else { continue };
-        let shown = open(mode) && meta.is_none_or(|meta| open(meta.mode));
+        let shown = !secret && open(mode) && meta.is_none_or(|meta| open(meta.mode));
         let show = if shown { unified } else { hidden };
         text += &show(path, old.as_deref(), new);
     }

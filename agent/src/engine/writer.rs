@@ -36,7 +36,7 @@ pub(super) enum CommitError {
 
 struct Message {
     records: Vec<Record>,
-    /// Room to set aside for the rest of a new run, bytes.
+    /// Room to set aside for the rest of a run, bytes.
     reserve: Option<(RunId, u64)>,
     reply: Option<oneshot::Sender<Result<(), CommitError>>>,
 }
@@ -64,6 +64,11 @@ impl Writer {
         let (reply, answer) = oneshot::channel();
         self.send(Message { records, reserve, reply: Some(reply) }).await;
         answer.await.unwrap_or_else(|_| Err(CommitError::Failed("the journal's thread has ended".to_owned())))
+    }
+
+    /// Sets more room aside for a run. Nothing is written.
+    pub(super) async fn reserve(&self, run: RunId, bytes: u64) -> Result<(), CommitError> {
+        self.commit(Vec::new(), Some((run, bytes))).await
     }
 
     /// Writes the records some time soon; a crash may lose them.
@@ -162,9 +167,14 @@ impl WriterState {
             }
             match self.journal.ensure_room(wanted) {
                 Ok(()) => {
-                    self.reserved.insert(run, bytes);
+                    *self.reserved.entry(run).or_default() += bytes;
                     coming += new as u64;
-                    true
+                    if message.records.is_empty()
+                        && let Some(reply) = message.reply.take()
+                    {
+                        let _ = reply.send(Ok(()));
+                    }
+                    !message.records.is_empty()
                 }
                 Err(error) => refuse(message, CommitError::NoRoom(error.to_string())),
             }
@@ -402,6 +412,47 @@ mod tests {
         state.write(vec![message(Record::Event(RunEvent { run, seq: 1, time_ns: 0, kind }))]);
         assert!((4500..5000).contains(&state.reserved[&run]), "{}", state.reserved[&run]);
         assert!(state.journal.room() >= state.reserved[&run]);
+    }
+
+    /// A disk with room for this many bytes.
+    struct Small(FileDisk, u64);
+
+    impl Disk for Small {
+        fn write_at(&mut self, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
+            self.0.write_at(offset, bytes)
+        }
+
+        fn sync(&mut self) -> std::io::Result<()> {
+            self.0.sync()
+        }
+
+        fn grow(&mut self, from: u64, to: u64) -> std::io::Result<()> {
+            if to > self.1 { Err(std::io::Error::from_raw_os_error(28)) } else { self.0.grow(from, to) }
+        }
+    }
+
+    /// More room for a run that is at work: it is there or it is refused, and nothing is written either way.
+    #[test]
+    fn more_room_is_set_aside_or_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        let journal = Journal::create(&path, 4096, |file| Box::new(Small(FileDisk(file), 100_000))).unwrap();
+        let mut state = state(dir.path(), journal);
+        let run = RunId::generate();
+        state.reserved.insert(run, 5000);
+        let used = state.journal.used();
+        let mut ask = |bytes| {
+            let (reply, mut answer) = oneshot::channel();
+            state.write(vec![Message { records: vec![], reserve: Some((run, bytes)), reply: Some(reply) }]);
+            assert_eq!(state.journal.used(), used);
+            (answer.try_recv().unwrap(), state.reserved[&run], state.journal.room())
+        };
+        let (answer, reserved, room) = ask(70_000);
+        assert_eq!((answer, reserved), (Ok(()), 75_000));
+        assert!(room >= 75_000, "{room}");
+        let (answer, reserved, _) = ask(70_000);
+        assert!(matches!(answer, Err(CommitError::NoRoom(_))), "{answer:?}");
+        assert_eq!(reserved, 75_000);
     }
 
     struct Nameless(FileDisk);

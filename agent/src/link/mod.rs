@@ -80,6 +80,9 @@ impl AgentOptions {
         if let Some(seconds) = config.limits.lock_wait_s {
             engine.limits.lock_wait = std::time::Duration::from_secs(seconds);
         }
+        if let Some(seconds) = config.limits.guard_window_s {
+            engine.limits.guard_window = std::time::Duration::from_secs(seconds.max(15));
+        }
         Self {
             config,
             engine,
@@ -246,6 +249,13 @@ mod tests {
             let supervisor = SupervisorCommand::of("/x".into());
             let options = AgentOptions::new(config(limits), "/y".into(), boot, supervisor);
             assert_eq!(options.engine.limits.lock_wait.as_secs(), seconds, "{limits}");
+        }
+        for (limits, seconds) in
+            [("", 60), (r#","limits":{"guard_window_s":90}"#, 90), (r#","limits":{"guard_window_s":1}"#, 15)]
+        {
+            let supervisor = SupervisorCommand::of("/x".into());
+            let options = AgentOptions::new(config(limits), "/y".into(), boot, supervisor);
+            assert_eq!(options.engine.limits.guard_window.as_secs(), seconds, "{limits}");
         }
     }
 }

@@ -10,7 +10,8 @@ use postern_proto::{MAX_PLAN_BYTES, WIRE_MAX, WIRE_MIN, spec, v1};
 
 use super::HelloFacts;
 use crate::engine::{
-    Dispatch, MAX_SECRET_BYTES, Outgoing, Refusal, RefusalReason, SecretAnswer, SecretText, Snapshot,
+    Dispatch, MAX_SECRET_BYTES, NoSecret, Outgoing, Refusal, RefusalReason, SecretAnswer, SecretText,
+    Snapshot,
 };
 
 /// The longest text of the controller that is kept for people, characters.
@@ -219,12 +220,20 @@ fn dispatch(it: v1::Dispatch) -> FromController {
 fn answer(it: v1::SecretValue) -> Result<SecretAnswer, WireError> {
     let secret: SecretRef = it.secret.ok_or(WireError::Missing("secret"))?.try_into()?;
     let value = if !it.refused.is_empty() {
-        Err(readable(&it.refused))
+        let why = readable(&it.refused);
+        Err(match it.retry_after_ms {
+            0 => NoSecret::Never(why),
+            ms => NoSecret::NotNow { why, after: Duration::from_millis(ms) },
+        })
     } else if it.value.len() > MAX_SECRET_BYTES {
-        Err(format!("the value has {} bytes, the limit is {MAX_SECRET_BYTES}", it.value.len()))
+        let why = format!("the value has {} bytes, the limit is {MAX_SECRET_BYTES}", it.value.len());
+        Err(NoSecret::Never(why))
     } else {
-        let text = String::from_utf8(it.value.to_vec()).map_err(|_| "the value is not text".to_owned());
-        text.map(SecretText::new)
+        String::from_utf8(it.value.to_vec()).map(SecretText::new).map_err(|_| {
+            let why = "the value is not text (UTF-8), which is all that can be filled in: set it anew, in base64 \
+                       where it is binary";
+            NoSecret::Never(why.to_owned())
+        })
     };
     Ok(SecretAnswer { secret, value })
 }
@@ -350,12 +359,13 @@ mod tests {
             secret: Some(v1::SecretRef { id: "db/password".into(), version: 2 }),
             value: value.to_vec().into(),
             refused: refused.into(),
+            retry_after_ms: 0,
         };
         let cases = [
             (value(b"hunter2", ""), Ok("hunter2")),
             (value(b"", ""), Ok("")),
             (value(&[b'x'; MAX_SECRET_BYTES + 1], ""), Err("the limit is 65536")),
-            (value(b"\xff", ""), Err("not text")),
+            (value(b"\xff", ""), Err("not text (UTF-8)")),
             (value(b"hunter2", "gone\x1b[31m"), Err("gone [31m")),
         ];
         for (it, want) in cases {
@@ -363,17 +373,24 @@ mod tests {
             assert_eq!((got.secret.id.as_str(), got.secret.version), ("db/password", 2));
             match (got.value, want) {
                 (Ok(got), Ok(want)) => assert_eq!(got, SecretText::new(want.into())),
-                (Err(got), Err(want)) => assert!(got.contains(want), "{got}"),
+                (Err(NoSecret::Never(got)), Err(want)) => assert!(got.contains(want), "{got}"),
                 (got, want) => panic!("{got:?}, wanted {want:?}"),
             }
         }
+        let later = answer(v1::SecretValue { retry_after_ms: 7, ..value(b"", "too often") }).unwrap();
+        let (why, after) = ("too often".to_owned(), Duration::from_millis(7));
+        assert_eq!(later.value, Err(NoSecret::NotNow { why, after }));
+        // One that cannot be used is alone in that.
         let run = RunId::generate();
         let frame = |values| v1::ControllerFrame {
             kind: Some(v1::controller_frame::Kind::Secrets(v1::Secrets { run_id: run.to_string(), values })),
         };
-        let good = FromController::try_from(frame(vec![value(b"hunter2", "")])).unwrap();
+        let good = frame(vec![value(b"\xff", ""), value(b"hunter2", "")]);
+        let good = FromController::try_from(good).unwrap();
         assert!(!format!("{good:?}").contains("hunter2"), "{good:?}");
-        assert!(matches!(good, FromController::Secrets(of, answers) if of == run && answers.len() == 1));
+        let FromController::Secrets(of, answers) = good else { panic!("{good:?}") };
+        assert_eq!(of, run);
+        assert_eq!(answers.iter().map(|it| it.value.is_ok()).collect::<Vec<_>>(), [false, true]);
         // Ids are typed: one that cannot be is no answer to anything.
         for secret in
             [None, Some(v1::SecretRef { id: "../x".into(), version: 1 }), Some(v1::SecretRef::default())]

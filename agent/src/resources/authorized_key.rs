@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{Depth, ObserveError, Resource, Step, Undo, WriteFile, base64_bytes};
-use crate::sys::{Account, FileKind, Meta, Sys, SysError};
+use crate::sys::{Account, FileId, FileKind, Meta, Sys, SysError};
 
 /// The most that is read of the file, bytes.
 const LIMIT: u64 = 1 << 20;
@@ -26,6 +26,11 @@ pub(super) struct Seen {
     gid: u32,
     dir: Option<Dir>,
     file: Option<Keys>,
+    /// Which ones were looked at.
+    #[serde(default)]
+    dir_id: Option<FileId>,
+    #[serde(default)]
+    file_id: Option<FileId>,
 }
 
 /// `.ssh`.
@@ -55,6 +60,15 @@ impl Seen {
 
     fn path(&self) -> String {
         format!("{}/.ssh/authorized_keys", self.home)
+    }
+
+    /// Makes the directory, or gives the one that was seen this mode and owner.
+    fn own_dir(&self, mode: u32, uid: u32, gid: u32) -> Step {
+        let path = self.dir_path();
+        match self.dir_id {
+            Some(_) => Step::SetAttributes { path, mode, uid, gid, seen: self.dir_id },
+            None => Step::MakeDirectory { path, mode, uid, gid },
+        }
     }
 
     fn bytes(&self) -> &[u8] {
@@ -92,12 +106,12 @@ impl Resource for AuthorizedKey {
         let (uid, gid) = (seen.uid, seen.gid);
         let mut steps = Vec::new();
         if seen.dir.as_ref().is_none_or(|dir| (dir.mode, dir.uid) != (0o700, uid)) {
-            steps.push(Step::MakeDirectory { path: seen.dir_path(), mode: 0o700, uid, gid });
+            steps.push(seen.own_dir(0o700, uid, gid));
         }
         match &seen.file {
             Some(file) if file.bytes == new && (file.mode, file.uid) == (0o600, uid) => {}
             Some(file) if file.bytes == new => {
-                steps.push(Step::SetAttributes { path, mode: 0o600, uid, gid });
+                steps.push(Step::SetAttributes { path, mode: 0o600, uid, gid, seen: seen.file_id });
             }
             _ => steps.push(write(path, new, (0o600, uid, gid))),
         }
@@ -286,8 +300,7 @@ fn way_back(key: &LoginKey, before: &Seen, now: &Seen) -> Vec<Step> {
     if let Some(dir) = &before.dir {
         let attributes = |dir: &Dir| (dir.mode, dir.uid, dir.gid);
         if now.dir.as_ref().map(attributes) != Some(attributes(dir)) {
-            let path = now.dir_path();
-            steps.push(Step::MakeDirectory { path, mode: dir.mode, uid: dir.uid, gid: dir.gid });
+            steps.push(now.own_dir(dir.mode, dir.uid, dir.gid));
         }
     }
     let (mut rest, _) = parted(now.bytes(), key);
@@ -322,7 +335,7 @@ fn way_back(key: &LoginKey, before: &Seen, now: &Seen) -> Vec<Step> {
     let same = now.file.as_ref().is_some_and(|file| file.bytes == content);
     let (mode, uid, gid) = (old.mode, old.uid, old.gid);
     steps.push(if same {
-        Step::SetAttributes { path, mode, uid, gid }
+        Step::SetAttributes { path, mode, uid, gid, seen: now.file_id }
     } else {
         write(path, content, (mode, uid, gid))
     });
@@ -332,7 +345,7 @@ fn way_back(key: &LoginKey, before: &Seen, now: &Seen) -> Vec<Step> {
 /// Everything on the way is the user's to change at any time: nothing there is followed.
 fn look(spec: &AuthorizedKeySpec, user: &Account, host: &Sys) -> Result<Seen, ObserveError> {
     let home = user.home.trim_end_matches('/').to_owned();
-    let mut seen = Seen { home, uid: user.uid, gid: user.gid, dir: None, file: None };
+    let mut seen = Seen { home, uid: user.uid, gid: user.gid, ..Seen::default() };
     let (name, dir, path) = (&spec.user, seen.dir_path(), seen.path());
     let obstacle = |why: String| Err(ObserveError::Obstacle(why));
     let is_home =
@@ -350,6 +363,7 @@ fn look(spec: &AuthorizedKeySpec, user: &Account, host: &Sys) -> Result<Seen, Ob
     }
     let alone = host.list(&dir)?.iter().all(|name| name == "authorized_keys");
     seen.dir = Some(Dir { mode: meta.mode, uid: meta.uid, gid: meta.gid, alone });
+    seen.dir_id = Some(meta.id);
     match host.meta(&path)? {
         None => return Ok(seen),
         Some(meta) if meta.kind != FileKind::File => {
@@ -369,6 +383,7 @@ fn look(spec: &AuthorizedKeySpec, user: &Account, host: &Sys) -> Result<Seen, Ob
             ));
         }
         seen.file = Some(Keys { mode: meta.mode, uid: meta.uid, gid: meta.gid, bytes });
+        seen.file_id = Some(meta.id);
     }
     Ok(seen)
 }

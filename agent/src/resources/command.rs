@@ -79,6 +79,10 @@ impl Resource for Command {
         Undo::Cannot("what a command did is not known".to_owned())
     }
 
+    fn may_hold_secrets(seen: &Seen) -> bool {
+        matches!(seen, Seen::Said(_))
+    }
+
     fn late(_: &CommandSpec, seen: &Seen) -> Option<String> {
         match seen {
             Seen::Said(text) => Some(text.clone()),

@@ -75,7 +75,9 @@ impl Resource for Directory {
             (Some(meta), Presence::Present) if (meta.mode, meta.uid, meta.gid) == (mode, uid, gid) => {
                 Vec::new()
             }
-            (Some(_), Presence::Present) => vec![Step::SetAttributes { path, mode, uid, gid }],
+            (Some(meta), Presence::Present) => {
+                vec![Step::SetAttributes { path, mode, uid, gid, seen: Some(meta.id) }]
+            }
             (None, Presence::Present) => {
                 let parent = |path: &String| Step::MakeDirectory {
                     path: path.clone(),
@@ -112,8 +114,9 @@ impl Resource for Directory {
             (Some(meta), None) => {
                 vec![Step::MakeDirectory { path, mode: meta.mode, uid: meta.uid, gid: meta.gid }]
             }
-            (Some(meta), Some(_)) => {
-                vec![Step::SetAttributes { path, mode: meta.mode, uid: meta.uid, gid: meta.gid }]
+            (Some(Meta { mode, uid, gid, .. }), Some(there)) => {
+                let (mode, uid, gid, seen) = (*mode, *uid, *gid, Some(there.id));
+                vec![Step::SetAttributes { path, mode, uid, gid, seen }]
             }
         })
     }
@@ -217,7 +220,9 @@ mod tests {
             match step {
                 Step::MakeDirectory { path, mode, uid, gid } => sys.make_directory(path, *mode, *uid, *gid),
                 Step::RemoveDirectory { path } => sys.remove_directory(path),
-                Step::SetAttributes { path, mode, uid, gid } => sys.set_attributes(path, *mode, *uid, *gid),
+                Step::SetAttributes { path, mode, uid, gid, seen } => {
+                    sys.set_attributes(path, *mode, *uid, *gid, *seen)
+                }
                 other => panic!("{other:?}"),
             }
             .unwrap();

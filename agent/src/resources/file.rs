@@ -54,12 +54,11 @@ impl Resource for File {
         let there = match host.meta(path)? {
             None => None,
             Some(meta) if meta.kind == FileKind::File => {
-                // What is longer than anything a plan declares is different; its end is not needed to know.
-                let content = match host.read(path, READ_LIMIT) {
-                    Err(crate::sys::SysError::TooLarge { .. }) => Content::TooLong,
-                    other => Content::Bytes(other?.unwrap_or_default()),
-                };
-                Some((meta, content))
+                match host.read_owned(path, READ_LIMIT) {
+                    // What is longer than anything a plan declares is different; its end is not needed to know.
+                    Err(crate::sys::SysError::TooLarge { .. }) => Some((meta, Content::TooLong)),
+                    other => other?.map(|(meta, bytes)| (meta, Content::Bytes(bytes))),
+                }
             }
             // To remove a link follows nothing.
             Some(meta) if meta.kind == FileKind::Symlink && spec.state == Presence::Absent => {
@@ -98,7 +97,7 @@ impl Resource for File {
                 if (meta.mode, meta.uid, meta.gid) == (mode, uid, gid) {
                     Vec::new()
                 } else {
-                    vec![Step::SetAttributes { path, mode, uid, gid }]
+                    vec![Step::SetAttributes { path, mode, uid, gid, seen: Some(meta.id) }]
                 }
             }
             (Some(content), _, Presence::Present) => {
@@ -149,7 +148,8 @@ impl Resource for File {
             _ if now.there.as_ref().is_some_and(|(_, there)| there == content)
                 && *content != Content::TooLong =>
             {
-                Step::SetAttributes { path, mode, uid, gid }
+                let seen = now.there.as_ref().map(|(there, _)| there.id);
+                Step::SetAttributes { path, mode, uid, gid, seen }
             }
             Content::TooLong => {
                 let limit = READ_LIMIT >> 20;
@@ -162,23 +162,39 @@ impl Resource for File {
     }
 
     fn diff(spec: &FileSpec, seen: &Seen) -> String {
-        let old = seen.there.as_ref().map(|(_, content)| content.bytes());
-        let new = spec.content.as_deref().map(str::as_bytes);
-        if seen.there.as_ref().is_some_and(|(_, content)| matches!(content, Content::Link(_))) {
-            return format!("{}: a symbolic link is removed\n", spec.path);
-        }
         // The mode says whom the content is for; journal and database are read by others (I7, I11).
         let others = |mode: u32| mode & 0o004 != 0;
         let was_open = seen.there.as_ref().is_none_or(|(meta, _)| others(meta.mode));
         let stays_open = spec.state == Presence::Absent || others(spec.mode.bits().unwrap_or(0o644));
-        let show = if was_open && stays_open { unified } else { hidden };
-        let mut text = show(&spec.path, old, new);
-        if let (Some((meta, _)), Some(mode), Presence::Present) = (&seen.there, spec.mode.bits(), spec.state)
-        {
-            text += &attributes(&spec.path, meta, mode, (seen.uid, &spec.owner), (seen.gid, &spec.group));
-        }
-        text
+        difference(spec, seen, if was_open && stays_open { unified } else { hidden })
     }
+
+    fn hidden_diff(spec: &FileSpec, seen: &Seen) -> String {
+        difference(spec, seen, hidden)
+    }
+
+    fn may_hold_secrets(seen: &Seen) -> bool {
+        // Of a file that is not there, or that is too long to be kept, or of a link, no content is kept.
+        matches!(&seen.there, Some((_, Content::Bytes(bytes))) if !bytes.is_empty())
+    }
+}
+
+/// What the steps change; the content as `show` has it.
+fn difference(
+    spec: &FileSpec,
+    seen: &Seen,
+    show: impl Fn(&str, Option<&[u8]>, Option<&[u8]>) -> String,
+) -> String {
+    let old = seen.there.as_ref().map(|(_, content)| content.bytes());
+    let new = spec.content.as_deref().map(str::as_bytes);
+    if seen.there.as_ref().is_some_and(|(_, content)| matches!(content, Content::Link(_))) {
+        return format!("{}: a symbolic link is removed\n", spec.path);
+    }
+    let mut text = show(&spec.path, old, new);
+    if let (Some((meta, _)), Some(mode), Presence::Present) = (&seen.there, spec.mode.bits(), spec.state) {
+        text += &attributes(&spec.path, meta, mode, (seen.uid, &spec.owner), (seen.gid, &spec.group));
+    }
+    text
 }
 
 #[cfg(test)]

@@ -101,6 +101,18 @@ pub trait Resource: Send + Sync + 'static {
         String::new()
     }
 
+    /// The same for a spec that has secrets in it: nothing that may hold a value of one, for an older value is
+    /// known to nobody and so not redacted.
+    fn hidden_diff(_spec: &Self::Spec, _seen: &Self::Seen) -> String {
+        String::new()
+    }
+
+    /// Whether what was seen may hold a value, an older one too, of a secret in the spec. Asked only for a spec
+    /// that has some. What may is not kept.
+    fn may_hold_secrets(_seen: &Self::Seen) -> bool {
+        true
+    }
+
     /// What identifies the state that was seen: two looks with the same essence found the same. Leave out
     /// what changes by itself (process ids, times). A preview and an undo are refused where it differs.
     fn essence(_spec: &Self::Spec, seen: &Self::Seen) -> serde_json::Value {
@@ -210,6 +222,8 @@ pub trait Bound: Send + Sync {
     ) -> Result<serde_json::Value, String>;
     /// See [`Resource::essence`].
     fn essence(&self, seen: &serde_json::Value) -> Result<serde_json::Value, String>;
+    /// False where what was seen holds no value of a secret in the spec, for certain.
+    fn may_hold_secrets(&self, seen: &serde_json::Value) -> bool;
     /// See [`Resource::undo`].
     fn undo(
         &self,
@@ -223,12 +237,20 @@ pub trait Bound: Send + Sync {
     fn undo_last(&self, before: &serde_json::Value) -> Result<bool, String>;
 }
 
-struct Adapter<R: Resource>(Arc<R::Spec>);
+struct Adapter<R: Resource> {
+    spec: Arc<R::Spec>,
+    /// The spec has secrets in it.
+    secret: bool,
+}
 
 impl<R: Resource> Adapter<R> {
-    fn look(spec: &R::Spec, seen: &R::Seen) -> View {
+    fn look(spec: &R::Spec, seen: &R::Seen, secret: bool) -> View {
         let steps = R::plan(spec, seen);
-        let diff = if steps.is_empty() { String::new() } else { R::diff(spec, seen) };
+        let diff = match (steps.is_empty(), secret) {
+            (true, _) => String::new(),
+            (false, true) => R::hidden_diff(spec, seen),
+            (false, false) => R::diff(spec, seen),
+        };
         let essence = R::essence(spec, seen);
         let late = R::late(spec, seen);
         let protect = R::protect(spec, seen);
@@ -245,27 +267,28 @@ impl<R: Resource> Adapter<R> {
 
 impl<R: Resource> Bound for Adapter<R> {
     fn view<'a>(&'a self, host: &'a Sys, depth: Depth) -> Boxed<'a, Result<View, ObserveError>> {
-        let (spec, host) = (Arc::clone(&self.0), host.clone());
+        let (spec, host) = (Arc::clone(&self.spec), host.clone());
+        let secret = self.secret;
         Box::pin(off_thread(LOOK_LIMIT, async move {
             let seen = R::observe(&spec, &host, depth).await?;
-            Ok(Self::look(&spec, &seen))
+            Ok(Self::look(&spec, &seen, secret))
         }))
     }
 
     fn foreseen(&self) -> Option<View> {
-        R::foreseen(&self.0).map(|seen| Self::look(&self.0, &seen))
+        R::foreseen(&self.spec).map(|seen| Self::look(&self.spec, &seen, self.secret))
     }
 
     fn repeatable(&self) -> bool {
-        R::repeatable(&self.0)
+        R::repeatable(&self.spec)
     }
 
     fn ahead(&self) -> bool {
-        R::ahead(&self.0)
+        R::ahead(&self.spec)
     }
 
     fn merge_key(&self) -> Option<String> {
-        R::merge_key(&self.0).map(|key| format!("{}/{key}", R::Spec::KIND))
+        R::merge_key(&self.spec).map(|key| format!("{}/{key}", R::Spec::KIND))
     }
 
     fn merge(&self, plans: Vec<Vec<Step>>) -> Vec<Step> {
@@ -277,11 +300,15 @@ impl<R: Resource> Bound for Adapter<R> {
         before: &serde_json::Value,
         after: &serde_json::Value,
     ) -> Result<serde_json::Value, String> {
-        Ok(R::trace(&self.0, &Self::again(before)?, &Self::again(after)?))
+        Ok(R::trace(&self.spec, &Self::again(before)?, &Self::again(after)?))
     }
 
     fn essence(&self, seen: &serde_json::Value) -> Result<serde_json::Value, String> {
-        Ok(R::essence(&self.0, &Self::again(seen)?))
+        Ok(R::essence(&self.spec, &Self::again(seen)?))
+    }
+
+    fn may_hold_secrets(&self, seen: &serde_json::Value) -> bool {
+        self.secret && Self::again(seen).map_or(true, |seen| R::may_hold_secrets(&seen))
     }
 
     fn undo(
@@ -290,15 +317,15 @@ impl<R: Resource> Bound for Adapter<R> {
         trace: &serde_json::Value,
         now: &serde_json::Value,
     ) -> Result<Undo, String> {
-        Ok(R::undo(&self.0, &Self::again(before)?, trace, &Self::again(now)?))
+        Ok(R::undo(&self.spec, &Self::again(before)?, trace, &Self::again(now)?))
     }
 
     fn spared(&self, trace: &serde_json::Value, now: &serde_json::Value) -> Result<Option<String>, String> {
-        Ok(R::spared(&self.0, trace, &Self::again(now)?))
+        Ok(R::spared(&self.spec, trace, &Self::again(now)?))
     }
 
     fn undo_last(&self, before: &serde_json::Value) -> Result<bool, String> {
-        Ok(R::undo_last(&self.0, &Self::again(before)?))
+        Ok(R::undo_last(&self.spec, &Self::again(before)?))
     }
 }
 
@@ -327,12 +354,12 @@ async fn off_thread<T: Send + 'static>(
     }
 }
 
-fn adapt<R: Resource>(spec: &serde_json::Value) -> Result<Box<dyn Bound>, serde_json::Error> {
+fn adapt<R: Resource>(spec: &serde_json::Value, secret: bool) -> Result<Box<dyn Bound>, serde_json::Error> {
     let spec: R::Spec = serde::Deserialize::deserialize(spec)?;
-    Ok(Box::new(Adapter::<R>(Arc::new(spec))))
+    Ok(Box::new(Adapter::<R> { spec: Arc::new(spec), secret }))
 }
 
-type Row = (&'static str, fn(&serde_json::Value) -> Result<Box<dyn Bound>, serde_json::Error>);
+type Row = (&'static str, fn(&serde_json::Value, bool) -> Result<Box<dyn Bound>, serde_json::Error>);
 
 /// One row a kind.
 const KINDS: &[Row] = &[
@@ -353,9 +380,15 @@ const KINDS: &[Row] = &[
 
 /// A planned resource, ready to be worked on. The error is for people; a plan that was validated has none.
 pub fn bind(planned: &PlannedResource) -> Result<Box<dyn Bound>, String> {
+    bind_filled(planned, &planned.spec)
+}
+
+/// The same for one with holes: `filled` is its spec with values in them.
+pub fn bind_filled(planned: &PlannedResource, filled: &serde_json::Value) -> Result<Box<dyn Bound>, String> {
     let row = KINDS.iter().find(|(name, _)| *name == planned.kind);
     let (_, adapt) = row.ok_or_else(|| format!("unknown kind of resource: {}", planned.kind))?;
-    adapt(&planned.spec).map_err(|error| format!("{}: {error}", planned.address))
+    let secret = !postern_proto::text::secrets(&planned.spec).is_empty();
+    adapt(filled, secret).map_err(|error| format!("{}: {error}", planned.address))
 }
 
 #[cfg(test)]
@@ -395,6 +428,52 @@ mod tests {
         assert!(tokio::time::timeout(Duration::from_millis(50), look).await.is_err());
         let end = tokio::time::timeout(Duration::from_secs(20), gone.recv()).await;
         assert_eq!(end.unwrap(), None);
+    }
+
+    /// What is kept of a resource whose spec has a secret is what certainly holds none.
+    #[test]
+    fn what_may_hold_secrets_by_table() {
+        use serde_json::json;
+        let hole = json!({"$text": [{"secret": {"id": "a", "version": 1}}]});
+        let meta = json!({"kind": "file", "mode": 420, "uid": 0, "gid": 0, "len": 1, "mtime_ns": 0});
+        let file = |content: serde_json::Value| json!({"there": [meta, content], "uid": 0, "gid": 0});
+        let user = |password: Option<&str>| {
+            let row = json!({
+                "uid": 7, "gid": 7, "group": null, "comment": "", "home": "/", "shell": "", "groups": [],
+                "password": password, "ageing": [],
+            });
+            json!({"there": row, "namesake": null, "home_there": true})
+        };
+        let cases = [
+            ("file", "content", json!({"there": null, "uid": 0, "gid": 0}), false),
+            ("file", "content", file(json!({"bytes": "eA=="})), true),
+            ("file", "content", file(json!({"bytes": ""})), false),
+            ("file", "content", file(json!("too_long")), false),
+            ("file", "content", json!("of another format"), true),
+            ("user", "password_hash", json!({"there": null, "namesake": null, "home_there": false}), false),
+            ("user", "password_hash", user(Some("$6$a$b")), true),
+            ("user", "password_hash", user(Some("!$6$a$b")), true),
+            ("user", "password_hash", user(Some("!")), false),
+            ("user", "password_hash", user(Some("*")), false),
+            ("user", "password_hash", user(None), false),
+            ("command", "stdin", json!("needed"), false),
+            ("command", "stdin", json!({"said": "x"}), true),
+        ];
+        for (kind, field, seen, want) in cases {
+            let mut spec = match kind {
+                "file" => json!({"path": "/a", "content": ""}),
+                "user" => json!({"name": "a"}),
+                _ => json!({"argv": ["true"]}),
+            };
+            for secret in [true, false] {
+                spec[field] = if secret { hole.clone() } else { json!("x") };
+                let address = format!("t:{kind}:a").parse().unwrap();
+                let (kind, schema) = (kind.to_owned(), 1);
+                let planned = PlannedResource { address, kind, schema, spec: spec.clone(), needs: None };
+                let bound = bind_filled(&planned, &postern_proto::text::stand_in(&spec)).unwrap();
+                assert_eq!(bound.may_hold_secrets(&seen), want && secret, "{planned:?} {seen}");
+            }
+        }
     }
 
     #[test]

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use postern_proto::openpgp::Fingerprint;
 
+use crate::sys::FileId;
+
 /// One change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -21,6 +23,9 @@ pub enum Step {
         uid: u32,
         /// Group.
         gid: u32,
+        /// What was looked at; anything else there is left alone. Needed where others than root may write the
+        /// directory.
+        seen: Option<FileId>,
     },
     /// Removes a file or a symbolic link.
     Remove {

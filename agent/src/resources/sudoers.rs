@@ -85,7 +85,7 @@ impl Resource for Sudoers {
                 if (rule.mode, rule.uid, rule.gid) == (MODE, 0, 0) {
                     return Vec::new();
                 }
-                vec![Step::SetAttributes { path, mode: MODE, uid: 0, gid: 0 }]
+                vec![Step::SetAttributes { path, mode: MODE, uid: 0, gid: 0, seen: None }]
             }
             (_, Presence::Present) => {
                 let validate = Some([VISUDO, "-cf", "{path}"].map(str::to_owned).to_vec());
@@ -115,7 +115,7 @@ impl Resource for Sudoers {
         let Some(old) = &before.there else { return Undo::Steps(vec![Step::Remove { path }]) };
         let (mode, uid, gid) = (old.mode, old.uid, old.gid);
         Undo::Steps(vec![if now.there.as_ref().is_some_and(|rule| rule.bytes == old.bytes) {
-            Step::SetAttributes { path, mode, uid, gid }
+            Step::SetAttributes { path, mode, uid, gid, seen: None }
         } else {
             let content = old.bytes.clone();
             Step::WriteFile(WriteFile { path, content, mode, uid, gid, validate: None })

@@ -112,6 +112,18 @@ impl Resource for User {
         lines.iter().map(|line| format!("{name}: {line}\n")).collect()
     }
 
+    fn hidden_diff(spec: &UserSpec, seen: &Seen) -> String {
+        // It says of a password only that it is set.
+        Self::diff(spec, seen)
+    }
+
+    fn may_hold_secrets(seen: &Seen) -> bool {
+        // A lock alone (`!`, `*`) is no hash.
+        let hash =
+            |row: &Row| row.password.as_ref().is_some_and(|field| field.contains(|c| c != '!' && c != '*'));
+        seen.there.as_ref().is_some_and(hash)
+    }
+
     fn essence(spec: &UserSpec, seen: &Seen) -> serde_json::Value {
         let Some(row) = &seen.there else { return serde_json::Value::Null };
         if spec.state == Presence::Absent {

@@ -276,6 +276,36 @@ mod tests {
         }
     }
 
+    /// What it takes to look for one byte of a secret, by measurement; the limit of a run's secrets counts on it.
+    #[test]
+    fn the_memory_of_a_value_is_bounded() {
+        let mut seed = 7u64;
+        let mut random = || {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (seed >> 33) as usize
+        };
+        let mut text = |of: &str, line: usize| -> String {
+            let of: Vec<char> = of.chars().collect();
+            let one = |at: usize| if at % (line + 1) == line { '\n' } else { of[random() % of.len()] };
+            (0..16 << 10).map(one).collect()
+        };
+        let base64 = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+        let values = [
+            ("a key in lines", text(base64, 64)),
+            ("one line of base64", text(base64, usize::MAX - 1)),
+            ("words", text("abcdefghijklmnopqrstuvwxyz ", 72)),
+            ("punctuation", text(" /!'()*;,?:@&=+$#<>\"\\", usize::MAX - 1)),
+            ("punctuation in short lines", text(" /!'()*;,?:@&=+$#<>\"\\", 5)),
+            ("not ASCII", text("äöüß€", usize::MAX - 1)),
+        ];
+        for (what, value) in values {
+            let redact = Redact::new([value.as_str()]);
+            let each = redact.0.memory() / value.len();
+            println!("{what}: {each} bytes for each");
+            assert!(each <= 640, "{what}: {each}");
+        }
+    }
+
     fn percent(value: &str, plain: impl Fn(u8) -> bool, upper: bool) -> String {
         let one = |byte: u8| match byte {
             byte if plain(byte) => char::from(byte).to_string(),

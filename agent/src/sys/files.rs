@@ -52,6 +52,30 @@ pub struct Meta {
     pub len: u64,
     /// When its content was changed, nanoseconds since the Unix epoch.
     pub mtime_ns: i128,
+    /// Which one it is.
+    #[serde(default)]
+    pub id: FileId,
+}
+
+/// Tells what was looked at from what has been put in its place since.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileId {
+    dev: u64,
+    ino: u64,
+    /// When the kernel last saw its inode change, which no program can set: nanoseconds since the Unix epoch.
+    ctime_ns: i64,
+}
+
+impl FileId {
+    /// True for the same file with nothing about it changed, and for the same directory with whatever in it.
+    fn is_still(self, now: &Meta) -> bool {
+        let same = (self.dev, self.ino) == (now.id.dev, now.id.ino);
+        same && (now.kind == FileKind::Directory || self.ctime_ns == now.id.ctime_ns)
+    }
+}
+
+fn nanos(seconds: impl Into<i128>, nanos: impl Into<i128>) -> i128 {
+    seconds.into() * 1_000_000_000 + nanos.into()
 }
 
 fn meta_of(stat: &rustix::fs::Stat) -> Meta {
@@ -67,7 +91,12 @@ fn meta_of(stat: &rustix::fs::Stat) -> Meta {
         uid: stat.st_uid,
         gid: stat.st_gid,
         len: u64::try_from(stat.st_size).unwrap_or(0),
-        mtime_ns: i128::from(stat.st_mtime) * 1_000_000_000 + i128::from(stat.st_mtime_nsec),
+        mtime_ns: nanos(stat.st_mtime, stat.st_mtime_nsec),
+        id: FileId {
+            dev: stat.st_dev,
+            ino: stat.st_ino,
+            ctime_ns: i64::try_from(nanos(stat.st_ctime, stat.st_ctime_nsec)).unwrap_or(i64::MAX),
+        },
     }
 }
 
@@ -253,13 +282,36 @@ impl Sys {
         outcome
     }
 
-    /// Sets owner and mode of a regular file or a directory, never through a link.
-    pub fn set_attributes(&self, path: &str, mode: u32, uid: u32, gid: u32) -> Result<(), SysError> {
+    /// Sets owner and mode of a regular file or a directory, never through a link. Where its directory is
+    /// somebody else's, another file may have been put in its place since it was looked at: `seen` is what was
+    /// seen then.
+    pub fn set_attributes(
+        &self,
+        path: &str,
+        mode: u32,
+        uid: u32,
+        gid: u32,
+        seen: Option<FileId>,
+    ) -> Result<(), SysError> {
         let file = self.open(path).map_err(SysError::file("open", path))?;
-        let known = file.metadata().and_then(|meta| {
-            // What was looked at may have been exchanged since, for a pipe or a device.
-            let wrong = || io::Error::new(io::ErrorKind::InvalidInput, "neither a file nor a directory");
-            if meta.is_file() || meta.is_dir() { Ok(()) } else { Err(wrong()) }
+        let known = rustix::fs::fstat(&file).map_err(io::Error::from).and_then(|stat| {
+            let meta = meta_of(&stat);
+            let refused = |why: String| Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+            if !matches!(meta.kind, FileKind::File | FileKind::Directory) {
+                return refused("neither a file nor a directory".to_owned());
+            }
+            if seen.is_some_and(|seen| !seen.is_still(&meta)) {
+                return refused("it was changed or exchanged since it was looked at; left alone".to_owned());
+            }
+            if meta.kind == FileKind::File && stat.st_nlink > 1 && meta.uid != uid {
+                // A second name of a file of somebody else's is made by whoever may write the directory.
+                return refused(format!(
+                    "it has {} names (hard links) and belongs to uid {}: it may be another's file, so it is left \
+                     alone; remove the name here or the others",
+                    stat.st_nlink, meta.uid
+                ));
+            }
+            Ok(())
         });
         known
             .and_then(|()| own(&file, mode, uid, gid))
@@ -267,7 +319,8 @@ impl Sys {
             .map_err(SysError::file("set owner and mode of", path))
     }
 
-    /// Makes a directory with exactly this mode and owner; one that is there gets them.
+    /// Makes a directory with exactly this mode and owner. One that is there by now gets them if it is its owner's
+    /// already, or empty and root's, as a try that was cut off leaves it; any other is somebody else's.
     pub fn make_directory(&self, path: &str, mode: u32, uid: u32, gid: u32) -> Result<(), SysError> {
         let made = self.parent(path).and_then(|(dir, name)| {
             match rustix::fs::mkdirat(&dir, name, Mode::from_raw_mode(0o700)) {
@@ -276,6 +329,13 @@ impl Sys {
             }
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let new = File::from(rustix::fs::openat(&dir, name, flags, Mode::empty())?);
+            // Also one that was just made may have been exchanged for another.
+            let owner = rustix::fs::fstat(&new)?.st_uid;
+            let ours = owner == rustix::process::geteuid().as_raw() && is_empty(&new)?;
+            if owner != uid && !ours {
+                let why = format!("another directory, of uid {owner}, is there by now; left alone");
+                return Err(io::Error::new(io::ErrorKind::AlreadyExists, why));
+            }
             own(&new, mode, uid, gid)?;
             new.sync_all()?;
             sync_in(&dir)
@@ -327,6 +387,15 @@ impl Sys {
         optional(removed).map_err(SysError::file("remove", path))?;
         Ok(())
     }
+}
+
+fn is_empty(dir: &File) -> io::Result<bool> {
+    for entry in rustix::fs::Dir::read_from(dir)? {
+        if !matches!(entry?.file_name().to_bytes(), b"." | b"..") {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Makes what happened in a directory durable; the descriptor itself may be one that cannot be synced.
@@ -417,15 +486,105 @@ mod tests {
             assert_eq!(sys.is_directory(path).unwrap(), want, "{path}");
         }
         let mode = |path: &str| fs::metadata(at(path)).unwrap().permissions().mode() & 0o7777;
-        sys.set_attributes("/empty", 0o2711, uid, gid).unwrap();
+        sys.set_attributes("/empty", 0o2711, uid, gid, None).unwrap();
         assert_eq!(mode("empty"), 0o2711);
-        assert!(sys.set_attributes("/link", 0o700, uid, gid).is_err());
+        assert!(sys.set_attributes("/link", 0o700, uid, gid, None).is_err());
         assert_ne!(mode("full"), 0o700);
         rustix::fs::mknodat(rustix::fs::CWD, at("pipe"), FileType::Fifo, 0o600.into(), 0).unwrap();
-        assert!(sys.set_attributes("/pipe", 0o666, uid, gid).is_err());
+        assert!(sys.set_attributes("/pipe", 0o666, uid, gid, None).is_err());
         assert_eq!(mode("pipe"), 0o600);
         sys.remove_directory("/empty").unwrap();
         assert!(sys.remove_directory("/full").is_err() && at("full/inner").exists());
+    }
+
+    /// T48: between the look and the change, the owner of the directory puts something else there.
+    #[test]
+    fn trap_48_owner_and_mode_are_set_of_what_was_looked_at_and_nothing_else() {
+        let (dir, sys, uid, gid) = sys();
+        let at = |path: &str| dir.path().join(path);
+        let mode = |path: &str| fs::metadata(at(path)).unwrap().permissions().mode() & 0o7777;
+        let look = |path: &str| Some(sys.meta(path).unwrap().unwrap().id);
+        let set = |seen| sys.set_attributes("/a", 0o4711, uid, gid, seen).map_err(|error| error.to_string());
+        let write = |content: &str| {
+            let _ = fs::remove_file(at("a"));
+            fs::write(at("a"), content).unwrap();
+            fs::set_permissions(at("a"), fs::Permissions::from_mode(0o600)).unwrap();
+        };
+        fs::write(at("other"), "x").unwrap();
+        fs::set_permissions(at("other"), fs::Permissions::from_mode(0o600)).unwrap();
+        write("x");
+        set(look("/a")).unwrap();
+        assert_eq!(mode("a"), 0o4711, "what was looked at");
+        // The clock of a file system may count in hundredths.
+        let pause = || std::thread::park_timeout(std::time::Duration::from_millis(20));
+        let exchanges: [(&str, &dyn Fn()); 3] = [
+            ("other content", &|| fs::write(at("a"), "y").unwrap()),
+            ("another file", &|| fs::rename(at("other"), at("a")).unwrap()),
+            ("another name", &|| {
+                fs::remove_file(at("a")).unwrap();
+                fs::hard_link(at("more"), at("a")).unwrap();
+            }),
+        ];
+        fs::write(at("more"), "x").unwrap();
+        for (what, exchange) in exchanges {
+            write("x");
+            let seen = look("/a");
+            pause();
+            exchange();
+            let why = set(seen).unwrap_err();
+            assert!(why.contains("since it was looked at"), "{what}: {why}");
+            assert_ne!(mode("a"), 0o4711, "{what}");
+        }
+        // A directory is the same one, whatever is made in it meanwhile.
+        fs::create_dir(at("d")).unwrap();
+        let seen = look("/d");
+        pause();
+        fs::write(at("d/new"), "").unwrap();
+        sys.set_attributes("/d", 0o2711, uid, gid, seen).unwrap();
+        fs::rename(at("d"), at("old")).unwrap();
+        fs::create_dir(at("d")).unwrap();
+        assert!(sys.set_attributes("/d", 0o2711, uid, gid, seen).is_err());
+        // Only root can have files of others.
+        if rustix::process::geteuid().is_root() {
+            fs::write(at("victim"), "x").unwrap();
+            fs::hard_link(at("victim"), at("link-of")).unwrap();
+            for seen in [look("/link-of"), None] {
+                let why = sys.set_attributes("/link-of", 0o600, 4242, gid, seen).unwrap_err().to_string();
+                assert!(why.contains("2 names (hard links) and belongs to uid 0"), "{why}");
+            }
+            assert_eq!(fs::metadata(at("victim")).unwrap().uid(), 0);
+            sys.set_attributes("/link-of", 0o640, 0, 0, look("/link-of")).unwrap();
+            assert_eq!(mode("victim"), 0o640, "its own owner's may have two names");
+        }
+    }
+
+    /// T48: a directory that is there by now is not given away.
+    #[test]
+    fn trap_48_a_directory_of_somebody_else_is_not_given_away() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let (dir, sys, ..) = sys();
+        let at = |path: &str| dir.path().join(path);
+        let owner = |path: &str| fs::metadata(at(path)).unwrap().uid();
+        for path in ["roots/secret", "empty", "theirs", "others"] {
+            fs::create_dir_all(at(path)).unwrap();
+        }
+        std::os::unix::fs::chown(at("theirs"), Some(4242), None).unwrap();
+        fs::write(at("theirs/x"), "").unwrap();
+        std::os::unix::fs::chown(at("others"), Some(4243), None).unwrap();
+        for (path, given) in
+            [("roots", false), ("others", false), ("empty", true), ("theirs", true), ("new", true)]
+        {
+            let before = owner_of(&at(path));
+            let made = sys.make_directory(&format!("/{path}"), 0o700, 4242, 4242);
+            assert_eq!(made.is_ok(), given, "{path}: {made:?}");
+            assert_eq!(owner(path), if given { 4242 } else { before }, "{path}");
+        }
+    }
+
+    fn owner_of(path: &std::path::Path) -> u32 {
+        fs::metadata(path).map_or(0, |meta| meta.uid())
     }
 
     #[test]

@@ -10,7 +10,7 @@ mod walk;
 
 pub use accounts::Account;
 pub use dpkg::{Dpkg, DpkgPackage, DpkgState};
-pub use files::{FileKind, Meta, NewFile};
+pub use files::{FileId, FileKind, Meta, NewFile};
 pub use run::{As, Output};
 
 use std::io;

@@ -140,8 +140,8 @@ mod tests {
         let new = |path| NewFile { path, content: b"new", mode: 0o600, uid: 0, gid: 0 };
         let refused = sys.replace(&new("/shared/link/deep/f"), |_| Ok(())).unwrap_err();
         assert!(refused.to_string().contains("others than root control"), "{refused}");
-        assert!(sys.set_attributes("/shared/link/deep/f", 0o777, 0, 0).is_err());
-        assert!(sys.set_attributes("/real/deep/last", 0o777, 0, 0).is_err());
+        assert!(sys.set_attributes("/shared/link/deep/f", 0o777, 0, 0, None).is_err());
+        assert!(sys.set_attributes("/real/deep/last", 0o777, 0, 0, None).is_err());
         assert!(sys.remove("/shared/link/deep/f").is_err());
         assert_eq!(fs::read(at("real/deep/f")).unwrap(), b"x");
         // To look whether something is there follows links, as every program would.

@@ -73,6 +73,8 @@ pub(crate) enum ControllerFrame {
     Secrets {
         run: RunId,
         values: Vec<Revealed>,
+        /// Those that are refused may be asked for again after this; 0 where that would change nothing.
+        retry_after_ms: u64,
     },
 }
 
@@ -137,7 +139,7 @@ fn hello(hello: v1::Hello) -> Result<Hello, WireError> {
     })
 }
 
-fn secret_value(revealed: Revealed) -> v1::SecretValue {
+fn secret_value(revealed: Revealed, retry_after_ms: u64) -> v1::SecretValue {
     let secret = Some(revealed.secret.into());
     match revealed.value {
         // The memory is wiped when the last part of the message was sent.
@@ -145,8 +147,9 @@ fn secret_value(revealed: Revealed) -> v1::SecretValue {
             secret,
             value: bytes::Bytes::from_owner(value.into_inner()),
             refused: String::new(),
+            retry_after_ms: 0,
         },
-        Err(refused) => v1::SecretValue { secret, value: bytes::Bytes::new(), refused },
+        Err(refused) => v1::SecretValue { secret, value: bytes::Bytes::new(), refused, retry_after_ms },
     }
 }
 
@@ -233,9 +236,9 @@ impl From<ControllerFrame> for v1::ControllerFrame {
                 retry_after_ms,
             }),
             ControllerFrame::Leave => Kind::Leave(v1::Leave {}),
-            ControllerFrame::Secrets { run, values } => Kind::Secrets(v1::Secrets {
+            ControllerFrame::Secrets { run, values, retry_after_ms } => Kind::Secrets(v1::Secrets {
                 run_id: run.to_string(),
-                values: values.into_iter().map(secret_value).collect(),
+                values: values.into_iter().map(|value| secret_value(value, retry_after_ms)).collect(),
             }),
         };
         Self { kind: Some(kind) }

@@ -51,8 +51,8 @@ fn act(sys: &Sys, steps: Vec<Step>) {
                 let new = crate::sys::NewFile { path, content, mode, uid, gid };
                 sys.replace(&new, |_| Ok(())).unwrap().unwrap();
             }
-            Step::SetAttributes { path, mode, uid, gid } => {
-                sys.set_attributes(&path, mode, uid, gid).unwrap();
+            Step::SetAttributes { path, mode, uid, gid, seen } => {
+                sys.set_attributes(&path, mode, uid, gid, seen).unwrap();
             }
             Step::MakeDirectory { path, mode, uid, gid } => {
                 sys.make_directory(&path, mode, uid, gid).unwrap();
@@ -217,7 +217,15 @@ fn what_sshd_would_do_by_table() {
     let root = Account { name: "root".into(), uid: 0, gid: 0, home: "/root".into() };
     let usual = "pubkeyauthentication yes\nstrictmodes yes\npermitrootlogin without-password\n\
                  authorizedkeysfile .ssh/authorized_keys .ssh/authorized_keys2\n";
-    let dir = |uid, mode| Meta { kind: FileKind::Directory, mode, uid, gid: 0, len: 0, mtime_ns: 0 };
+    let dir = |uid, mode| Meta {
+        kind: FileKind::Directory,
+        mode,
+        uid,
+        gid: 0,
+        len: 0,
+        mtime_ns: 0,
+        id: FileId::default(),
+    };
     let with = |from: &str, to: &str| usual.replace(from, to);
     let cases = [
         (usual.to_owned(), &user, dir(1000, 0o755), None),

@@ -46,17 +46,25 @@ fn encoded(value: &str, give: &mut impl FnMut(&[u8])) {
 /// it. Characters that are also made of a neighbour's bits are left out, except at the end of the text.
 fn base64(engine: &GeneralPurpose, value: &[u8], lead: usize, give: &mut impl FnMut(&[u8])) {
     let text = engine.encode([&[0u8; 2][..lead], value].concat());
-    let begin = [0, 2, 3][lead];
+    let begin: usize = [0, 2, 3][lead];
     let whole = (lead + value.len()) * 8 / 6;
-    give(&text.as_bytes()[begin..whole]);
+    let from = begin.next_multiple_of(4);
+    let pieces = (from..whole.saturating_sub(PIECE - 1)).step_by(4);
+    // Pieces overlap, so all of them are the whole but for its two ends.
+    let last = pieces.clone().next_back();
+    match last {
+        Some(_) => give(&text.as_bytes()[begin..from + PIECE]),
+        None => give(&text.as_bytes()[begin..whole]),
+    }
+    let end = last.unwrap_or(begin);
+    give(&text.as_bytes()[end..whole]);
     if whole < text.len() {
         // At the end of the text: what is left of the last byte, and what fills it up.
         let padded = format!("{text}{}", "=".repeat((4 - text.len() % 4) % 4));
-        give(&text.as_bytes()[begin..]);
-        give(&padded.as_bytes()[begin..]);
+        give(&text.as_bytes()[end..]);
+        give(&padded.as_bytes()[end..]);
     }
-    let from = begin.next_multiple_of(4);
-    for at in (from..whole.saturating_sub(PIECE - 1)).step_by(4) {
+    for at in pieces {
         give(&text.as_bytes()[at..at + PIECE]);
     }
 }

@@ -20,29 +20,33 @@ const FRAME: usize = 1024 * 1024;
 pub(super) struct Asks(VecDeque<Duration>);
 
 impl Asks {
-    /// False when there were too many of late.
-    fn admit(&mut self, now: Duration) -> bool {
+    /// The error is when the next one is admitted, from now on: there were too many of late.
+    fn admit(&mut self, now: Duration) -> Result<(), Duration> {
         while self.0.front().is_some_and(|at| *at + WINDOW <= now) {
             self.0.pop_front();
         }
-        let admitted = self.0.len() < MAX_ASKS;
-        if admitted {
-            self.0.push_back(now);
+        match self.0.front() {
+            Some(first) if self.0.len() >= MAX_ASKS => Err((*first + WINDOW).saturating_sub(now)),
+            _ => {
+                self.0.push_back(now);
+                Ok(())
+            }
         }
-        admitted
     }
 }
 
 impl Session {
     /// Whether the run may have them is decided in the store, in one look at the run, its host and its plan.
     pub(super) fn wanted(&mut self, run: RunId, secrets: Vec<SecretRef>, now: Now, effects: &mut Effects) {
-        if self.asks.admit(now.mono) {
+        let Err(wait) = self.asks.admit(now.mono) else {
             effects.push(Effect::Reveal { run, epoch: self.epoch, secrets });
             return;
-        }
-        let why = "asked for too often; ask again in a minute".to_owned();
+        };
+        let why = format!("asked for too often; ask again in {} s", wait.as_secs() + 1);
         let values = secrets.into_iter().map(|secret| Revealed { secret, value: Err(why.clone()) });
-        answer(run, values.collect(), effects);
+        // At least one: 0 is an answer for good.
+        let wait = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1);
+        answer(run, values.collect(), wait, effects);
     }
 
     pub(super) fn revealed(
@@ -52,13 +56,13 @@ impl Session {
         effects: &mut Effects,
     ) {
         match result {
-            Ok(values) => answer(run, values, effects),
+            Ok(values) => answer(run, values, 0, effects),
             Err(error) => self.store_failed(&error, effects),
         }
     }
 }
 
-fn answer(run: RunId, values: Vec<Revealed>, effects: &mut Effects) {
+fn answer(run: RunId, values: Vec<Revealed>, retry_after_ms: u64, effects: &mut Effects) {
     let mut withheld: BTreeMap<&str, Vec<SecretRef>> = BTreeMap::new();
     for it in &values {
         if let Err(why) = &it.value {
@@ -72,11 +76,11 @@ fn answer(run: RunId, values: Vec<Revealed>, effects: &mut Effects) {
         let more = value.value.as_ref().map_or(0, |value| value.expose().len());
         if bytes + more > FRAME {
             let values = std::mem::take(&mut frame);
-            effects.push(Effect::Send(ControllerFrame::Secrets { run, values }));
+            effects.push(Effect::Send(ControllerFrame::Secrets { run, values, retry_after_ms }));
             bytes = 0;
         }
         bytes += more;
         frame.push(value);
     }
-    effects.push(Effect::Send(ControllerFrame::Secrets { run, values: frame }));
+    effects.push(Effect::Send(ControllerFrame::Secrets { run, values: frame, retry_after_ms }));
 }

@@ -295,11 +295,13 @@ fn secrets_are_asked_of_the_store_and_not_too_often() {
         assert!(matches!(effects[..], [Effect::Reveal { epoch: 7, .. }]), "{effects:?}");
     }
     let effects = session.handle(wanted(vec![secret(1)]), at(30));
-    let [Effect::Withheld { .. }, Effect::Send(ControllerFrame::Secrets { values, .. })] = &effects[..]
+    let [Effect::Withheld { .. }, Effect::Send(ControllerFrame::Secrets { values, retry_after_ms, .. })] =
+        &effects[..]
     else {
         panic!("{effects:?}")
     };
     assert!(values[0].value.as_ref().unwrap_err().contains("too often"));
+    assert_eq!(*retry_after_ms, 31_000, "it is told when the first question has been forgotten");
     let effects = session.handle(wanted(vec![secret(1)]), at(61));
     assert!(matches!(effects[..], [Effect::Reveal { .. }]), "{effects:?}");
 }
