@@ -17,3 +17,4 @@ mod secrets;
 mod sessions;
 mod state;
 mod support;
+mod vantage;
