@@ -4,3 +4,4 @@ pub mod fingerprint;
 pub mod lab;
 pub mod proxy;
 pub mod rig;
+pub mod time_server;

@@ -8,17 +8,7 @@ use anyhow::{Context, Result};
 use postern_tests::fingerprint::{changes, fingerprint};
 use postern_tests::lab::{Host, Image};
 use postern_tests::rig::{BOOT_DEADLINE, Rig, ssh_closed, wait_for};
-
-/// The lab has no time servers outside: the name of the distribution's pool leads to a second chronyd, which
-/// starts as soon as the profile has installed one. chrony itself gets what it lacks in a container.
-const TIME_SERVER: &str = r#"
-    echo '127.0.0.1 2.debian.pool.ntp.org' >>/etc/hosts
-    printf 'local stratum 5\nallow\nbindaddress 127.0.0.1\ncmdport 0\nbindcmdaddress /run/lab-chrony.sock\npidfile /run/lab-chrony.pid\n' >/etc/lab-chrony.conf
-    printf '[Service]\nExecStartPre=sh -c "until test -x /usr/sbin/chronyd; do sleep 0.2; done"\nTimeoutStartSec=infinity\nExecStart=/usr/sbin/chronyd -d -x -F 0 -u root -f /etc/lab-chrony.conf\n[Install]\nWantedBy=multi-user.target\n' >/etc/systemd/system/lab-time.service
-    mkdir -p /etc/systemd/system/chrony.service.d
-    printf '[Unit]\nConditionCapability=\n[Service]\nEnvironmentFile=\nEnvironment="DAEMON_OPTS=-F 1 -x"\n' >/etc/systemd/system/chrony.service.d/lab.conf
-    systemctl daemon-reload; systemctl enable --quiet lab-time; systemctl start --no-block lab-time
-"#;
+use postern_tests::time_server::serve_time;
 
 struct Base {
     rig: Rig,
@@ -31,7 +21,7 @@ impl Base {
         let Some(mut rig) = Rig::open() else { return Ok(None) };
         rig.serve()?;
         let host = rig.host(name, image)?;
-        host.sh(TIME_SERVER)?;
+        serve_time(&host)?;
         let key = std::fs::read_to_string(rig.lab.public_key())?;
         let vars = ["admin=ada".to_owned(), format!("admin_key={}", key.trim())];
         let vars = vars.into_iter().flat_map(|var| ["--var".to_owned(), var]).collect();

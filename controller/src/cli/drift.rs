@@ -223,6 +223,8 @@ impl Look {
     /// The last line or the document of a host.
     fn verdict(&self, run: &RunInfo, findings: &Findings, why: &str) -> Exit {
         let (out, verdict) = (&self.context.out, findings.verdict(run.state));
+        // Of a check that went well it says how many there are, which is said already.
+        let why = if verdict == Verdict::Unknown { why } else { "" };
         self.document(verdict, Some(run), findings, why);
         if out.json {
             return verdict.exit();

@@ -10,6 +10,7 @@ use std::time::Duration;
 use postern_proto::ids::{HostId, InstanceId, RunId, SessionId};
 use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
+use super::kinds::Kinds;
 use super::session::ClaimError;
 use super::wire::Reason;
 use crate::ca::KeyHash;
@@ -45,6 +46,8 @@ pub(crate) struct Handle {
     pub(crate) up: Arc<AtomicBool>,
     /// Milliseconds since the Unix epoch.
     pub(crate) heard_ms: Arc<AtomicI64>,
+    /// What its agent can take.
+    pub(crate) kinds: Arc<Kinds>,
 }
 
 impl Handle {
@@ -247,6 +250,7 @@ mod tests {
             close: Arc::new(watch::Sender::new(None)),
             up: Arc::default(),
             heard_ms: Arc::default(),
+            kinds: Arc::default(),
         };
         (handle, receive)
     }

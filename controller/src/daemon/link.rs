@@ -66,7 +66,7 @@ impl Link for LinkService {
 struct Driver {
     shared: Arc<Shared>,
     peer: AgentPeer,
-    /// What others get to reach this session; the instance is known after hello.
+    /// What others get to reach this session; instance and kinds are known after hello.
     handle: Handle,
     commands: mpsc::Receiver<Command>,
     close: watch::Receiver<Option<(Reason, String)>>,
@@ -101,6 +101,7 @@ impl Driver {
             close: Arc::new(close_sender),
             up: Arc::new(AtomicBool::new(false)),
             heard_ms: Arc::new(AtomicI64::new(now_ms)),
+            kinds: Arc::default(),
         };
         let identity = Identity {
             host: peer.host,
@@ -226,8 +227,9 @@ impl Driver {
     async fn act(&mut self, effect: Effect) -> Option<Input> {
         let (host, store) = (self.peer.host, self.shared.store.clone());
         match effect {
-            Effect::Claim(instance) => {
+            Effect::Claim(instance, kinds) => {
                 self.handle.instance = instance;
+                self.handle.kinds = Arc::new(kinds);
                 self.asked
                     .push(claim(Arc::clone(&self.shared), self.peer.clone(), self.handle.clone()).boxed());
             }

@@ -6,6 +6,7 @@ mod config;
 mod enrolment;
 mod follow;
 mod hub;
+mod kinds;
 mod link;
 mod listen;
 mod operator;

@@ -7,6 +7,7 @@ use postern_proto::event::{LogFrame, RunEvent, RunOffset};
 use postern_proto::ids::{BootId, ClusterId, HostId, InstanceId, RunId, SecretRef, SessionId};
 use postern_proto::v1;
 
+use super::kinds::Kinds;
 use super::text::neutral;
 use crate::store::{Dispatch, Facts, Revealed};
 
@@ -42,6 +43,7 @@ pub(crate) struct Hello {
     pub(crate) floor: u64,
     pub(crate) above: HashSet<u64>,
     pub(crate) facts: Facts,
+    pub(crate) kinds: Kinds,
 }
 
 /// A frame for an agent.
@@ -128,6 +130,7 @@ fn hello(hello: v1::Hello) -> Result<Hello, WireError> {
         runs: hello.runs.iter().map(|run| run.run_id.parse()).collect::<Result<_, _>>()?,
         floor: hello.dispatch_floor,
         above: hello.dispatches_above.into_iter().collect(),
+        kinds: hello.kinds.try_into()?,
         facts: Facts {
             agent_version: fact("agent version", hello.agent_version)?,
             os_id: fact("os id", facts.os_id)?,

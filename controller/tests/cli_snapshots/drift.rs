@@ -35,7 +35,7 @@ fn drifted() -> FakeOperator {
         finished("shop:file:conf", Outcome::WouldChange, "content", diff, "22"),
         finished("shop:command:notify", Outcome::WouldChange, "run /bin/notify", "", "33"),
         finished("shop:command:seed", Outcome::Unchanged, "", "", "44"),
-        end(RunState::Ok, ""),
+        end(RunState::Ok, "2 would change, 2 unchanged"),
     ];
     shop(updates, RunState::Ok)
 }

@@ -71,6 +71,40 @@ async fn refuse(line: &mut Line, lacks: &str) {
     line.send(Up::Refused(refused)).await;
 }
 
+/// All that this build knows, but one.
+fn all_but(lacks: &str) -> Vec<v1::KindSupport> {
+    let kinds = KINDS.iter().filter(|kind| kind.name != lacks);
+    kinds
+        .map(|kind| v1::KindSupport { kind: kind.name.to_owned(), schema_min: 1, schema_max: kind.schema })
+        .collect()
+}
+
+/// Not even written down: it is no part of what the host is to have.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plan_with_a_kind_that_the_connected_agent_lacks_is_not_sent() {
+    let rig = Rig::start().await;
+    let mut agent = rig.agent("one").await;
+    agent.kinds = all_but("sysctl");
+    let (mut line, _) = agent.session(&rig).await;
+    let home = rig.state_dir().parent().unwrap();
+    std::fs::write(home.join("site.yaml"), PROFILE).unwrap();
+    for more in [&[][..], &["--check"]] {
+        let args = [&["apply", "site.yaml", "-H", "one"], more].concat();
+        let (code, stdout, stderr) = postern(&rig, &args).await;
+        assert_eq!((code, stdout.as_str()), (1, ""), "{stderr}");
+        let error = "error[failed-precondition]: the agent is too old for this plan: it does not know sysctl; nothing \
+                     was sent, and `postern up … --bootstrap` upgrades it\n";
+        assert!(stderr.ends_with(error), "{stderr}");
+    }
+    let request = v1::ListRunsRequest { host: String::new(), limit: 0 };
+    assert_eq!(rig.operator().await.list_runs(request).await.unwrap().into_inner().runs, []);
+    assert_eq!(rig.host(&agent.host).await.profiles, [""; 0]);
+    // What it does know goes through as ever, and is the first thing that it is sent.
+    let (run, _) = rig.exec("one").await;
+    assert_eq!(line.dispatch().await.run_id, run.id);
+}
+
+/// One that does not say what it knows, or was away when the plan was made.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_plan_with_a_kind_that_the_agent_lacks_is_refused_before_anything_acts() {
     let rig = Rig::start().await;

@@ -269,6 +269,8 @@ pub(crate) struct Agent {
     pub(crate) runs: Vec<String>,
     pub(crate) floor: u64,
     pub(crate) wire: (u32, u32),
+    /// What it says it knows; nothing where it is empty.
+    pub(crate) kinds: Vec<v1::KindSupport>,
 }
 
 impl Agent {
@@ -284,6 +286,7 @@ impl Agent {
             runs: Vec::new(),
             floor: 0,
             wire: (1, 1),
+            kinds: Vec::new(),
         }
     }
 
@@ -334,7 +337,7 @@ impl Agent {
             wire_max: self.wire.1,
             epoch: self.epoch,
             cluster_id: self.cluster.clone(),
-            kinds: Vec::new(),
+            kinds: self.kinds.clone(),
             runs: self
                 .runs
                 .iter()

@@ -39,7 +39,8 @@ enum What {
         #[arg(long, default_value_t = 1000)]
         count: usize,
     },
-    /// A run that changes nothing: 40 resources, beside ssh, a script, Ansible and pyinfra, here and 50 ms away
+    /// A run that changes nothing: 40 resources, and base, beside ssh, a script, Ansible and pyinfra, here and 50 ms
+    /// away
     NoChange {
         /// Rounds; programs that take many seconds are sampled in every third
         #[arg(long, default_value_t = 10)]

@@ -137,6 +137,17 @@ impl OperatorService {
             Ok(id) => id,
             Err(_) => shared.store.find_host(order.host).await.map_err(failed)?.id,
         };
+        let session = shared.hub.session(host);
+        // The agent of a host that is away refuses by itself.
+        let lacks = session.as_ref().map(|session| session.kinds.lacks(&plan)).unwrap_or_default();
+        if !lacks.is_empty() {
+            let lacks: Vec<_> = lacks.into_iter().collect();
+            return Err(Status::failed_precondition(format!(
+                "the agent is too old for this plan: it does not know {}; nothing was sent, and `postern up … \
+                 --bootstrap` upgrades it",
+                lacks.join(", ")
+            )));
+        }
         let created_ms = shared.clock.now_ms();
         let ttl_ms = i64::try_from(order.ttl.as_millis()).unwrap_or(i64::MAX);
         let not_after_ms = created_ms.saturating_add(ttl_ms);
@@ -154,7 +165,7 @@ impl OperatorService {
             plan: order.plan,
             created_ms,
             not_after_ms,
-            send_now: shared.hub.session(host).is_some(),
+            send_now: session.is_some(),
             limit: shared.limits.runs_per_host,
         };
         let changes = shared.hub.runs.subscribe(new.id);

@@ -223,7 +223,7 @@ impl Session {
         if hello.cluster.is_some_and(|cluster| cluster != self.me.cluster) {
             return self.protocol("it belongs to another controller".to_owned(), effects);
         }
-        effects.push(Effect::Claim(hello.instance));
+        effects.push(Effect::Claim(hello.instance, hello.kinds.clone()));
         self.phase = Phase::Claiming(hello);
     }
 

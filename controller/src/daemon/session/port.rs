@@ -5,6 +5,7 @@ use std::time::Duration;
 use postern_proto::ids::{ClusterId, HostId, InstanceId, RunId, SecretRef, SessionId};
 
 use crate::ca::KeyHash;
+use crate::daemon::kinds::Kinds;
 use crate::daemon::wire::{AgentFrame, ControllerFrame, Reason};
 use crate::store::{Batch, Dispatch, OpError, OpenRefusal, OpenRequest, Opened, Revealed};
 
@@ -76,8 +77,8 @@ pub(crate) enum ClaimError {
 /// What the driver is to do.
 #[derive(Debug)]
 pub(crate) enum Effect {
-    /// Make this session the host's only one; answered by [`Input::Claimed`].
-    Claim(InstanceId),
+    /// Make this session the host's only one, of an agent that knows these kinds; answered by [`Input::Claimed`].
+    Claim(InstanceId, Kinds),
     /// Ask the store; answered by [`Input::Opened`].
     Open(Box<OpenRequest>),
     /// The session is up.

@@ -8,6 +8,7 @@ use postern_proto::ids::{ClusterId, HostId, InstanceId, PlanHash, SecretRef, Ses
 use postern_proto::plan::Terms;
 
 use crate::ca::KeyHash;
+use crate::daemon::kinds::Kinds;
 
 use crate::store::{Facts, Revealed, SecretBytes};
 
@@ -47,9 +48,10 @@ fn live() -> Rig {
         floor: 0,
         above: HashSet::new(),
         facts: Facts::default(),
+        kinds: Kinds::default(),
     };
     let effects = session.handle(Input::Frame(AgentFrame::Hello(Box::new(hello))), at(0));
-    assert!(matches!(effects[..], [Effect::Claim(_)]), "{effects:?}");
+    assert!(matches!(effects[..], [Effect::Claim(..)]), "{effects:?}");
     let effects = session.handle(Input::Claimed(Ok(())), at(0));
     assert!(matches!(effects[..], [Effect::Open(_)]), "{effects:?}");
     let run = RunId::generate();

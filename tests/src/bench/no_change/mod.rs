@@ -1,4 +1,5 @@
-//! A run that changes nothing: 40 resources by `postern apply`, beside a bare `ssh HOST true` and what others take.
+//! A run that changes nothing: 40 resources and the shipped profile `base` by `postern apply`, beside a bare
+//! `ssh HOST true` and what others take.
 mod baselines;
 mod verdict;
 
@@ -16,6 +17,7 @@ use super::stats::Samples;
 use super::timed::timed;
 use crate::lab::Image;
 use crate::rig::Rig;
+use crate::time_server::serve_time;
 
 const PROFILE: &str = include_str!("../../../bench/no-change/forty.yaml");
 const CHECKS: &str = include_str!("../../../bench/no-change/check.sh");
@@ -33,15 +35,17 @@ const SLOW_EVERY: usize = 3;
 enum Way {
     Ssh,
     Postern,
+    Base,
     Script,
     Pyinfra,
     Ansible,
     AnsibleDefaults,
 }
 
-const WAYS: [(Way, &str); 6] = [
+const WAYS: [(Way, &str); 7] = [
     (Way::Ssh, "ssh HOST true (cold login)"),
     (Way::Postern, "postern apply, `serve` running"),
+    (Way::Base, "postern apply base"),
     (Way::Script, "hand-written script over ssh"),
     (Way::Pyinfra, "pyinfra"),
     (Way::Ansible, "Ansible, pipelining, no facts"),
@@ -50,19 +54,20 @@ const WAYS: [(Way, &str); 6] = [
 /// What all are compared with, and what is ours: indices into [`WAYS`].
 const SSH: usize = 0;
 const POSTERN: usize = 1;
+const BASE: usize = 2;
 
 impl Way {
     /// Whether it has its turn in this round.
     fn due(self, round: usize, quick: bool) -> bool {
         match self {
-            Way::Ssh | Way::Postern | Way::Script => true,
+            Way::Ssh | Way::Postern | Way::Base | Way::Script => true,
             Way::Pyinfra | Way::Ansible => round.is_multiple_of(SLOW_EVERY),
             Way::AnsibleDefaults => !quick && round.is_multiple_of(SLOW_EVERY),
         }
     }
 }
 
-/// Applies the profile to a host beside this machine and to one that is 50 ms away, then measures `rounds` rounds on
+/// Applies both profiles to a host beside this machine and to one that is 50 ms away, then measures `rounds` rounds on
 /// each, prints the tables, and keeps the raw samples in `dir`. `quick` leaves out what takes longest.
 ///
 /// All of a distance happens on one host, the ways in turn. Each sample is judged by what the program says: one that
@@ -97,6 +102,7 @@ pub fn no_change(image: Image, rounds: usize, quick: bool, dir: &Path, out: &mut
         writeln!(out, "\n{RESOURCES} resources, nothing to change, {milliseconds} ms round trip")?;
         write!(out, "{}", samples.table_beside(SSH))?;
         writeln!(out, "postern / ssh: {ratio:.2}; goal {goal:.2} or less: {reached}")?;
+        writeln!(out, "postern with base / ssh: {:.2}", samples.ratio(BASE, SSH))?;
         let least = loads.iter().copied().fold(f64::INFINITY, f64::min);
         let most = loads.iter().copied().fold(0.0, f64::max);
         writeln!(out, "load of the machine meanwhile: {least:.1} to {most:.1}")?;
@@ -113,6 +119,8 @@ struct Bench<'a> {
     rig: &'a Rig,
     site: Site,
     profile: PathBuf,
+    /// What `base` is given.
+    base: Vec<String>,
     ansible: Ansible,
     pyinfra: Pyinfra,
 }
@@ -122,18 +130,34 @@ impl<'a> Bench<'a> {
         let profile = site.work.join("forty.yaml");
         std::fs::write(&profile, PROFILE).context("cannot write the profile")?;
         let (ansible, pyinfra) = (Ansible::new(tools, &site)?, Pyinfra::new(tools, &site)?);
-        let bench = Bench { rig, site, profile, ansible, pyinfra };
-        let first = timed(bench.postern(), FIRST_DEADLINE)?;
-        verdict::succeeded(&first).context("the profile could not be applied")?;
+        let key = std::fs::read_to_string(rig.lab.public_key()).context("cannot read the lab's key")?;
+        let base = ["base".into(), "--var".into(), "admin=ada".into(), "--var".into()];
+        let base = base.into_iter().chain([format!("admin_key={}", key.trim())]).collect();
+        serve_time(&site.host)?;
+        let bench = Bench { rig, site, profile, base, ansible, pyinfra };
+        for way in [Way::Postern, Way::Base] {
+            let first = timed(bench.apply(way), FIRST_DEADLINE)?;
+            verdict::succeeded(&first).context("the profile could not be applied")?;
+            bench.unassign(way)?;
+        }
         bench.ansible.prepare_host(&bench.site)?;
         Ok(bench)
     }
 
-    fn postern(&self) -> Command {
-        let mut command =
-            self.rig.command(&["apply", &self.profile.display().to_string(), "-H", &self.site.host.name]);
-        command.env_remove("POSTERN_AGENT_BINARY");
+    /// One of our two ways.
+    fn apply(&self, way: Way) -> Command {
+        let profile = vec![self.profile.display().to_string()];
+        let what = if way == Way::Base { &self.base } else { &profile };
+        let mut command = self.rig.command(&["apply", "-H", &self.site.host.name]);
+        command.args(what).env_remove("POSTERN_AGENT_BINARY");
         command
+    }
+
+    /// What was applied is a part of every later plan: each of our ways is to be measured alone.
+    fn unassign(&self, way: Way) -> Result<()> {
+        let profile = if way == Way::Base { "base" } else { "forty" };
+        let command = self.rig.command(&["host", "unassign", &self.site.host.name, profile]);
+        verdict::succeeded(&timed(command, DEADLINE)?).context("the profile could not be unassigned")
     }
 
     /// From the start of the command to its end; an error unless it says that nothing was changed.
@@ -144,7 +168,8 @@ impl<'a> Bench<'a> {
                 ssh.arg("true");
                 (ssh, verdict::succeeded)
             }
-            Way::Postern => (self.postern(), verdict::postern),
+            Way::Postern => (self.apply(way), verdict::postern),
+            Way::Base => (self.apply(way), verdict::base),
             Way::Script => {
                 let mut ssh = self.site.ssh();
                 // As an argument, in the packet that starts the far shell: nothing is quicker.
@@ -157,8 +182,10 @@ impl<'a> Bench<'a> {
         };
         let ended = timed(command, DEADLINE)?;
         judge(&ended)?;
-        if matches!(way, Way::Ansible | Way::AnsibleDefaults) {
-            self.ansible.end_masters(&self.site)?;
+        match way {
+            Way::Postern | Way::Base => self.unassign(way)?,
+            Way::Ansible | Way::AnsibleDefaults => self.ansible.end_masters(&self.site)?,
+            Way::Ssh | Way::Script | Way::Pyinfra => {}
         }
         Ok(ended.took)
     }

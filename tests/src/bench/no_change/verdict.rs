@@ -13,14 +13,27 @@ pub(super) fn succeeded(ended: &Ended) -> Result<()> {
     Ok(())
 }
 
+/// What the last line counts, where it says that the run went well.
+fn counts(ended: &Ended) -> Option<&str> {
+    let (_, rest) = ended.stdout.lines().last()?.split_once(": ok: ")?;
+    Some(rest.split(" in ").next().unwrap_or(rest))
+}
+
+/// The last line counts resources as unchanged, and nothing else; how many, is the shipped profile's affair.
+pub(super) fn base(ended: &Ended) -> Result<()> {
+    succeeded(ended)?;
+    let number = counts(ended).and_then(|counts| counts.strip_suffix(" unchanged"));
+    let some = number.and_then(|number| number.parse::<u32>().ok()).is_some_and(|number| number > 0);
+    ensure!(some, "want unchanged alone in the last line of\n{}{}", ended.stdout, ended.stderr);
+    Ok(())
+}
+
 /// The last line counts every resource as unchanged, and nothing else.
 pub(super) fn postern(ended: &Ended) -> Result<()> {
     succeeded(ended)?;
-    let last = ended.stdout.lines().last().unwrap_or_default();
-    let counts = last.split_once(": ok: ").map(|(_, rest)| rest.split(" in ").next().unwrap_or(rest));
     let want = format!("{RESOURCES} unchanged");
     ensure!(
-        counts == Some(&want),
+        counts(ended) == Some(&want),
         "want {want:?} alone in the last line of\n{}{}",
         ended.stdout,
         ended.stderr
@@ -86,6 +99,15 @@ mod tests {
         check(postern, 0, "web: ok: 39 unchanged in 0.03 s\n", false);
         check(postern, 0, "web: ok: 40 unchanged, 1 skipped in 0.03 s\n", false);
         check(postern, 0, "", false);
+    }
+
+    #[test]
+    fn base_is_unchanged_whatever_it_holds() {
+        check(base, 0, "web: ok: 17 unchanged in 0.03 s\n", true);
+        check(base, 0, "web: ok: 1 changed, 16 unchanged in 0.03 s\n", false);
+        check(base, 0, "web: ok: 0 unchanged\n", false);
+        check(base, 0, "web: ok: nothing done\n", false);
+        check(base, 1, "web: ok: 17 unchanged\n", false);
     }
 
     #[test]
