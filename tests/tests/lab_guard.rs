@@ -117,7 +117,8 @@ fn every_cut_is_taken_back(image: Image) -> Result<()> {
         nothing_left(&host)?;
     }
     // What cuts nothing off stays.
-    apply(&rig, &host, &guarded("true", "true"), &[])?.expect(0).says("link");
+    let ended = apply(&rig, &host, &guarded("true", "true"), &[])?.expect(0);
+    ensure!(ended.stdout.contains("seen after it: link"), "{}", said(&ended));
     ensure!(is_changed(&host)?);
     nothing_left(&host)
 }

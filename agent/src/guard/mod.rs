@@ -240,8 +240,13 @@ async fn revert(sys: &Sys, stored: &Stored) -> Result<Ended, GuardError> {
         failures
     })
     .await?;
+    let booting = is_booting(sys).await;
     for argv in &reload {
-        let words: Vec<&str> = argv.iter().map(String::as_str).collect();
+        let mut words: Vec<&str> = argv.iter().map(String::as_str).collect();
+        if booting && words.first() == Some(&"systemctl") {
+            // What this would wait for waits itself until the guard's service is over.
+            words.insert(1, "--no-block");
+        }
         match sys.run(&words, &[], RELOAD).await {
             Ok(said) if said.ok() => {}
             Ok(said) => failures.push(format!("{}: {}", argv.join(" "), said.last_line())),
@@ -255,6 +260,12 @@ async fn revert(sys: &Sys, stored: &Stored) -> Result<Ended, GuardError> {
     // The service that runs this may go on: its unit is in memory until it ends.
     Units { sys, name: &stored.name }.remove().await?;
     Ok(Ended::Reverted)
+}
+
+/// True while the host comes up.
+async fn is_booting(sys: &Sys) -> bool {
+    let said = sys.run(&["systemctl", "is-system-running"], &[], RELOAD).await;
+    said.is_ok_and(|said| matches!(said.stdout.trim_ascii(), b"initializing" | b"starting"))
 }
 
 /// What `postern-agent guard-revert` does: for the units of a guard, not for people.

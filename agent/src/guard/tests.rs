@@ -132,6 +132,22 @@ async fn two_guards_at_once_are_refused() {
     guards.arm("g-2", "x", &change(), &Protect::default(), Duration::from_secs(60)).await.unwrap();
 }
 
+/// In a boot, what is put in force is ordered after the service that does so: to wait for it would be for ever.
+#[tokio::test]
+async fn in_a_boot_nothing_is_waited_for() {
+    for (state, want) in [("starting", "--no-block restart ssh"), ("running", "restart ssh")] {
+        let dir = tempfile::tempdir().unwrap();
+        let guards = host(dir.path(), "none");
+        let stored = armed(&guards, &["systemctl", "restart", "ssh"]).await.unwrap();
+        let script = dir.path().join("bin/systemctl");
+        let text = fs::read_to_string(&script).unwrap();
+        fs::write(&script, format!("{text}[ \"$1\" != is-system-running ] || echo {state}\n")).unwrap();
+        assert_eq!(guards.revert(&stored).await.unwrap(), Ended::Reverted);
+        let calls = fs::read_to_string(dir.path().join("calls")).unwrap();
+        assert!(calls.lines().any(|line| line == want), "{state}: {calls}");
+    }
+}
+
 /// One file that cannot be put back keeps none of the others from it, and the guard stays to be tried again.
 #[tokio::test]
 async fn what_could_not_be_put_back_is_said_and_tried_again() {
