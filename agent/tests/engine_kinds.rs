@@ -243,12 +243,8 @@ async fn a_repository_that_fails_leaves_no_source_behind() {
     for path in ["run", "etc/apt/sources.list.d"] {
         std::fs::create_dir_all(host.root().join(path)).unwrap();
     }
-    // Not older than what says where they come from.
     let packet = [&[0xc6, 10, 4], &[7; 9][..]].concat();
     let own = openpgp::read(&packet).unwrap().fingerprints[0].to_string();
-    host.fake("apt-helper", "exit 1");
-    let helper = host.root().join("key");
-    std::fs::write(&helper, &packet).unwrap();
     let spec = json!({
         "name": "lab", "uris": ["http://a.example"], "suites": ["s"], "components": ["main"],
         "key": armored(&packet), "fingerprints": [own],
