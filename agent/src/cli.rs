@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 use crate::engine::SupervisorCommand;
+use crate::guard::Moment;
 use crate::leave::{self, HostPaths};
 use crate::link::dial::DialLimits;
 use crate::link::enrol::{self, EnrolOptions};
@@ -72,7 +73,7 @@ pub fn main(args: &[String]) -> i32 {
     }
     // For the units of a guard, not for people.
     let (guard, args) = match args {
-        [command, name, rest @ ..] if command == "guard-revert" => {
+        [command, name, rest @ ..] if command.starts_with("guard-revert") => {
             (Some(name), [std::slice::from_ref(command), rest].concat())
         }
         _ => (None, args.to_vec()),
@@ -95,7 +96,8 @@ pub fn main(args: &[String]) -> i32 {
         "enrol" => runtime.block_on(Box::pin(enrol(&args))),
         "probe" => runtime.block_on(Box::pin(probe(&args))),
         "status" => status(&args.state_dir),
-        "guard-revert" => runtime.block_on(guard_revert(&args.state_dir, guard)),
+        "guard-revert" => runtime.block_on(guard_revert(&args.state_dir, guard, Moment::Now)),
+        "guard-revert-boot" => runtime.block_on(guard_revert(&args.state_dir, guard, Moment::Boot)),
         "uninstall" => runtime.block_on(uninstall(args.state_dir)),
         other => usage(&format!("unknown command {other:?}")),
     };
@@ -265,9 +267,9 @@ fn status(state_dir: &Path) -> i32 {
 }
 
 /// Exit code 1 makes the unit try again.
-async fn guard_revert(state_dir: &Path, name: Option<&String>) -> i32 {
+async fn guard_revert(state_dir: &Path, name: Option<&String>, moment: Moment) -> i32 {
     let Some(name) = name else { return usage("guard-revert wants the name of a guard") };
-    match guard::revert_by_name(state_dir, name).await {
+    match guard::revert_by_name(state_dir, name, moment).await {
         Ok(ended) => {
             tracing::info!(guard = name, ?ended, "the guard is over");
             exit::OK

@@ -9,6 +9,9 @@ use postern_proto::host;
 use tokio::process::Command;
 use tokio::time::timeout;
 
+use crate::guard::Guards;
+use crate::sys::Sys;
+
 /// For one call of systemctl.
 const SYSTEMCTL: Duration = Duration::from_secs(20);
 
@@ -47,6 +50,14 @@ impl Default for HostPaths {
 /// for that.
 pub async fn remove(paths: &HostPaths, stop: bool) -> Vec<String> {
     let mut left = Vec::new();
+    let guards = Guards { state_dir: paths.state_dir.clone(), sys: Sys::host() };
+    if let Err(error) = guards.settle("", false).await {
+        // Without this program and its state nobody could take it back.
+        left.push(format!(
+            "a change that was not confirmed could not be taken back, so the agent stays: {error}"
+        ));
+        return left;
+    }
     let unit = paths.unit_file.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let has_unit = paths.unit_file.symlink_metadata().is_ok();
     if has_unit {

@@ -35,6 +35,8 @@ enum Says {
     No,
     /// Nothing, for ever.
     Nothing,
+    /// It will never look.
+    Never,
 }
 
 /// Answers as scripted; the last answer stays.
@@ -50,8 +52,9 @@ impl Vantage for Scripted {
         };
         match says {
             Says::Yes => Ok(Vec::new()),
-            Says::No => Err(Unseen("nothing answers".to_owned())),
+            Says::No => Err(Unseen::now("nothing answers")),
             Says::Nothing => std::future::pending().await,
+            Says::Never => Err(Unseen::for_good("too old")),
         }
     }
 }
@@ -237,4 +240,80 @@ async fn a_wrong_resolver_is_taken_back() {
     let told = complete(&work, dispatch).await;
     assert_eq!(told.outcomes(), [(1, Outcome::Failed)], "{:?}", told.messages());
     assert_eq!(std::fs::read_to_string(path).unwrap(), "nameserver 192.0.2.1\n");
+}
+
+/// A way back that fails is not thrown away: what it needs stays, its service goes on, and the run says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_way_back_that_fails_is_kept_and_tried_on() {
+    let mut host = Host::new();
+    let work = open(&host, &[Says::Yes, Says::No]);
+    let calls = host.path("calls");
+    host.fake("systemctl", &format!("echo \"$@\" >>{calls}"));
+    let mut spec = change(&host);
+    spec["revert"] = json!(["test", "-e", host.path("mended")]);
+    let dispatch = host.command(spec);
+    let run = dispatch.run;
+    let told = complete(&work, dispatch).await;
+    assert_eq!(told.outcomes(), [(1, Outcome::Failed)]);
+    assert!(told.messages()[0].contains("goes on trying"), "{:?}", told.messages());
+    assert_eq!(guards_left(&host), 1);
+    let units = std::fs::read_dir(host.root().join("etc/systemd/system")).unwrap().count();
+    assert!(units > 2, "its units are gone");
+    let said = std::fs::read_to_string(&calls).unwrap();
+    assert!(said.lines().any(|line| line.starts_with("start --no-block -- postern-guard-")), "{said}");
+    assert_eq!(stands(&host), (true, 1, 0));
+    // What its service does.
+    std::fs::write(host.path("mended"), "").unwrap();
+    let guards = postern_agent::guard::Guards { state_dir: host.state(), sys: host.config().sys };
+    let settled = guards.settle(&format!("{run}-"), false).await.unwrap();
+    assert_eq!(settled.len(), 1, "{settled:?}");
+    assert_eq!(guards_left(&host), 0);
+}
+
+/// The steps have one time together: one that hangs is ended in it, and the next one does not begin.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_hangs_is_ended_before_the_guard_is_over() {
+    let mut host = Host::new();
+    let work = open(&host, &[Says::Yes]);
+    let mut spec = change(&host);
+    spec["shell"] = json!(format!("{}; sleep 600", spec["shell"].as_str().unwrap()));
+    let began = std::time::Instant::now();
+    let dispatch = host.command(spec);
+    let told = complete(&work, dispatch).await;
+    assert_eq!(told.outcomes(), [(1, Outcome::Failed)]);
+    assert!(told.messages()[0].contains("taken back"), "{:?}", told.messages());
+    assert!(began.elapsed() < Duration::from_secs(60), "it was not ended");
+    assert_eq!(stands(&host), (false, 1, 1));
+}
+
+/// A controller that will never look keeps nobody waiting.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_controller_that_will_never_look_is_told_of() {
+    let mut host = Host::new();
+    let work = open(&host, &[Says::Never]);
+    let dispatch = host.command(change(&host));
+    let told = complete(&work, dispatch).await;
+    assert!(told.messages()[0].contains("nothing was changed") && told.messages()[0].contains("too old"));
+    assert_eq!(stands(&host), (false, 0, 0));
+}
+
+/// One that waits for the controller is not drawn into what befell another one: it has done nothing yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_waits_is_not_what_was_cut_off() {
+    let mut host = Host::new();
+    let slow = json!({"shell": format!("touch {}; sleep 1; exit 0", host.path("slow"))});
+    let dispatch = host.dispatch(&[("guarded", "command", change(&host)), ("slow", "command", slow)]);
+    let dispatch = host.needing(&dispatch, &[("slow", &[])]);
+    let run = dispatch.run;
+    let work = open(&host, &[Says::No]);
+    work.engine.dispatch(dispatch).await.unwrap();
+    let slow = host.path("slow");
+    until("the slow one", || Path::new(&slow).exists()).await;
+    work.kill().await;
+    let work = open(&host, &[Says::Yes]);
+    let mut outbox = work.engine.attach(vec![], vec![]).await;
+    let mut told = Told::default();
+    to_the_end(&work.engine, &mut outbox, run, &mut told).await;
+    assert_eq!(told.end().0, RunState::Ok, "{:?}", told.end());
+    assert_eq!(stands(&host), (true, 1, 0), "it was said to be done and was not: {:?}", told.messages());
 }

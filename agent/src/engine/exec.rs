@@ -23,7 +23,7 @@ use crate::supervise::{Exit, Job, JobUser};
 use crate::sys::start_ticks;
 
 /// From TERM to KILL.
-const KILL_AFTER: Duration = Duration::from_secs(10);
+pub(super) const KILL_AFTER: Duration = Duration::from_secs(10);
 /// Quiet after the end of a process that shows whether anything else still writes.
 const LINGER: Duration = Duration::from_millis(500);
 /// Beyond its own deadlines a supervisor gets this long before it is taken for lost.

@@ -1,5 +1,6 @@
 //! One attempt at a resource, or at a group of them that is brought about together: look, act, look again.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use serde_json::Value;
 
 use super::approve::digest;
 use super::backup::{After, Before, Kept};
-use super::guarded::Done;
+use super::guarded::{Armed, Done};
 use super::look::Unseen;
 use super::run::{End, Failure, RunTask, StepResult, Stop, refusal, summary_of};
 use super::steps::LOCK_TRIES;
@@ -187,31 +188,41 @@ impl RunTask {
     }
 
     pub(super) async fn steps(&mut self, owner: usize, steps: &[Step]) -> Result<StepResult, Stop> {
-        self.steps_under(owner, steps, false).await
+        self.steps_under(owner, steps, None).await
     }
 
-    /// The same. Where they are `guarded`, the last one is not the end of the attempt.
+    /// The same. Under guard the last one is not the end of the attempt, and none outlasts the guard.
     pub(super) async fn steps_under(
         &mut self,
         owner: usize,
         steps: &[Step],
-        guarded: bool,
+        guard: Option<&Armed<'_>>,
     ) -> Result<StepResult, Stop> {
         let (address, attempt) = self.attempt_of(owner);
-        if let Err(error) = self.room_for_steps(&address, steps, guarded).await {
+        if let Err(error) = self.room_for_steps(&address, steps, guard.is_some()).await {
             return Ok(Err(Failure::new(refusal(error).message)));
         }
         self.acted = true;
         self.ahead.clear();
         let mut note = String::new();
         for (place, step) in steps.iter().enumerate() {
-            let until = tokio::time::Instant::now() + self.ctx.config.limits.lock_wait;
+            let mut until = tokio::time::Instant::now() + self.ctx.config.limits.lock_wait;
             let mut tries = 0;
             loop {
+                let mut step = Cow::Borrowed(step);
+                if let Some(guard) = guard {
+                    let Some(left) = guard.left() else {
+                        return Ok(Err(Failure::new("the time that its guard gives it is over".to_owned())));
+                    };
+                    until = until.min(tokio::time::Instant::now() + left);
+                    if let Step::Exec(exec) = step.to_mut() {
+                        exec.timeout = exec.timeout.min(left);
+                    }
+                }
                 let id = StepId { address: address.clone(), attempt, step: self.next_step };
                 self.next_step += 1;
                 self.mark_acted(owner);
-                match self.step(id, step, !guarded && place + 1 == steps.len(), until).await? {
+                match self.step(id, &step, guard.is_none() && place + 1 == steps.len(), until).await? {
                     Ok(said) => note = said,
                     // Somebody took the lock between our look and its own: its turn comes again.
                     Err(failure) if failure.locked && tries < LOCK_TRIES => {

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use postern_proto::event::{StepEnd, StepId};
-use postern_proto::guard::{Found, Predicate};
+use postern_proto::guard::{Found, MAX_PREDICATES, Predicate};
 use tokio::time::Instant;
 
+use super::exec::KILL_AFTER;
 use super::run::{Failure, RunTask, StepResult, Stop};
-use crate::guard::{Ended, Guards, Stored, Unseen, Vantage, lacking, watched};
+use crate::guard::{Ended, Guards, State, Stored, Unseen, Vantage, lacking, watched};
 use crate::resources::{Protect, Step};
 
 /// For one look from outside.
@@ -15,8 +16,10 @@ const LOOK: Duration = Duration::from_secs(30);
 /// Between looks after the change, at first and at most: an SSH server takes many looks for an attack.
 const PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);
-/// Before the timer's time is over, the last look is; and no process of a step runs on.
+/// The last look is over so long before the timer's time is.
 const MARGIN: Duration = Duration::from_secs(5);
+/// Keys of one user that are looked at.
+const MAX_KEYS: usize = 64;
 
 /// What became of steps that were to be performed.
 pub(super) enum Done {
@@ -33,6 +36,21 @@ struct Watch {
     until: Instant,
 }
 
+/// What a step under guard keeps to.
+pub(super) struct Armed<'a> {
+    stored: &'a Stored,
+    /// A process that runs longer is ended before the timer takes back what it did.
+    until: Instant,
+}
+
+impl Armed<'_> {
+    /// How long the next step may take; `None` when it may not begin any more.
+    pub(super) fn left(&self) -> Option<Duration> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        (self.stored.state() == Some(State::Armed) && !left.is_zero()).then_some(left)
+    }
+}
+
 /// A resource that waits for the controller.
 #[derive(Clone, Debug)]
 pub(super) struct Held {
@@ -45,12 +63,8 @@ pub(super) struct Held {
 }
 
 impl Held {
-    const FIRST: Duration = Duration::from_secs(2);
+    pub(super) const FIRST: Duration = Duration::from_secs(2);
     const LONGEST: Duration = Duration::from_secs(30);
-
-    fn new(why: String) -> Self {
-        Self { until: Instant::now() + Self::FIRST, pause: Self::FIRST, why }
-    }
 
     /// It was tried in vain.
     pub(super) fn again(&mut self, why: String) {
@@ -69,14 +83,23 @@ impl RunTask {
         protect: Option<Protect>,
     ) -> Result<Done, Stop> {
         let Some(protect) = protect else { return Ok(Done::Steps(self.steps(index, steps).await?)) };
-        let predicates = protect.predicates.clone();
+        let predicates = watchable(&protect.predicates);
         let before = match self.look_from_outside(&predicates).await? {
             Ok(before) => before,
+            Err(unseen) if unseen.for_good => {
+                let why =
+                    format!("nothing was changed, since the controller cannot confirm it: {}", unseen.why);
+                return Ok(Done::Steps(Err(Failure::new(why))));
+            }
             Err(unseen) => {
-                self.held.insert(index, Held::new(unseen.0));
+                let mut held = Held { until: Instant::now(), pause: self.hold_pause, why: String::new() };
+                held.again(unseen.why);
+                self.hold_pause = held.pause;
+                self.held.insert(index, held);
                 return Ok(Done::Waits);
             }
         };
+        self.hold_pause = Held::FIRST / 2;
         let guards = self.guards();
         let seen = watched(&predicates, &before);
         let window = self.ctx.config.limits.guard_window;
@@ -85,7 +108,7 @@ impl RunTask {
         let id = self.pseudo_step(index, &summary).await?;
         let (address, attempt) = self.attempt_of(index);
         let name = format!("{}-{index}-{attempt}", self.run);
-        let until = Instant::now() + window;
+        let (until, margin) = (Instant::now() + window, MARGIN.min(window / 4));
         let armed = guards.arm(&name, address.as_str(), steps, &protect, window);
         let stored = match self.patiently(armed).await? {
             Ok(stored) => stored,
@@ -96,9 +119,9 @@ impl RunTask {
             }
         };
         self.end_step(id, StepEnd::Done, 0);
-        let watch = Watch { predicates, before, until: until - MARGIN };
-        let bounded = bounded(steps, window.saturating_sub(2 * MARGIN));
-        let result = match self.steps_under(index, &bounded, true).await? {
+        let watch = Watch { predicates, before, until: until - margin };
+        let armed = Armed { stored: &stored, until: until - margin - KILL_AFTER.min(window / 4) };
+        let result = match self.steps_under(index, steps, Some(&armed)).await? {
             Ok(note) => self.confirm(index, &guards, &stored, &watch).await?.map(|()| note),
             Err(failure) => {
                 let why = failure.message.clone();
@@ -121,11 +144,11 @@ impl RunTask {
         predicates: &[Predicate],
     ) -> Result<Result<Vec<Found>, Unseen>, Stop> {
         let Some(vantage) = self.ctx.config.vantage.clone() else {
-            return Ok(Err(Unseen("this agent has no link over which it could be confirmed".to_owned())));
+            return Ok(Err(Unseen::now("this agent has no link over which it could be confirmed")));
         };
         let look = async {
             let looked = tokio::time::timeout(LOOK, vantage.look(predicates)).await;
-            looked.unwrap_or_else(|_| Err(Unseen("the controller did not answer in time".to_owned())))
+            looked.unwrap_or_else(|_| Err(Unseen::now("the controller did not answer in time")))
         };
         self.patiently(look).await
     }
@@ -158,7 +181,7 @@ impl RunTask {
                 Err(_) => "the controller could not be reached over a new connection in time".to_owned(),
                 Ok(looked) => match looked? {
                     Err(unseen) => {
-                        format!("the controller could not be reached over a new connection: {}", unseen.0)
+                        format!("the controller could not be reached over a new connection: {unseen}")
                     }
                     Ok(after) => lacking(&watch.predicates, &watch.before, &after).join("; "),
                 },
@@ -195,7 +218,14 @@ impl RunTask {
         why: &str,
     ) -> Result<&'static str, Stop> {
         let id = self.pseudo_step(index, &format!("take the change back: {why}")).await?;
-        Ok(match self.patiently(guards.revert(stored)).await? {
+        // The timer may have been faster; what was at work then is over now.
+        let revert = async {
+            match stored.state() {
+                Some(State::Reverted) => guards.revert_again(stored).await,
+                _ => guards.revert(stored).await,
+            }
+        };
+        Ok(match self.patiently(revert).await? {
             Ok(Ended::Confirmed) => {
                 self.end_step(id, StepEnd::Error("it was confirmed already".to_owned()), 0);
                 "the change stays"
@@ -212,9 +242,9 @@ impl RunTask {
     }
 
     /// Takes back what an agent that is gone had not confirmed in this run.
-    pub(super) async fn settle_guards(&mut self) -> Result<(), Stop> {
+    pub(super) async fn settle_guards(&mut self, again: bool) -> Result<(), Stop> {
         let (guards, prefix) = (self.guards(), format!("{}-", self.run));
-        match self.patiently(guards.settle(&prefix)).await? {
+        match self.patiently(guards.settle(&prefix, again)).await? {
             Ok(settled) => {
                 for (name, ended) in settled {
                     tracing::warn!(guard = name, ?ended, "a guard of an earlier agent was settled");
@@ -227,15 +257,15 @@ impl RunTask {
     }
 }
 
-/// The steps with no process that outlasts the guard: it would change again what was taken back.
-fn bounded(steps: &[Step], limit: Duration) -> Vec<Step> {
-    let mut steps = steps.to_vec();
-    for step in &mut steps {
-        if let Step::Exec(exec) = step {
-            exec.timeout = exec.timeout.min(limit.max(Duration::from_secs(1)));
+/// As much of it as one look takes.
+fn watchable(predicates: &[Predicate]) -> Vec<Predicate> {
+    let mut predicates: Vec<Predicate> = predicates.iter().take(MAX_PREDICATES).cloned().collect();
+    for predicate in &mut predicates {
+        if let Predicate::Login { keys, .. } = predicate {
+            keys.truncate(MAX_KEYS);
         }
     }
-    steps
+    predicates
 }
 
 /// Whether the controller is there to confirm a change.
@@ -243,7 +273,7 @@ pub(super) async fn is_reachable(vantage: Option<&dyn Vantage>) -> Result<(), St
     let Some(vantage) = vantage else { return Err("this agent has no link".to_owned()) };
     match tokio::time::timeout(LOOK, vantage.look(&[])).await {
         Ok(Ok(_)) => Ok(()),
-        Ok(Err(unseen)) => Err(unseen.0),
+        Ok(Err(unseen)) => Err(unseen.why),
         Err(_) => Err("the controller did not answer in time".to_owned()),
     }
 }

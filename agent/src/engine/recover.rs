@@ -20,14 +20,24 @@ impl RunTask {
         let boot = self.ctx.shared.lock().book.runs.get(&self.run).map(|book| book.boot);
         let now = self.ctx.config.boot_id;
         let Some(boot) = boot else { return Ok(()) };
-        let members: Vec<usize> = (0..self.past.len()).filter(|index| self.past[*index].open).collect();
+        let mut members: Vec<usize> = (0..self.past.len()).filter(|index| self.past[*index].open).collect();
         let step =
             members.iter().filter_map(|index| self.past[*index].step.clone()).max_by_key(|step| step.seq);
+        if let Some(step) = &step {
+            // Others that are open have begun nothing: they wait for the controller, and go on waiting.
+            let key = |index: usize| self.bound.get(index)?.as_ref()?.merge_key();
+            let owner = members.iter().copied().find(|index| *self.address(*index) == step.id.address);
+            members.retain(|index| {
+                let with = owner.and_then(key);
+                Some(*index) == owner
+                    || with.is_some() && key(*index) == with && self.past[*index].step.is_none()
+            });
+        }
         let why = if boot == now { "the agent was restarted" } else { "the host was restarted" };
         let began = Instant::now();
         let runs_on = matches!(&step, Some(PastStep { exec: Some(_), end: None, .. }) if boot == now);
         if !members.is_empty() && !runs_on {
-            self.settle_guards().await?;
+            self.settle_guards(false).await?;
         }
         match step {
             _ if members.is_empty() => {}
@@ -65,7 +75,7 @@ impl RunTask {
                 let result = self.step_ended(id, spool, ended).await?;
                 if runs_on {
                     // Only now: it would have changed again what was taken back.
-                    self.settle_guards().await?;
+                    self.settle_guards(true).await?;
                 }
                 if told && (last || result.is_err()) {
                     self.resume(&members, result, began).await?;

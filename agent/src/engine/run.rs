@@ -72,6 +72,8 @@ pub(super) struct RunTask {
     pub(super) ahead: Ahead,
     /// Those whose change waits until the controller can confirm it.
     pub(super) held: BTreeMap<usize, Held>,
+    /// Before the controller is tried again.
+    pub(super) hold_pause: Duration,
     /// The number of the next step of the attempt that is under way.
     pub(super) next_step: u32,
     /// Something was changed since this task began.
@@ -190,6 +192,7 @@ impl RunTask {
             late: BTreeMap::new(),
             ahead: Ahead::default(),
             held: BTreeMap::new(),
+            hold_pause: Held::FIRST / 2,
             next_step: 0,
             acted: false,
             keeps: false,

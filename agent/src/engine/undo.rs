@@ -146,51 +146,62 @@ impl RunTask {
         let ctx = std::sync::Arc::clone(&self.ctx);
         let until = tokio::time::Instant::now() + ctx.config.limits.lock_wait;
         let mut tries = 0;
-        let (way, protect) = loop {
-            let view = match self.patiently(bound.view(&ctx.config.sys, Depth::Whole)).await? {
-                Ok(view) => view,
-                Err(error) => {
-                    let why = format!("what is there now cannot be looked at: {error}");
-                    return self.ended(index, Outcome::Failed, why, began);
+        loop {
+            let (way, protect) = loop {
+                let view = match self.patiently(bound.view(&ctx.config.sys, Depth::Whole)).await? {
+                    Ok(view) => view,
+                    Err(error) => {
+                        let why = format!("what is there now cannot be looked at: {error}");
+                        return self.ended(index, Outcome::Failed, why, began);
+                    }
+                };
+                let known = Known {
+                    before: &before.seen,
+                    after: after.clone(),
+                    now: &view.seen,
+                    begun: self.past[index].acted,
+                    blind: bound.foreseen().is_some(),
+                    last,
+                };
+                let way = way(bound.as_ref(), known);
+                let Way::Back { steps, .. } = &way else { break (way, None) };
+                let steps: Vec<&Step> = steps.iter().collect();
+                match self.others(index, &steps, tries, until).await? {
+                    Others::None => break (way, view.protect),
+                    Others::Done => tries += 1,
+                    Others::Still(failure) => {
+                        self.give_up(index, &failure, began);
+                        return Ok(());
+                    }
                 }
             };
-            let known = Known {
-                before: &before.seen,
-                after: after.clone(),
-                now: &view.seen,
-                begun: self.past[index].acted,
-                blind: bound.foreseen().is_some(),
-                last,
-            };
-            let way = way(bound.as_ref(), known);
-            let Way::Back { steps, .. } = &way else { break (way, None) };
-            let steps: Vec<&Step> = steps.iter().collect();
-            match self.others(index, &steps, tries, until).await? {
-                Others::None => break (way, view.protect),
-                Others::Done => tries += 1,
-                Others::Still(failure) => {
-                    self.give_up(index, &failure, began);
-                    return Ok(());
+            return match way {
+                Way::There if self.past[index].acted => {
+                    let why = "an earlier attempt, which was cut off, took it back".to_owned();
+                    self.ended(index, Outcome::Changed, why, began)
                 }
-            }
-        };
-        match way {
-            Way::There if self.past[index].acted => {
-                let why = "an earlier attempt, which was cut off, took it back".to_owned();
-                self.ended(index, Outcome::Changed, why, began)
-            }
-            Way::There => self.ended(index, Outcome::Unchanged, String::new(), began),
-            Way::Refused(why) => self.ended(index, Outcome::Failed, why, began),
-            Way::None(why) => {
-                self.beyond_undo += 1;
-                self.ended(index, Outcome::Skipped, why, began)
-            }
-            Way::Back { steps, note, now } => {
-                self.take_back(index, &before.seen, steps, protect, &note, now, began).await
-            }
+                Way::There => self.ended(index, Outcome::Unchanged, String::new(), began),
+                Way::Refused(why) => self.ended(index, Outcome::Failed, why, began),
+                Way::None(why) => {
+                    self.beyond_undo += 1;
+                    self.ended(index, Outcome::Skipped, why, began)
+                }
+                Way::Back { steps, note, now } => {
+                    if self.take_back(index, &before.seen, steps, protect, &note, now, began).await? {
+                        return Ok(());
+                    }
+                    // Much may have happened while it waited: it is looked at anew.
+                    self.wait_for(&[index]).await?;
+                    if self.is_cancelled() {
+                        return Ok(());
+                    }
+                    continue;
+                }
+            };
         }
     }
 
+    /// False when it has to wait for the controller, and nothing was done.
     #[allow(clippy::too_many_arguments)] // All of it was found out by its one caller.
     async fn take_back(
         &mut self,
@@ -201,30 +212,25 @@ impl RunTask {
         note: &str,
         now: Value,
         began: Instant,
-    ) -> Result<(), Stop> {
+    ) -> Result<bool, Stop> {
         let done = format!("{}{note}", summary_of(&steps));
         let (sys, shown) = (self.ctx.config.sys.clone(), steps.clone());
         let secret = !postern_proto::text::secrets(&self.plan.resources[index].spec).is_empty();
         let diff = tokio::task::spawn_blocking(move || diff(&sys, &shown, secret)).await.unwrap_or_default();
         if self.terms.check {
             self.finish(index, End::new(Outcome::WouldChange, done, began.elapsed()).diff(diff));
-            return Ok(());
+            return Ok(true);
         }
         if let Err(why) = self.keep(vec![(index, now)]).await? {
-            return self.ended(index, Outcome::Failed, why, began);
+            return self.ended(index, Outcome::Failed, why, began).map(|()| true);
         }
-        let result = loop {
-            match self.guarded(index, &steps, protect.clone()).await? {
-                Done::Steps(result) => break result,
-                Done::Waits => self.wait_for(&[index]).await?,
-            }
-            if self.is_cancelled() {
-                return Ok(());
-            }
+        let result = match self.guarded(index, &steps, protect).await? {
+            Done::Steps(result) => result,
+            Done::Waits => return Ok(false),
         };
         let bound = match self.bind(index) {
             Ok(bound) => bound,
-            Err(unseen) => return self.ended(index, Outcome::Failed, unseen.why, began),
+            Err(unseen) => return self.ended(index, Outcome::Failed, unseen.why, began).map(|()| true),
         };
         let ctx = std::sync::Arc::clone(&self.ctx);
         let view = self.patiently(bound.view(&ctx.config.sys, Depth::Whole)).await?;
@@ -245,7 +251,7 @@ impl RunTask {
             }
         };
         self.finish(index, End::new(outcome, message, began.elapsed()).diff(diff));
-        Ok(())
+        Ok(true)
     }
 
     fn not_of_this(&self, index: usize, before: &Before) -> Option<String> {

@@ -28,6 +28,9 @@ const RELOAD: Duration = Duration::from_secs(60);
 const TRIES: u32 = 3;
 /// Between two tries.
 const PAUSE: Duration = Duration::from_secs(1);
+/// Tries over all processes and boots after which what cannot be put in force is left: a guard that never ends
+/// would keep every later one from being armed.
+const LAST_TRY: u32 = 60;
 
 /// Why a guard is not what it is to be.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +84,15 @@ pub enum GuardError {
     Broken(#[from] tokio::task::JoinError),
 }
 
+/// Who takes a change back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// The agent, or the timer's service.
+    Now,
+    /// The boot's service, for whose end wait those that it puts in force: it must not wait for them.
+    Boot,
+}
+
 /// How a guard ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
@@ -121,6 +133,8 @@ impl Guards {
         let stored = Stored::of(&self.state_dir, name)?;
         let armed = self.set(&stored, what, steps, protect, window).await;
         if armed.is_err() {
+            // Nothing was changed under it.
+            stored.shift(State::Armed, State::Preparing)?;
             self.clear(&stored).await;
         }
         armed.map(|()| stored)
@@ -137,6 +151,7 @@ impl Guards {
         let (sys, on_disk, steps) = (self.sys.clone(), stored.clone(), steps.to_vec());
         let (protect, what) = (protect.clone(), what.to_owned());
         let state_dir = self.state_dir.to_string_lossy().into_owned();
+        let since = Units::since_start(&self.sys).await;
         tokio::task::spawn_blocking(move || {
             let paths = snapshot::keep(&sys, &steps, &protect.also)?;
             let plan = Plan {
@@ -149,7 +164,7 @@ impl Guards {
             };
             on_disk.prepare(&plan)?;
             let units = Units { sys: &sys, name: &on_disk.name };
-            units.write(&units::this_program()?, &state_dir, &what, window)
+            units.write(&units::this_program()?, &state_dir, &what, since, window)
         })
         .await??;
         // Armed before the timer runs: one that fires at once must find something to take back.
@@ -176,8 +191,14 @@ impl Guards {
         let mut tries = 0;
         loop {
             tries += 1;
-            match revert(&self.sys, stored).await {
-                Err(error) if tries >= TRIES => return Err(error),
+            match revert(&self.sys, stored, Moment::Now).await {
+                Err(error) if tries >= TRIES => {
+                    // It goes on with it at once, and not only when the time is over.
+                    if let Err(error) = self.units(stored).go_on().await {
+                        tracing::warn!(%error, guard = stored.name, "its timer has to go on with it");
+                    }
+                    return Err(error);
+                }
                 Err(error) => tracing::warn!(%error, guard = stored.name, "a change was not taken back yet"),
                 Ok(ended) => return Ok(ended),
             }
@@ -185,19 +206,30 @@ impl Guards {
         }
     }
 
+    /// Takes it back once more although that was done: something was still at work then.
+    pub async fn revert_again(&self, stored: &Stored) -> Result<Ended, GuardError> {
+        stored.shift(State::Reverted, State::Reverting)?;
+        self.revert(stored).await
+    }
+
     /// What an agent that is gone left of the guards whose names begin so: what was not confirmed is taken back.
-    pub async fn settle(&self, prefix: &str) -> Result<Vec<(String, Ended)>, GuardError> {
+    /// With `again` also what was taken back already, while one of its steps was still at work.
+    pub async fn settle(&self, prefix: &str, again: bool) -> Result<Vec<(String, Ended)>, GuardError> {
         let mut ended = Vec::new();
         for stored in Stored::all(&self.state_dir)?.into_iter().filter(|it| it.name.starts_with(prefix)) {
-            ended.push((stored.name.clone(), self.revert(&stored).await?));
+            let done = if again { self.revert_again(&stored).await? } else { self.revert(&stored).await? };
+            ended.push((stored.name.clone(), done));
             self.clear(&stored).await;
         }
         Ok(ended)
     }
 
-    /// Removes what is left of a guard that is over. What cannot be removed does no harm: it finds nothing to
+    /// Removes what is left of a guard that is over, and nothing of one that is not. What cannot be removed does no harm: it finds nothing to
     /// take back.
     pub async fn clear(&self, stored: &Stored) {
+        if matches!(stored.state(), Some(State::Armed | State::Reverting)) {
+            return;
+        }
         for cleared in [self.units(stored).remove().await, stored.remove()] {
             if let Err(error) = cleared {
                 tracing::warn!(%error, guard = stored.name, "a guard that is over left something behind");
@@ -211,7 +243,7 @@ fn is_over(stored: &Stored) -> bool {
 }
 
 /// Takes a change back. Whoever carries it out, it is done once: the agent, the timer, the next boot.
-async fn revert(sys: &Sys, stored: &Stored) -> Result<Ended, GuardError> {
+async fn revert(sys: &Sys, stored: &Stored, moment: Moment) -> Result<Ended, GuardError> {
     let over = |state| match state {
         None | Some(State::Preparing) => Some(Ended::Nothing),
         Some(State::Confirmed) => Some(Ended::Confirmed),
@@ -240,11 +272,9 @@ async fn revert(sys: &Sys, stored: &Stored) -> Result<Ended, GuardError> {
         failures
     })
     .await?;
-    let booting = is_booting(sys).await;
     for argv in &reload {
         let mut words: Vec<&str> = argv.iter().map(String::as_str).collect();
-        if booting && words.first() == Some(&"systemctl") {
-            // What this would wait for waits itself until the guard's service is over.
+        if moment == Moment::Boot && words.first() == Some(&"systemctl") {
             words.insert(1, "--no-block");
         }
         match sys.run(&words, &[], RELOAD).await {
@@ -254,7 +284,10 @@ async fn revert(sys: &Sys, stored: &Stored) -> Result<Ended, GuardError> {
         }
     }
     if !failures.is_empty() {
-        return Err(GuardError::Incomplete(failures));
+        if stored.count_try() < LAST_TRY {
+            return Err(GuardError::Incomplete(failures));
+        }
+        tracing::error!(guard = stored.name, left = failures.join("; "), "given up: this was not put back");
     }
     stored.shift(State::Reverting, State::Reverted)?;
     // The service that runs this may go on: its unit is in memory until it ends.
@@ -262,16 +295,10 @@ async fn revert(sys: &Sys, stored: &Stored) -> Result<Ended, GuardError> {
     Ok(Ended::Reverted)
 }
 
-/// True while the host comes up.
-async fn is_booting(sys: &Sys) -> bool {
-    let said = sys.run(&["systemctl", "is-system-running"], &[], RELOAD).await;
-    said.is_ok_and(|said| matches!(said.stdout.trim_ascii(), b"initializing" | b"starting"))
-}
-
 /// What `postern-agent guard-revert` does: for the units of a guard, not for people.
-pub async fn revert_by_name(state_dir: &Path, name: &str) -> Result<Ended, GuardError> {
+pub async fn revert_by_name(state_dir: &Path, name: &str, moment: Moment) -> Result<Ended, GuardError> {
     let stored = Stored::of(state_dir, name)?;
-    revert(&Sys::host(), &stored).await
+    revert(&Sys::host(), &stored, moment).await
 }
 
 #[cfg(test)]

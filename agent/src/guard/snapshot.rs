@@ -117,9 +117,16 @@ impl Kept {
         &self.path
     }
 
-    /// Puts back what was there. Safe to repeat.
+    /// Puts back what was there. Safe to repeat; what is as it was is not touched.
     pub(super) fn put_back(&self, sys: &Sys) -> Result<(), SysError> {
         let path = self.path.as_str();
+        let is = match &self.was {
+            Was::Kernel { .. } => kernel_value(sys, path),
+            _ => look(sys, path),
+        };
+        if is.is_ok_and(|is| is == self.was) {
+            return Ok(());
+        }
         let there = sys.meta(path)?;
         let is_directory = there.as_ref().is_some_and(|meta| meta.kind == FileKind::Directory);
         match &self.was {

@@ -18,6 +18,7 @@ pub(super) const VERSION: u32 = 1;
 const DIR: &str = "guard";
 const PLAN: &str = "plan.json";
 const LOCK: &str = "lock";
+const TRIES: &str = "tries";
 /// What was kept may be large files, in base64.
 const LIMIT: u64 = 256 << 20;
 /// How long another process that takes the same guard back is waited for.
@@ -155,6 +156,15 @@ impl Stored {
                 Err(error) => return Err(failed("lock", &path)(error.into())),
             }
         }
+    }
+
+    /// Counts one more try to take it back, over processes and boots; gives how many there were.
+    pub(super) fn count_try(&self) -> u32 {
+        let path = self.dir.join(TRIES);
+        let tries = fs::read_to_string(&path).ok().and_then(|text| text.parse().ok()).unwrap_or(0u32) + 1;
+        // A disk that does not take it may be what is wrong: then it is tried on.
+        let _ = fs::write(&path, tries.to_string());
+        tries
     }
 
     /// Removes all of it.

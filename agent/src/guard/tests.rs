@@ -101,11 +101,11 @@ async fn the_next_agent_settles_what_the_last_one_left() {
         let stored = armed(&guards, &["true"]).await.unwrap();
         act(dir.path());
         stored.shift(State::Armed, state).unwrap();
-        assert_eq!(guards.settle("other-").await.unwrap(), []);
-        assert_eq!(guards.settle("g-").await.unwrap(), [("g-1".to_owned(), want)], "{state:?}");
+        assert_eq!(guards.settle("other-", false).await.unwrap(), []);
+        assert_eq!(guards.settle("g-", false).await.unwrap(), [("g-1".to_owned(), want)], "{state:?}");
         assert_eq!(fs::read_to_string(dir.path().join("etc/conf")).unwrap(), content, "{state:?}");
         assert_eq!((units(dir.path()), Stored::all(&guards.state_dir).unwrap().len()), (2, 0), "{state:?}");
-        assert_eq!(guards.settle("g-").await.unwrap(), []);
+        assert_eq!(guards.settle("g-", false).await.unwrap(), []);
     }
 }
 
@@ -135,17 +135,43 @@ async fn two_guards_at_once_are_refused() {
 /// In a boot, what is put in force is ordered after the service that does so: to wait for it would be for ever.
 #[tokio::test]
 async fn in_a_boot_nothing_is_waited_for() {
-    for (state, want) in [("starting", "--no-block restart ssh"), ("running", "restart ssh")] {
+    for (moment, want) in [(Moment::Boot, "--no-block restart ssh"), (Moment::Now, "restart ssh")] {
         let dir = tempfile::tempdir().unwrap();
         let guards = host(dir.path(), "none");
         let stored = armed(&guards, &["systemctl", "restart", "ssh"]).await.unwrap();
-        let script = dir.path().join("bin/systemctl");
-        let text = fs::read_to_string(&script).unwrap();
-        fs::write(&script, format!("{text}[ \"$1\" != is-system-running ] || echo {state}\n")).unwrap();
-        assert_eq!(guards.revert(&stored).await.unwrap(), Ended::Reverted);
+        assert_eq!(revert(&guards.sys, &stored, moment).await.unwrap(), Ended::Reverted);
         let calls = fs::read_to_string(dir.path().join("calls")).unwrap();
-        assert!(calls.lines().any(|line| line == want), "{state}: {calls}");
+        assert!(calls.lines().any(|line| line == want), "{moment:?}: {calls}");
     }
+}
+
+/// What can never be put in force does not keep every later guard from being armed.
+#[tokio::test]
+async fn a_way_back_that_never_works_is_given_up_in_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let guards = host(dir.path(), "none");
+    let stored = armed(&guards, &["false"]).await.unwrap();
+    act(dir.path());
+    for _ in 1..LAST_TRY {
+        assert!(revert(&guards.sys, &stored, Moment::Now).await.is_err());
+        guards.clear(&stored).await;
+        assert_eq!(stored.state(), Some(State::Reverting), "one that is not over was cleared");
+    }
+    assert_eq!(revert(&guards.sys, &stored, Moment::Now).await.unwrap(), Ended::Reverted);
+    assert_eq!(fs::read(dir.path().join("etc/conf")).unwrap(), b"old");
+    guards.arm("g-2", "x", &change(), &Protect::default(), Duration::from_secs(60)).await.unwrap();
+}
+
+/// A path that is as it was is left alone, also where it could not be replaced.
+#[tokio::test]
+async fn what_is_as_it_was_is_not_touched() {
+    use std::os::unix::fs::MetadataExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let guards = host(dir.path(), "none");
+    let stored = armed(&guards, &["true"]).await.unwrap();
+    let before = fs::metadata(dir.path().join("etc/conf")).unwrap().ino();
+    assert_eq!(guards.revert(&stored).await.unwrap(), Ended::Reverted);
+    assert_eq!(fs::metadata(dir.path().join("etc/conf")).unwrap().ino(), before);
 }
 
 /// One file that cannot be put back keeps none of the others from it, and the guard stays to be tried again.

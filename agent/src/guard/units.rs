@@ -10,8 +10,11 @@ use crate::sys::{NewFile, Sys};
 
 /// Where units lie.
 const DIR: &str = "/etc/systemd/system";
-/// What takes the service into a boot, and the timer.
-const WANTS: [(&str, &str); 2] = [("multi-user.target.wants", "service"), ("timers.target.wants", "timer")];
+/// What takes the boot's service into a boot, and the timer.
+const WANTS: [(&str, &str); 2] =
+    [("multi-user.target.wants", "-boot.service"), ("timers.target.wants", ".timer")];
+/// All of them.
+const ALL: [&str; 3] = [".service", "-boot.service", ".timer"];
 /// For one call of systemctl.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -26,25 +29,47 @@ fn plain(text: &str) -> String {
     text.chars().filter(|c| !c.is_control() && !"%\\".contains(*c)).collect()
 }
 
-/// The text of the service.
+/// The text of the service that the timer starts. It is ordered before and after nothing: what it reloads and
+/// restarts would wait for its end, and it for them.
 fn service(program: &str, state_dir: &str, name: &str, what: &str) -> String {
     format!(
         "# Written by Postern for one change, and removed with it.\n\
          [Unit]\n\
          Description=Takes back a change that was not confirmed: {what}\n\
          RequiresMountsFor={state_dir}\n\
-         # In a boot: before what the change is about starts, so that it starts as it was before.\n\
-         DefaultDependencies=no\n\
-         After=local-fs.target\n\
-         Before=network-pre.target postern-firewall.service ssh.service ssh.socket\n\
-         Conflicts=shutdown.target\n\
-         Before=shutdown.target\n\
          # It is not given up.\n\
          StartLimitIntervalSec=0\n\
          \n\
          [Service]\n\
          Type=oneshot\n\
          ExecStart={program} guard-revert {name} --state-dir {state_dir}\n\
+         Restart=on-failure\n\
+         RestartSec=2\n\
+         TimeoutStartSec=300\n\
+         UMask=0077\n"
+    )
+}
+
+/// The text of the service for a boot: before what the change is about starts, so that it starts as it was before.
+/// What it puts in force waits for its end, so it waits for none of that (see `guard::Moment`).
+fn boot_service(program: &str, state_dir: &str, name: &str, what: &str) -> String {
+    format!(
+        "# Written by Postern for one change, and removed with it.\n\
+         [Unit]\n\
+         Description=Takes back a change that was not confirmed before the host restarted: {what}\n\
+         RequiresMountsFor={state_dir}\n\
+         DefaultDependencies=no\n\
+         After=local-fs.target\n\
+         Wants=network-pre.target\n\
+         Before=network-pre.target postern-firewall.service ssh.service ssh.socket ufw.service\n\
+         Before=netfilter-persistent.service nftables.service firewalld.service\n\
+         Conflicts=shutdown.target\n\
+         Before=shutdown.target\n\
+         StartLimitIntervalSec=0\n\
+         \n\
+         [Service]\n\
+         Type=oneshot\n\
+         ExecStart={program} guard-revert-boot {name} --state-dir {state_dir}\n\
          Restart=on-failure\n\
          RestartSec=2\n\
          TimeoutStartSec=300\n\
@@ -55,8 +80,12 @@ fn service(program: &str, state_dir: &str, name: &str, what: &str) -> String {
     )
 }
 
-/// The text of the timer. It counts from when it is started, also after a boot.
-fn timer(name: &str, window: Duration) -> String {
+/// The text of the timer. The first of its two moments counts: that after its own start is put off on systemd 252
+/// whenever anybody makes it read its units anew; that after systemd's start (`since` is how long ago that was) is
+/// not. In the next boot the other service has been there before.
+fn timer(name: &str, since: Option<Duration>, window: Duration) -> String {
+    let fixed =
+        since.map_or_else(String::new, |since| format!("OnStartupSec={}ms\n", (since + window).as_millis()));
     format!(
         "# Written by Postern for one change, and removed with it.\n\
          [Unit]\n\
@@ -64,7 +93,7 @@ fn timer(name: &str, window: Duration) -> String {
          \n\
          [Timer]\n\
          OnActiveSec={}ms\n\
-         AccuracySec=100ms\n\
+         {fixed}AccuracySec=100ms\n\
          \n\
          [Install]\n\
          WantedBy=timers.target\n",
@@ -74,7 +103,7 @@ fn timer(name: &str, window: Duration) -> String {
 
 impl Units<'_> {
     fn unit(&self, kind: &str) -> String {
-        format!("postern-guard-{}.{kind}", self.name)
+        format!("postern-guard-{}{kind}", self.name)
     }
 
     fn path(&self, kind: &str) -> String {
@@ -85,17 +114,20 @@ impl Units<'_> {
         WANTS.iter().map(|(dir, kind)| (format!("{DIR}/{dir}/{}", self.unit(kind)), self.path(kind)))
     }
 
-    /// Writes both and enables them, durable on return; systemd does not know them yet.
+    /// Writes them and enables what is to be, durable on return; systemd does not know them yet.
     pub(super) fn write(
         &self,
         program: &str,
         state_dir: &str,
         what: &str,
+        since: Option<Duration>,
         window: Duration,
     ) -> Result<(), GuardError> {
+        let what = plain(what);
         let texts = [
-            ("service", service(program, state_dir, self.name, &plain(what))),
-            ("timer", timer(self.name, window)),
+            (".service", service(program, state_dir, self.name, &what)),
+            ("-boot.service", boot_service(program, state_dir, self.name, &what)),
+            (".timer", timer(self.name, since, window)),
         ];
         // root's, but in tests.
         let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
@@ -123,23 +155,38 @@ impl Units<'_> {
         Err(GuardError::Systemd(format!("systemctl {}: {}", args.join(" "), said.last_line())))
     }
 
+    /// How long ago systemd was started; `None` where it does not say.
+    pub(super) async fn since_start(sys: &Sys) -> Option<Duration> {
+        let said =
+            sys.run(&["systemctl", "show", "-P", "UserspaceTimestampMonotonic"], &[], LIMIT).await.ok()?;
+        let began: u64 = std::str::from_utf8(&said.stdout).ok()?.trim().parse().ok().filter(|it| *it > 0)?;
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        let now = Duration::new(u64::try_from(now.tv_sec).ok()?, u32::try_from(now.tv_nsec).ok()?);
+        now.checked_sub(Duration::from_micros(began))
+    }
+
+    /// Lets the service go on with it, now.
+    pub(super) async fn go_on(&self) -> Result<(), GuardError> {
+        self.systemctl(&["start", "--no-block", "--", &self.unit(".service")]).await
+    }
+
     /// Starts the timer, and sees it run.
     pub(super) async fn start(&self) -> Result<(), GuardError> {
-        let timer = self.unit("timer");
+        let timer = self.unit(".timer");
         self.systemctl(&["daemon-reload"]).await?;
         self.systemctl(&["start", "--", &timer]).await?;
         self.systemctl(&["is-active", "--quiet", "--", &timer]).await
     }
 
-    /// Stops the timer and removes both units. What is not there is fine. A service of theirs that runs goes on.
+    /// Stops the timer and removes the units. What is not there is fine. A service of theirs that runs goes on.
     pub(super) async fn remove(&self) -> Result<(), GuardError> {
-        let timer = self.unit("timer");
+        let timer = self.unit(".timer");
         let stopped = self.systemctl(&["stop", "--no-block", "--", &timer]).await;
         for (link, _) in self.links() {
             self.sys.remove(&link)?;
         }
-        let there = self.sys.meta(&self.path("timer"))?.is_some();
-        for kind in ["timer", "service"] {
+        let there = self.sys.meta(&self.path(".timer"))?.is_some();
+        for kind in ALL {
             self.sys.remove(&self.path(kind))?;
         }
         if there {
@@ -163,19 +210,34 @@ mod tests {
 
     #[test]
     fn the_units_say_what_a_revert_needs() {
-        let service = service("/usr/local/bin/postern-agent", "/var/lib/postern-agent", "a-1", "firewall");
-        for line in [
-            "ExecStart=/usr/local/bin/postern-agent guard-revert a-1 --state-dir /var/lib/postern-agent",
-            "RequiresMountsFor=/var/lib/postern-agent",
-            "Restart=on-failure",
-            "StartLimitIntervalSec=0",
-            "WantedBy=multi-user.target",
+        let of = |text: fn(&str, &str, &str, &str) -> String| {
+            text("/usr/local/bin/postern-agent", "/var/lib/postern-agent", "a-1", "firewall")
+        };
+        let (service, boot) = (of(service), of(boot_service));
+        for (text, line) in [
+            (
+                &service,
+                "ExecStart=/usr/local/bin/postern-agent guard-revert a-1 --state-dir /var/lib/postern-agent",
+            ),
+            (
+                &boot,
+                "ExecStart=/usr/local/bin/postern-agent guard-revert-boot a-1 --state-dir /var/lib/postern-agent",
+            ),
+            (&boot, "WantedBy=multi-user.target"),
+            (&boot, "Wants=network-pre.target"),
         ] {
-            assert!(service.lines().any(|found| found == line), "{line}");
+            assert!(text.lines().any(|found| found == line), "{line}");
         }
-        let timer = timer("a-1", Duration::from_millis(61500));
-        assert!(timer.contains("\nOnActiveSec=61500ms\n"), "{timer}");
-        for text in [service, timer] {
+        for line in
+            ["RequiresMountsFor=/var/lib/postern-agent", "Restart=on-failure", "StartLimitIntervalSec=0"]
+        {
+            assert!([&service, &boot].iter().all(|text| text.lines().any(|found| found == line)), "{line}");
+        }
+        // Ordered before what it restarts, it would wait for itself.
+        assert!(!service.contains("Before=") && !service.contains("DefaultDependencies"), "{service}");
+        let timer = timer("a-1", Some(Duration::from_secs(100)), Duration::from_millis(61500));
+        assert!(timer.contains("\nOnActiveSec=61500ms\nOnStartupSec=161500ms\n"), "{timer}");
+        for text in [service, boot, timer] {
             assert!(text.lines().all(|line| !line.contains('#') || line.starts_with('#')), "{text}");
         }
     }

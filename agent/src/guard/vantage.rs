@@ -5,8 +5,25 @@ use postern_proto::guard::{Finding, Found, Predicate};
 
 /// Why nothing can be told from outside.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct Unseen(pub String);
+#[error("{why}")]
+pub struct Unseen {
+    /// For people.
+    pub why: String,
+    /// To ask again would be in vain.
+    pub for_good: bool,
+}
+
+impl Unseen {
+    /// It may be otherwise in a moment.
+    pub fn now(why: impl Into<String>) -> Self {
+        Self { why: why.into(), for_good: false }
+    }
+
+    /// It will not be.
+    pub fn for_good(why: impl Into<String>) -> Self {
+        Self { why: why.into(), for_good: true }
+    }
+}
 
 /// Looks at the host from outside, by a connection to the controller that is made for it.
 #[async_trait]
@@ -37,10 +54,18 @@ pub fn lacking(predicates: &[Predicate], before: &[Found], after: &[Found]) -> V
             None => lacking.push(format!("{}: it was not looked at again", place(was))),
         }
     }
+    // What is reached there must go on being reached; where nothing was, nothing can be asked for.
+    let was_reached = |at: &str| before.iter().any(|was| was.at == at && was.finding == Finding::Holds);
     for is in after {
-        let demanded = predicates.get(is.predicate).is_some_and(|predicate| !predicate.is_kept());
-        if let (true, Finding::Fails { why }) = (demanded, &is.finding) {
-            lacking.push(format!("{}: {why}", place(is)));
+        if predicates.get(is.predicate).is_none_or(Predicate::is_kept) {
+            continue;
+        }
+        match &is.finding {
+            Finding::Fails { why } => lacking.push(format!("{}: {why}", place(is))),
+            Finding::Unobservable { why } if was_reached(&is.at) => {
+                lacking.push(format!("{}: {why}", place(is)));
+            }
+            Finding::Holds | Finding::Unobservable { .. } => {}
         }
     }
     lacking
@@ -110,6 +135,13 @@ mod tests {
             ["ssh takes no password from root on port 22 at v4: it takes one"]
         );
         assert_eq!(lacking(&predicates, &before, &[]).len(), 2);
+        // Where SSH was reached it must be reached afterwards; where it never was (a tunnel, a provider's
+        // firewall), that it takes no password cannot be asked for.
+        let mut moved_away = ok.clone();
+        moved_away[3].finding = Finding::unobservable("no answer in time");
+        assert_eq!(lacking(&predicates, &before, &moved_away).len(), 1);
+        let never = [found(0, "v4", refused()), found(2, "v4", Finding::unobservable("no answer in time"))];
+        assert_eq!(lacking(&predicates, &never, &never), [] as [&str; 0]);
         assert_eq!(
             watched(&predicates, &before),
             "link, inbound 22, ssh takes no password from root on port 22; not watched: inbound 80 (not so \

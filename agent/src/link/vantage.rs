@@ -11,6 +11,7 @@ use postern_proto::v1;
 use postern_proto::v1::link_client::LinkClient;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tonic::Code;
 
 use super::http2::{self, KeepAlive, chain};
 use super::identity::IdentityStore;
@@ -35,7 +36,7 @@ impl std::fmt::Debug for LinkVantage {
 }
 
 fn unseen(error: &dyn std::error::Error) -> Unseen {
-    Unseen(chain(error))
+    Unseen::now(chain(error))
 }
 
 impl LinkVantage {
@@ -48,10 +49,9 @@ impl LinkVantage {
     async fn ask(&self, predicates: Vec<v1::GuardPredicate>) -> Result<Vec<Found>, Unseen> {
         let options = &self.0;
         if options.config.controllers.is_empty() {
-            return Err(Unseen(
+            return Err(Unseen::now(
                 "this host reaches it only through the SSH connection of `postern up`, which is not enough to \
-                 change what could cut the host off"
-                    .to_owned(),
+                 change what could cut the host off",
             ));
         }
         // Read anew: it may have been renewed since the last look.
@@ -62,13 +62,22 @@ impl LinkVantage {
         let tls = super::tls::client_config(identity.server_ca_pem(), Some(&identity), time);
         let connection = dialer.dial(tls.map_err(|error| unseen(&error))?).await;
         let connection = connection.map_err(|error| unseen(&error))?;
-        let (http2, _driving) = http2::open(connection, KeepAlive::default()).await.map_err(Unseen)?;
+        let (http2, _driving) = http2::open(connection, KeepAlive::default()).await.map_err(Unseen::now)?;
         let mut client = LinkClient::with_origin(http2, http2::origin(&options.config.server_name))
             .max_decoding_message_size(MAX_ANSWER);
         let nonce = rand::random();
         let answer = timeout(ANSWER, client.vantage(v1::VantageRequest { nonce, predicates })).await;
-        let answer = answer.map_err(|_| Unseen("the controller did not answer in time".to_owned()))?;
-        let answer = answer.map_err(|status| Unseen(super::wire::readable(status.message())))?;
+        let answer = answer.map_err(|_| Unseen::now("the controller did not answer in time"))?;
+        let answer = answer.map_err(|status| {
+            let said = super::wire::readable(status.message());
+            match status.code() {
+                Code::InvalidArgument | Code::PermissionDenied => {
+                    Unseen::for_good(format!("it refused: {said}"))
+                }
+                Code::Unimplemented => Unseen::for_good("the controller is too old to look: update it"),
+                _ => Unseen::now(said),
+            }
+        })?;
         answer.into_inner().findings(nonce).map_err(|error| unseen(&error))
     }
 
@@ -127,7 +136,7 @@ impl Vantage for LinkVantage {
         let (outside, mut found) = tokio::join!(self.ask(asked), own);
         for mut one in outside? {
             let Some(place) = places.get(one.predicate) else {
-                return Err(Unseen("the controller answered what it was not asked".to_owned()));
+                return Err(Unseen::for_good("the controller answered what it was not asked"));
             };
             one.predicate = *place;
             one.at = super::wire::readable(&one.at);

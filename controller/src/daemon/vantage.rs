@@ -70,14 +70,14 @@ pub(crate) async fn answer(
 async fn look(shared: &Shared, peer: &AgentPeer, predicates: &[Predicate]) -> Result<Vec<Found>, Status> {
     let host = shared.store.find_host(peer.host.to_string()).await.map_err(|error| store_status(&error))?;
     let mut addresses = BTreeSet::new();
+    // Not where its session comes from: that may be a gateway, which answers for itself.
     let mut why = "the host is not known by an address that can be reached from here".to_owned();
-    match reachable_at(&host.ssh_address) {
-        Some(name) => match timeout(LOOKUP, tokio::net::lookup_host((name, 0))).await {
+    if let Some(name) = reachable_at(&host.ssh_address) {
+        match timeout(LOOKUP, tokio::net::lookup_host((name, 0))).await {
             Ok(Ok(found)) => addresses.extend(found.map(|address| address.ip())),
             Ok(Err(error)) => why = format!("{name:?} has no address: {error}"),
             Err(_) => why = format!("looking up {name:?} takes too long"),
-        },
-        None => addresses.extend([peer.address.ip()]),
+        }
     }
     let addresses: Vec<IpAddr> = addresses.into_iter().take(MAX_ADDRESSES).collect();
     if addresses.is_empty() {
@@ -85,13 +85,85 @@ async fn look(shared: &Shared, peer: &AgentPeer, predicates: &[Predicate]) -> Re
             |predicate| Found { predicate, at: String::new(), finding: Finding::unobservable(why.clone()) };
         return Ok((0..predicates.len()).map(unobservable).collect());
     }
-    let looks = predicates.iter().enumerate().flat_map(|(place, predicate)| {
-        addresses.iter().map(move |address| async move {
-            let finding = one(&shared.looks, predicate, *address).await;
-            Found { predicate: place, at: address.to_string(), finding }
-        })
+    let at = addresses.iter().map(|address| look_at(&shared.looks, predicates, *address));
+    Ok(join_all(at).await.concat())
+}
+
+/// All that is asked about one address.
+async fn look_at(looks: &Looks, predicates: &[Predicate], address: IpAddr) -> Vec<Found> {
+    let found = |predicate, finding| Found { predicate, at: address.to_string(), finding };
+    let Ok(Ok(_turn)) = timeout(TURN, looks.0.acquire()).await else {
+        let busy = |place| found(place, Finding::unobservable("the controller is busy"));
+        return (0..predicates.len()).map(busy).collect();
+    };
+    let ports = predicates.iter().enumerate().filter_map(|(place, predicate)| match predicate {
+        Predicate::Inbound { port } => Some(async move {
+            let connected = timeout(PROBE, TcpStream::connect(SocketAddr::new(address, *port))).await;
+            let finding = match connected {
+                Ok(Ok(_)) => Finding::Holds,
+                Ok(Err(error)) => unreached(&LookError::Connect(error)),
+                Err(_) => unreached(&LookError::TimedOut),
+            };
+            found(place, finding)
+        }),
+        _ => None,
     });
-    Ok(join_all(looks).await)
+    // One after the other, and one connection for all that is asked about a user: to an SSH server, many
+    // connections that log nobody in are an attack.
+    let logins = async {
+        let mut all = Vec::new();
+        for (port, user) in accounts(predicates) {
+            let keys = keys_of(predicates, port, user);
+            let seen = look_at_login(SocketAddr::new(address, port), user, &keys, PROBE).await;
+            for (place, predicate) in predicates.iter().enumerate() {
+                all.extend(judge(predicate, port, user, &seen).map(|finding| found(place, finding)));
+            }
+        }
+        all
+    };
+    let (mut all, logins) = tokio::join!(join_all(ports), logins);
+    all.extend(logins);
+    all
+}
+
+/// Every port and user that is asked about, once.
+fn accounts(predicates: &[Predicate]) -> BTreeSet<(u16, &str)> {
+    fn of(predicate: &Predicate) -> Option<(u16, &str)> {
+        match predicate {
+            Predicate::Login { port, user, .. } | Predicate::NoPassword { port, user } => {
+                Some((*port, user.as_str()))
+            }
+            Predicate::Inbound { .. } | Predicate::Dns { .. } | Predicate::Egress { .. } => None,
+        }
+    }
+    predicates.iter().filter_map(of).collect()
+}
+
+/// The keys of a user that are asked about.
+fn keys_of(predicates: &[Predicate], at: u16, of: &str) -> Vec<String> {
+    let keys = predicates.iter().filter_map(|predicate| match predicate {
+        Predicate::Login { port, user, keys } if (*port, user.as_str()) == (at, of) => Some(keys.clone()),
+        _ => None,
+    });
+    keys.flatten().collect()
+}
+
+/// What was seen of a login says about a predicate; `None` where it is about something else.
+fn judge(predicate: &Predicate, at: u16, of: &str, seen: &Result<LoginSeen, LookError>) -> Option<Finding> {
+    match predicate {
+        Predicate::Login { port, user, .. } if (*port, user.as_str()) == (at, of) => Some(match seen {
+            Ok(LoginSeen { takes_key: true, .. }) => Finding::Holds,
+            Ok(_) => Finding::fails("the SSH server takes none of the keys"),
+            Err(error) => unreached(error),
+        }),
+        Predicate::NoPassword { port, user } if (*port, user.as_str()) == (at, of) => Some(match seen {
+            Ok(LoginSeen { takes_password: false, .. }) => Finding::Holds,
+            Ok(_) => Finding::fails("the SSH server takes a password"),
+            // That nobody gets an answer is not that a password is taken.
+            Err(error) => Finding::unobservable(error.to_string()),
+        }),
+        _ => None,
+    }
 }
 
 /// Where operators reach a host by SSH, without a jump host: there the controller looks.
@@ -106,39 +178,8 @@ fn reachable_at(ssh_address: &str) -> Option<&str> {
     }
 }
 
-async fn one(looks: &Looks, predicate: &Predicate, address: IpAddr) -> Finding {
-    let Ok(Ok(_turn)) = timeout(TURN, looks.0.acquire()).await else {
-        return Finding::unobservable("the controller is busy");
-    };
-    match predicate {
-        Predicate::Inbound { port } => {
-            let connected = timeout(PROBE, TcpStream::connect(SocketAddr::new(address, *port))).await;
-            match connected {
-                Ok(Ok(_)) => Finding::Holds,
-                Ok(Err(error)) => refused(&LookError::Connect(error)),
-                Err(_) => refused(&LookError::TimedOut),
-            }
-        }
-        Predicate::Login { port, user, keys } => {
-            match look_at_login(SocketAddr::new(address, *port), user, keys, PROBE).await {
-                Ok(LoginSeen { takes_key: true, .. }) => Finding::Holds,
-                Ok(_) => Finding::fails("the SSH server takes none of the keys"),
-                Err(error) => refused(&error),
-            }
-        }
-        Predicate::NoPassword { port, user } => {
-            match look_at_login(SocketAddr::new(address, *port), user, &[], PROBE).await {
-                Ok(LoginSeen { takes_password: false, .. }) => Finding::Holds,
-                Ok(_) => Finding::fails("the SSH server takes a password"),
-                Err(error) => refused(&error),
-            }
-        }
-        Predicate::Dns { .. } | Predicate::Egress { .. } => Finding::unobservable("the host has to look"),
-    }
-}
-
 /// A network that is not there at the controller says nothing about the host.
-fn refused(error: &LookError) -> Finding {
+fn unreached(error: &LookError) -> Finding {
     let absent = [
         std::io::ErrorKind::NetworkUnreachable,
         std::io::ErrorKind::AddrNotAvailable,
@@ -175,20 +216,47 @@ mod tests {
         let looks = Looks::default();
         let open = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = open.local_addr().unwrap().port();
-        let local = IpAddr::from([127, 0, 0, 1]);
-        assert_eq!(one(&looks, &Predicate::Inbound { port }, local).await, Finding::Holds);
         let login = |keys: &[&str]| Predicate::Login {
             port,
             user: "ada".to_owned(),
             keys: keys.iter().map(ToString::to_string).collect(),
         };
-        assert!(matches!(one(&looks, &login(&["no key"]), local).await, Finding::Unobservable { .. }));
-        drop(open);
-        assert_eq!(
-            one(&looks, &Predicate::Inbound { port }, local).await,
-            Finding::fails("connection refused")
-        );
         let no_password = Predicate::NoPassword { port, user: "root".to_owned() };
-        assert_eq!(one(&looks, &no_password, local).await, Finding::fails("connection refused"));
+        let findings = async |predicates: &[Predicate]| {
+            let mut found = look_at(&looks, predicates, IpAddr::from([127, 0, 0, 1])).await;
+            found.sort_by_key(|found| found.predicate);
+            assert_eq!(found.len(), predicates.len(), "{found:?}");
+            found.into_iter().map(|found| found.finding).collect::<Vec<_>>()
+        };
+        let open_port = findings(&[Predicate::Inbound { port }, login(&["no key"])]).await;
+        assert_eq!(open_port[0], Finding::Holds);
+        assert!(matches!(open_port[1], Finding::Unobservable { .. }), "{open_port:?}");
+        drop(open);
+        let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGT2/5hLlLC12ZgUEoud+FIUtp0Szc6E48Spq1r+GtnI";
+        assert_eq!(
+            findings(&[no_password, Predicate::Inbound { port }, login(&[key])]).await,
+            [
+                Finding::unobservable("connection refused"),
+                Finding::fails("connection refused"),
+                Finding::fails("connection refused"),
+            ]
+        );
+    }
+
+    #[test]
+    fn one_connection_answers_all_that_is_asked_about_a_user() {
+        let (keys, user) = (vec!["k".to_owned()], "ada".to_owned());
+        let predicates = [
+            Predicate::Login { port: 22, user: user.clone(), keys: keys.clone() },
+            Predicate::NoPassword { port: 22, user: user.clone() },
+            Predicate::NoPassword { port: 22, user: "root".to_owned() },
+            Predicate::Inbound { port: 22 },
+        ];
+        assert_eq!(accounts(&predicates).into_iter().collect::<Vec<_>>(), [(22, "ada"), (22, "root")]);
+        assert_eq!((keys_of(&predicates, 22, "ada"), keys_of(&predicates, 22, "root")), (keys, vec![]));
+        let seen = Ok(LoginSeen { takes_key: true, takes_password: true });
+        let judged: Vec<_> = predicates.iter().map(|it| judge(it, 22, "ada", &seen)).collect();
+        let takes = Finding::fails("the SSH server takes a password");
+        assert_eq!(judged, [Some(Finding::Holds), Some(takes), None, None]);
     }
 }

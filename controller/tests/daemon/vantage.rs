@@ -30,7 +30,7 @@ async fn ports_of_the_host_and_of_nobody_else_are_looked_at() {
     let closed_port = u32::from(closed.local_addr().unwrap().port());
     drop(closed);
     // Its SSH address is what it is looked at by, and not where its connection comes from.
-    let agent = rig.agent("127.0.0.1:22").await;
+    let agent = rig.agent("127.0.0.1").await;
     let answer = ask(&rig, &agent, vec![inbound(port), inbound(closed_port)]).await.unwrap();
     assert_eq!(answer.nonce, 7);
     let found: Vec<_> =
@@ -43,7 +43,7 @@ async fn ports_of_the_host_and_of_nobody_else_are_looked_at() {
     // An answer without a question proves the link.
     assert_eq!(ask(&rig, &agent, Vec::new()).await.unwrap().findings, []);
     // One that nobody here can reach is neither for nor against it.
-    let far = rig.agent("no-such-host.invalid:22").await;
+    let far = rig.agent("no-such-host.invalid").await;
     let answer = ask(&rig, &far, vec![inbound(port)]).await.unwrap();
     assert_eq!(answer.findings[0].found(), v1::GuardFound::Unobservable, "{answer:?}");
 }
@@ -51,7 +51,7 @@ async fn ports_of_the_host_and_of_nobody_else_are_looked_at() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_an_agent_asks_is_bounded_and_a_revoked_one_gets_no_answer() {
     let rig = Rig::start().await;
-    let agent = rig.agent("127.0.0.1:22").await;
+    let agent = rig.agent("127.0.0.1").await;
     for bad in [
         vec![inbound(0)],
         vec![inbound(70_000)],
