@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use postern_tests::lab::{Host, HostSpec, Image};
+use postern_tests::lab::{Host, HostSpec, Image, Release};
 use postern_tests::rig::{BOOT_DEADLINE, Rig, apply, managed, managed_with, said, wait_for};
 
 /// Answers on these ports, IPv4 and IPv6, whatever is asked.
@@ -32,10 +32,10 @@ fn open(host: &Host, port: u16) -> (bool, bool) {
 const OPEN: (bool, bool) = (true, true);
 const CLOSED: (bool, bool) = (false, false);
 
-/// The rules of everybody else, all tables, without counters and what is ours.
+/// The chains and rules of everybody else, all tables, without counters and what is ours.
 fn others(host: &Host) -> Result<String> {
     Ok(host.sh(
-        "for s in iptables-save ip6tables-save; do $s | grep -v -e '^#' -e POSTERN | sed 's/ \\[.*//'; done",
+        "for s in iptables-save ip6tables-save; do $s | grep -v -e '^[#*]' -e POSTERN -e '^:[A-Z]* ACCEPT' -e COMMIT | sed 's/ \\[.*//'; done",
     )?)
 }
 
@@ -234,8 +234,11 @@ fn published_ports(name: &str, image: Image) -> Result<()> {
     let mut spec = HostSpec::new(name, image);
     spec.docker = true;
     let Some((rig, host)) = managed_with(spec)? else { return Ok(()) };
-    apply(&rig, &host, "  - package: {name: docker.io}\n  - package: {name: busybox-static}\n", &[])?
-        .expect(0);
+    // In Debian 13 the client is a package of its own.
+    let client = if image.release == Release::Trixie { "  - package: {name: docker-cli}\n" } else { "" };
+    let packages =
+        format!("  - package: {{name: docker.io}}\n  - package: {{name: busybox-static}}\n{client}");
+    apply(&rig, &host, &packages, &[])?.expect(0);
     wait_for("Docker answers", Duration::from_secs(60), || {
         Ok(host.sh("docker info >/dev/null 2>&1 && echo y || :")? == "y")
     })?;
@@ -254,7 +257,8 @@ fn published_ports(name: &str, image: Image) -> Result<()> {
         assert_eq!(open(&host, 8081), CLOSED, "{when}");
         // Containers reach each other as before.
         host.sh("to=$(docker inspect -f '{{.NetworkSettings.IPAddress}}' web8081)
-             docker exec web8080 /bin/busybox wget -q -T 5 -O /dev/null http://$to/busybox")
+             inside=$(docker inspect -f '{{.State.Pid}}' web8080)
+             nsenter --target $inside --net curl -sf -m 5 -o /dev/null http://$to/busybox")
             .context(when.to_owned())
     };
     in_force("after the first run")?;

@@ -57,7 +57,10 @@ const SSHD: &str = "  - sshd: {users: [ada]}\n";
 fn only_keys(name: &str, image: Image) -> Result<()> {
     let Some((rig, host)) = loose(name, image)? else { return Ok(()) };
     host.sh("printf 'PasswordAuthentication yes\\nPermitRootLogin yes\\n' >/etc/ssh/sshd_config.d/50-cloud-init.conf; systemctl reload ssh")?;
-    assert!(offered(&host, "ada")?.contains("password"), "before");
+    // A reload is over before what was reloaded listens again.
+    wait_for("passwords are taken", Duration::from_secs(10), || {
+        Ok(offered(&host, "ada")?.contains("password"))
+    })?;
     assert!(gets_in(&host, "root")?, "before");
     let before = host.sh("cat /etc/ssh/sshd_config /etc/ssh/sshd_config.d/* | sha256sum")?;
 
@@ -123,7 +126,9 @@ fn only_keys(name: &str, image: Image) -> Result<()> {
     let run = last_run(&rig, &host)?;
     rig.run(&["run", "undo", &run])?.expect(0);
     assert_eq!(host.sh("cat /etc/ssh/sshd_config /etc/ssh/sshd_config.d/* | sha256sum")?, before);
-    assert!(offered(&host, "ada")?.contains("password") && gets_in(&host, "root")?, "as before");
+    wait_for("all is as before", Duration::from_secs(10), || {
+        Ok(offered(&host, "ada")?.contains("password") && gets_in(&host, "root")?)
+    })?;
     Ok(())
 }
 
@@ -136,7 +141,8 @@ fn audit(host: &Host) -> Result<()> {
     };
     let said = Command::new(program).args(["-l", "fail", "-n", &host.v4.to_string()]).output()?;
     let text = String::from_utf8_lossy(&said.stdout);
-    assert!(!text.contains("[fail]"), "{text}");
+    // 0: nothing; 2: warnings; 3: failures; anything else: it could not look.
+    assert!(matches!(said.status.code(), Some(0 | 2)) && !text.contains("[fail]"), "{said:?}");
     Ok(())
 }
 
@@ -197,15 +203,18 @@ impl Peer {
 
     /// Whether a fresh connection from here to sshd is taken.
     fn reaches(&self, host: &Host) -> Result<bool> {
-        let mut ssh = host.ssh_with("ada", &[&format!("BindAddress={}", self.address), "ConnectTimeout=3"]);
-        Ok(ssh.arg("true").output()?.status.success())
+        let ssh = host.ssh_with("ada", &[&format!("BindAddress={}", self.address), "ConnectTimeout=3"]);
+        let ssh = Command::new("timeout").args(["15", "ssh"]).args(ssh.get_args()).arg("true").output()?;
+        Ok(ssh.status.success())
     }
 
     /// Tries to log in without a key, once.
     fn fails(&self, host: &Host) -> Result<()> {
         let bind = format!("BindAddress={}", self.address);
         let options = [&*bind, "PubkeyAuthentication=no", "ConnectTimeout=3"];
-        host.ssh_with("nobody-such", &options).arg("true").output()?;
+        let ssh = host.ssh_with("nobody-such", &options);
+        // Banned in the middle of it, nobody tells this end.
+        Command::new("timeout").args(["8", "ssh"]).args(ssh.get_args()).arg("true").output()?;
         Ok(())
     }
 }

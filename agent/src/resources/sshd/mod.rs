@@ -218,8 +218,8 @@ impl Resource for Sshd {
         let words = |argv: &[&str]| argv.iter().map(|word| (*word).to_owned()).collect();
         let mut reload = vec![words(&["systemctl", "daemon-reload"])];
         if seen.socket {
-            reload.push(words(&["systemctl", "stop", SERVICE]));
-            reload.push(words(&["systemctl", "restart", SOCKET]));
+            reload.push(words(&["systemctl", "stop", SOCKET, SERVICE]));
+            reload.push(words(&["systemctl", "start", SOCKET]));
         } else if seen.active {
             reload.push(words(&["systemctl", "reload-or-restart", SERVICE]));
         }
@@ -236,15 +236,14 @@ fn in_force(seen: &Seen, conf: bool, socket: bool) -> Vec<Step> {
         steps.extend((conf && seen.active).then(|| systemctl(&["reload", "--", SERVICE])));
         return steps;
     }
+    // A connection may have started the service since it was looked at; the next one starts it anew.
     if socket {
         steps.push(systemctl(&["daemon-reload"]));
-    }
-    if seen.active && (conf || socket) {
-        // It has the socket from systemd, which starts it anew with the next connection.
+        // Together: a service that a connection starts in between would keep the socket from being made anew.
+        steps.push(systemctl(&["stop", "--", SOCKET, SERVICE]));
+        steps.push(systemctl(&["start", "--", SOCKET]));
+    } else if conf {
         steps.push(systemctl(&["stop", "--", SERVICE]));
-    }
-    if socket {
-        steps.push(systemctl(&["restart", "--", SOCKET]));
     }
     steps
 }
@@ -288,7 +287,7 @@ fn socket_text(spec: &SshdSpec, seen: &Seen) -> Option<String> {
     let mut text =
         "# Written by Postern, which writes it again at each run.\n[Socket]\nListenStream=\n".to_owned();
     for port in ports {
-        let _ = writeln!(text, "ListenStream=0.0.0.0:{port}\nListenStream=[::]:{port}");
+        let _ = writeln!(text, "ListenStream={port}");
     }
     Some(text)
 }
@@ -425,7 +424,8 @@ mod tests {
             format!("make the directory {RUN_DIR} (0755)"),
             format!("make the directory {SOCKET_CONF_DIR} (0755)"),
         );
-        let (write_socket, restart) = (format!("write {SOCKET_CONF}"), "systemctl restart -- ssh.socket");
+        let write_socket = format!("write {SOCKET_CONF}");
+        let (stop, start) = ("systemctl stop -- ssh.socket ssh.service", "systemctl start -- ssh.socket");
         let right = Owned::new(socket_text(&moved, &socket).unwrap().as_bytes());
         let right =
             Seen { socket_conf: Some(right), socket_dir: true, ports: [2222].into(), ..socket.clone() };
@@ -437,19 +437,11 @@ mod tests {
             (&moved, Seen { ports: [2222].into(), ..up(&moved) }, vec![]),
             (&moved, up(&moved), vec![reload]),
             // T06: ports are the socket's, which is made anew, and never masked.
-            (&moved, socket.clone(), vec![&*make, &*write_socket, "systemctl daemon-reload", restart]),
+            (&moved, socket.clone(), vec![&*make, &*write_socket, "systemctl daemon-reload", stop, start]),
             (
                 &moved,
                 Seen { conf: None, active: true, ..socket.clone() },
-                vec![
-                    &*make_run,
-                    &*write,
-                    &*make,
-                    &*write_socket,
-                    "systemctl daemon-reload",
-                    "systemctl stop -- ssh.service",
-                    restart,
-                ],
+                vec![&*make_run, &*write, &*make, &*write_socket, "systemctl daemon-reload", stop, start],
             ),
             (&moved, right.clone(), vec![]),
             (
@@ -473,7 +465,8 @@ mod tests {
             &*format!("remove {SOCKET_CONF}"),
             &*format!("remove the directory {SOCKET_CONF_DIR}"),
             "systemctl daemon-reload",
-            restart,
+            stop,
+            start,
         ];
         assert_eq!(undo(&Seen { conf: None, ..socket }, &right), back);
     }
