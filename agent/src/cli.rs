@@ -28,6 +28,7 @@ usage: postern-agent COMMAND [--config PATH] [--state-dir PATH]
   enrol       make a key, and get its certificate with the one-use token on stdin
   probe       can a controller be reached from here?
   status      who this host is, as JSON
+  firewall    load or unload the host's firewall (what its units run)
   uninstall   stop, and remove the agent with all of its state from this host
   version     the version
 
@@ -69,6 +70,7 @@ pub fn main(args: &[String]) -> i32 {
             return say(&format!("postern-agent {}\n", env!("CARGO_PKG_VERSION")));
         }
         Some("help" | "--help" | "-h") => return say(USAGE),
+        Some("firewall") => return crate::firewall::main(args.get(1..).unwrap_or_default()),
         _ => {}
     }
     // For the units of a guard, not for people.

@@ -1,4 +1,4 @@
-//! Removes what the installer put on the host: unit, binary, configuration, state.
+//! Removes what the installer put on the host (unit, binary, configuration, state) and what of it is in force.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -30,6 +30,10 @@ pub struct HostPaths {
     pub state_dir: PathBuf,
     /// The service manager's command.
     pub systemctl: PathBuf,
+    /// The firewall's units. Without the agent's program they cannot start.
+    pub firewall_units: Vec<PathBuf>,
+    /// Takes the firewall out of force; the error is for people.
+    pub unload_firewall: fn() -> Result<(), String>,
 }
 
 impl Default for HostPaths {
@@ -41,6 +45,8 @@ impl Default for HostPaths {
             runtime_dirs: vec![host::RUN_DIR.into(), host::RUN_DROP_IN_DIR.into()],
             state_dir: host::STATE_DIR.into(),
             systemctl: "systemctl".into(),
+            firewall_units: crate::resources::firewall_units().map(Into::into).to_vec(),
+            unload_firewall: || crate::firewall::Loader.unload(),
         }
     }
 }
@@ -66,6 +72,7 @@ pub async fn remove(paths: &HostPaths, stop: bool) -> Vec<String> {
             left.push(why);
         }
     }
+    firewall(paths, &mut left).await;
     file(&paths.unit_file, &mut left);
     let mut overrides = paths.unit_file.clone().into_os_string();
     overrides.push(".d");
@@ -81,6 +88,27 @@ pub async fn remove(paths: &HostPaths, stop: bool) -> Vec<String> {
     // Last: until here, a failure leaves an agent that still knows who it is.
     directory(&paths.state_dir, &mut left);
     left
+}
+
+/// A firewall that nobody can change any more would be worse than none.
+async fn firewall(paths: &HostPaths, left: &mut Vec<String>) {
+    let there = |path: &&PathBuf| path.symlink_metadata().is_ok();
+    let units: Vec<&PathBuf> = paths.firewall_units.iter().filter(there).collect();
+    if units.is_empty() {
+        return;
+    }
+    let names = units.iter().map(|unit| unit.file_name().unwrap_or_default().to_string_lossy().into_owned());
+    let words: Vec<String> = std::iter::once("disable".to_owned()).chain(names).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    if let Err(why) = systemctl(&paths.systemctl, &words).await {
+        left.push(why);
+    }
+    if let Err(why) = (paths.unload_firewall)() {
+        left.push(format!("the firewall is still in force: {why}"));
+    }
+    for unit in units {
+        file(unit, left);
+    }
 }
 
 async fn systemctl(program: &Path, args: &[&str]) -> Result<(), String> {
@@ -139,6 +167,8 @@ mod tests {
             runtime_dirs: vec![root.join("run")],
             state_dir: root.join("state"),
             systemctl: root.join("systemctl"),
+            firewall_units: vec![root.join("systemd/postern-firewall.service")],
+            unload_firewall: || Err("busy".to_owned()),
         };
         for dir in ["bin", "etc", "run/drop-in", "systemd/postern-agent.service.d", "state/identity"] {
             std::fs::create_dir_all(root.join(dir)).unwrap();
@@ -167,6 +197,23 @@ mod tests {
         let calls = std::fs::read_to_string(root.path().join("calls")).unwrap();
         assert_eq!(calls, "disable postern-agent.service\ndaemon-reload\n");
         assert_eq!(remove(&paths, true).await, Vec::<String>::new());
+    }
+
+    /// I10: what stays in force after the agent could be changed by nobody.
+    #[tokio::test]
+    async fn the_firewall_goes_with_the_agent() {
+        let root = tempfile::tempdir().unwrap();
+        let mut paths = host(root.path());
+        let unit = paths.firewall_units[0].clone();
+        std::fs::write(&unit, "x").unwrap();
+        let left = remove(&paths, false).await;
+        assert_eq!(left, ["the firewall is still in force: busy"]);
+        let calls = std::fs::read_to_string(root.path().join("calls")).unwrap();
+        assert!(calls.contains("disable postern-firewall.service\n"), "{calls}");
+        assert!(!unit.exists());
+        std::fs::write(&unit, "x").unwrap();
+        paths.unload_firewall = || Ok(());
+        assert_eq!(remove(&paths, false).await, Vec::<String>::new());
     }
 
     #[tokio::test]

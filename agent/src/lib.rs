@@ -4,6 +4,7 @@ pub mod cli;
 pub mod config;
 pub mod engine;
 pub mod facts;
+mod firewall;
 pub mod guard;
 pub mod journal;
 pub mod leave;

@@ -55,6 +55,14 @@ impl Base {
         let origins = host.sh("unattended-upgrade --dry-run --debug 2>&1 | grep 'llowed origins are'")?;
         assert!(origins.contains("-security,label=Debian-Security"), "T08: {origins}");
         assert_eq!(host.sh("cat /proc/sys/net/ipv4/conf/all/accept_redirects")?, "0");
+        let mut root = host.ssh("root");
+        assert!(!root.arg("true").status()?.success(), "root gets in");
+        let mut password = host.ssh_with("ada", &["PubkeyAuthentication=no"]);
+        let said = String::from_utf8_lossy(&password.arg("true").output()?.stderr).into_owned();
+        assert!(said.contains("Permission denied (publickey)"), "{said}");
+        assert!(host.sh("iptables -S INPUT")?.contains("-j POSTERN-INPUT"));
+        assert!(host.sh("ip6tables -S INPUT")?.contains("-j POSTERN-INPUT"));
+        assert!(host.sh("fail2ban-client status sshd")?.contains("Currently banned:\t0"));
         Ok(())
     }
 }

@@ -110,6 +110,29 @@ fn cases() -> Vec<Case> {
             "sysctl: {name: net.ipv4.ip_forward, value: '1'}",
             "test $(cat /proc/sys/net/ipv4/ip_forward) = 1 && grep -rq ip_forward /etc/sysctl.d",
         ),
+        case(
+            "firewall",
+            ":",
+            "firewall: {allow: ['22/tcp', '80/tcp; 443/udp from 192.0.2.0/24']}",
+            "iptables -C INPUT -j POSTERN-INPUT && ip6tables -C INPUT -j POSTERN-INPUT && \
+             systemctl is-enabled postern-firewall.service",
+        ),
+        case(
+            "sshd",
+            // The lab's own logins are root's; linus got his key above, and its undo took it back.
+            "mkdir -p -m 700 /home/linus/.ssh; cp /root/.ssh/authorized_keys /home/linus/.ssh/; \
+             chown -R linus /home/linus/.ssh",
+            "sshd: {users: [linus], root_login: prohibit-password}",
+            "sshd -T -C user=x,host=x,addr=192.0.2.7 | grep -qx 'passwordauthentication no'",
+        ),
+        case(
+            "fail2ban",
+            "DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends fail2ban python3-systemd \
+             >/dev/null 2>&1; sleep 1; systemctl stop fail2ban; systemctl reset-failed fail2ban; :",
+            "fail2ban: {ignore: [192.0.2.9], tries: 7}",
+            "for i in $(seq 50); do fail2ban-client status sshd && break; sleep 0.2; done; \
+             test $(fail2ban-client get sshd maxretry) = 7",
+        ),
         Case {
             kind: "command",
             before: ":",

@@ -169,7 +169,7 @@ fn write(path: String, content: Vec<u8>, (mode, uid, gid): (u32, u32, u32)) -> S
 }
 
 /// Lines with what ends them.
-fn lines(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(super) fn lines(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     bytes.split_inclusive(|byte| *byte == b'\n')
 }
 
@@ -201,7 +201,7 @@ fn is_blank(byte: &u8) -> bool {
     matches!(byte, b' ' | b'\t')
 }
 
-fn trim_start(text: &[u8]) -> &[u8] {
+pub(super) fn trim_start(text: &[u8]) -> &[u8] {
     let start = text.iter().position(|byte| !is_blank(byte)).unwrap_or(text.len());
     &text[start..]
 }
@@ -229,7 +229,7 @@ fn after_key(text: &[u8], key: &LoginKey) -> Option<Vec<u8>> {
 }
 
 /// The first blank outside of quotes.
-fn end_of_options(text: &[u8]) -> Option<usize> {
+pub(super) fn end_of_options(text: &[u8]) -> Option<usize> {
     let (mut quoted, mut escaped) = (false, false);
     for (at, byte) in text.iter().enumerate() {
         match byte {
@@ -417,7 +417,7 @@ async fn prove(
 }
 
 /// What sshd's StrictModes asks of every directory on the way up to the home (auth_secure_path).
-fn loose(path: &str, meta: &Meta, user: &Account) -> Option<String> {
+pub(super) fn loose(path: &str, meta: &Meta, user: &Account) -> Option<String> {
     let name = &user.name;
     if meta.uid != 0 && meta.uid != user.uid {
         return Some(format!("sshd ignores the key: {path} belongs to uid {}, not to {name}", meta.uid));
@@ -469,7 +469,7 @@ fn refused(
 }
 
 /// sshd_config(5), AuthorizedKeysFile: the tokens, and where a path begins that is not absolute.
-fn expanded(pattern: &str, user: &Account, home: &str) -> String {
+pub(super) fn expanded(pattern: &str, user: &Account, home: &str) -> String {
     let mut text = String::new();
     let mut chars = pattern.chars();
     while let Some(c) = chars.next() {

@@ -7,7 +7,10 @@ pub(crate) mod base64_bytes;
 mod command;
 mod diff;
 mod directory;
+mod fail2ban;
 mod file;
+mod firewall;
+mod listen;
 mod owned;
 mod package;
 #[cfg(test)]
@@ -16,6 +19,7 @@ mod protect;
 mod reboot;
 mod security_updates;
 mod service;
+mod sshd;
 mod step;
 mod sudoers;
 mod sysctl;
@@ -23,6 +27,7 @@ mod time_sync;
 mod user;
 
 pub(crate) use diff::{hidden, unified};
+pub(crate) use firewall::unit_paths as firewall_units;
 pub use protect::Protect;
 pub use step::{Exec, Step, WriteFile};
 
@@ -367,11 +372,14 @@ const KINDS: &[Row] = &[
     ("authorized_key", adapt::<authorized_key::AuthorizedKey>),
     ("command", adapt::<command::Command>),
     ("directory", adapt::<directory::Directory>),
+    ("fail2ban", adapt::<fail2ban::Fail2ban>),
     ("file", adapt::<file::File>),
+    ("firewall", adapt::<firewall::Firewall>),
     ("package", adapt::<package::Package>),
     ("reboot", adapt::<reboot::Reboot>),
     ("security_updates", adapt::<security_updates::SecurityUpdates>),
     ("service", adapt::<service::Service>),
+    ("sshd", adapt::<sshd::Sshd>),
     ("sudoers", adapt::<sudoers::Sudoers>),
     ("sysctl", adapt::<sysctl::Sysctl>),
     ("time_sync", adapt::<time_sync::TimeSync>),

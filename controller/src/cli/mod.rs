@@ -28,6 +28,7 @@ mod secrets;
 mod selector;
 mod serve;
 mod terminal;
+mod unban;
 mod up;
 mod view;
 
@@ -131,6 +132,7 @@ async fn dispatch(context: &Context, command: Command, verbose: u8) -> Result<Ex
         Command::Apply(args) => Box::pin(apply::apply(context, args)).await,
         Command::Drift(args) => Box::pin(drift::drift(context, args)).await,
         Command::Exec(args) => Box::pin(exec::exec(context, args)).await,
+        Command::Unban(args) => Box::pin(unban::unban(context, args)).await,
         Command::Hosts(args) => hosts::list(context, args).await,
         Command::Host(Host::Show { host }) => hosts::show(context, &host).await,
         Command::Host(Host::Forget(args)) => Box::pin(hosts::forget(context, args)).await,

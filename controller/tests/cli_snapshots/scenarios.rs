@@ -98,6 +98,20 @@ pub(crate) fn changes() -> FakeOperator {
     }
 }
 
+/// A command that prints this and ends with this code.
+fn says(text: &str, code: i32) -> FakeOperator {
+    let state = if code == 0 { RunState::Ok } else { RunState::Failed };
+    FakeOperator {
+        updates: vec![
+            output(Stream::Stdout, text.as_bytes()),
+            event(EventKind::StepFinished { step: step(), end: StepEnd::Exit(code), frames: 1 }),
+            end(state, ""),
+        ],
+        end: Some(state),
+        ..daemon()
+    }
+}
+
 /// A check of `hello` that sees everything.
 pub(crate) fn sees() -> FakeOperator {
     let diff = "--- /etc/motd\n+++ /etc/motd\n@@ -1 +1 @@\n-old\n+Hello\n";
@@ -371,6 +385,24 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
                 &["exec", "", "--", "x"],
                 &["exec", "web1", "--"],
             ],
+        ),
+        Scenario::new(
+            "unban",
+            Some(says("1\n", 0)),
+            &[
+                &["unban", "web1", "203.0.113.9"],
+                &["--output", "json", "unban", "web1", "2001:db8::9"],
+                &["unban", "web1", "203.0.113.9; reboot"],
+                &["unban", "web1", "web2.example"],
+                &["unban", "nope", "203.0.113.9"],
+                &["unban", "all", "203.0.113.9"],
+            ],
+        ),
+        Scenario::new("unban-not-banned", Some(says("0\n", 0)), &[&["unban", "web1", "203.0.113.9"]]),
+        Scenario::new(
+            "unban-failed",
+            Some(says("Failed to access socket path: is fail2ban running?\n", 255)),
+            &[&["unban", "web1", "203.0.113.9"]],
         ),
         Scenario::new(
             "secrets",

@@ -73,8 +73,9 @@ impl Field {
 mod tests {
     use super::*;
     use crate::spec::{
-        AptRepositorySpec, AuthorizedKeySpec, CommandSpec, DirectorySpec, FileSpec, PackageSpec, RebootSpec,
-        ResourceSpec, SecurityUpdatesSpec, ServiceSpec, SudoersSpec, SysctlSpec, TimeSyncSpec, UserSpec,
+        AptRepositorySpec, AuthorizedKeySpec, CommandSpec, DirectorySpec, Fail2banSpec, FileSpec,
+        FirewallSpec, PackageSpec, RebootSpec, ResourceSpec, SecurityUpdatesSpec, ServiceSpec, SshdSpec,
+        SudoersSpec, SysctlSpec, TimeSyncSpec, UserSpec,
     };
     use serde::de::{self, Deserializer, Visitor};
     use std::collections::BTreeSet;
@@ -154,11 +155,14 @@ mod tests {
         agrees::<AuthorizedKeySpec>();
         agrees::<CommandSpec>();
         agrees::<DirectorySpec>();
+        agrees::<Fail2banSpec>();
         agrees::<FileSpec>();
+        agrees::<FirewallSpec>();
         agrees::<PackageSpec>();
         agrees::<RebootSpec>();
         agrees::<SecurityUpdatesSpec>();
         agrees::<ServiceSpec>();
+        agrees::<SshdSpec>();
         agrees::<SudoersSpec>();
         agrees::<SysctlSpec>();
         agrees::<TimeSyncSpec>();

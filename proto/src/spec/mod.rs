@@ -4,12 +4,16 @@ mod apt_repository;
 mod authorized_key;
 mod command;
 mod directory;
+mod fail2ban;
 mod field;
 mod file;
+mod firewall;
+mod network;
 mod package;
 mod reboot;
 mod security_updates;
 mod service;
+mod sshd;
 mod sudoers;
 mod sysctl;
 mod time_sync;
@@ -19,12 +23,16 @@ pub use apt_repository::AptRepositorySpec;
 pub use authorized_key::{AuthorizedKeySpec, LoginKey};
 pub use command::{CommandSpec, Run};
 pub use directory::DirectorySpec;
+pub use fail2ban::Fail2banSpec;
 pub use field::{Field, Holds, Takes};
 pub use file::{FileMode, FileSpec};
+pub use firewall::{Allow, DockerPorts, FirewallSpec, Protocol, Rate, SshPort};
+pub use network::Network;
 pub use package::PackageSpec;
 pub use reboot::RebootSpec;
 pub use security_updates::SecurityUpdatesSpec;
 pub use service::{Running, ServiceSpec};
+pub use sshd::{RootLogin, SshdSpec};
 pub use sudoers::SudoersSpec;
 pub use sysctl::{SysctlSpec, sysctl_key};
 pub use time_sync::TimeSyncSpec;
@@ -154,11 +162,14 @@ pub const KINDS: &[KindInfo] = &[
     KindInfo::of::<AuthorizedKeySpec>(),
     KindInfo::of::<CommandSpec>(),
     KindInfo::of::<DirectorySpec>(),
+    KindInfo::of::<Fail2banSpec>(),
     KindInfo::of::<FileSpec>(),
+    KindInfo::of::<FirewallSpec>(),
     KindInfo::of::<PackageSpec>(),
     KindInfo::of::<RebootSpec>(),
     KindInfo::of::<SecurityUpdatesSpec>(),
     KindInfo::of::<ServiceSpec>(),
+    KindInfo::of::<SshdSpec>(),
     KindInfo::of::<SudoersSpec>(),
     KindInfo::of::<SysctlSpec>(),
     KindInfo::of::<TimeSyncSpec>(),
@@ -380,6 +391,30 @@ mod tests {
             ("apt_repository", repository(json!({"key": "x", "key_url": null})), &["key"]),
             ("apt_repository", repository(json!({"key_url": "file:///x"})), &["key_url"]),
             ("apt_repository", repository(json!({"key_url": "http://a/key"})), &[]),
+            ("firewall", json!({}), &[]),
+            ("firewall", json!({"allow": ["22/tcp", "80,443/tcp; 443/udp"], "docker": "ignored"}), &[]),
+            ("firewall", json!({"allow": ["22", "443/quic"], "ssh": "closed"}), &["allow", "allow"]),
+            ("firewall", json!({"allow": ["22/tcp from 192.0.2.7/24"]}), &["allow"]),
+            ("firewall", json!({"ssh": "maybe"}), &[""]),
+            ("fail2ban", json!({}), &[]),
+            ("fail2ban", json!({"ignore": ["192.0.2.1, 2001:db8::/32", ""], "ports": ["22"]}), &[]),
+            (
+                "fail2ban",
+                json!({"ignore": ["home.example"], "ports": ["0", "ssh"]}),
+                &["ignore", "ports", "ports"],
+            ),
+            ("fail2ban", json!({"ban_s": 0, "within_s": 0, "tries": 0}), &["ban_s", "within_s", "tries"]),
+            ("sshd", json!({"users": ["ada.l", "root"]}), &[]),
+            ("sshd", json!({"users": ["root"], "root_login": "prohibit-password", "ports": ["22"]}), &[]),
+            ("sshd", json!({"users": []}), &["users"]),
+            ("sshd", json!({"users": ["root"]}), &["users"]),
+            ("sshd", json!({"users": ["a b"], "ports": ["0", "ssh"]}), &["users", "ports", "ports"]),
+            ("sshd", json!({"users": ["a"], "root_login": "yes"}), &[""]),
+            (
+                "sshd",
+                json!({"users": ["a"], "max_auth_tries": 0, "login_grace_s": 0}),
+                &["max_auth_tries", "login_grace_s"],
+            ),
             ("security_updates", json!({}), &[]),
             (
                 "security_updates",

@@ -116,3 +116,13 @@ pub(crate) struct Exec {
     #[arg(last = true, required = true, value_name = "CMD")]
     pub(crate) command: Vec<String>,
 }
+
+#[derive(Debug, Args)]
+pub(crate) struct Unban {
+    /// Which host: NAME or ID
+    #[arg(value_name = "HOST")]
+    pub(crate) host: String,
+    /// The address, IPv4 or IPv6
+    #[arg(value_name = "ADDRESS")]
+    pub(crate) address: std::net::IpAddr,
+}

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-pub(crate) use apply::{Apply, Drift, Exec, Ssh, Up};
+pub(crate) use apply::{Apply, Drift, Exec, Ssh, Unban, Up};
 pub(crate) use host::{Change, Changes, Forget, Host, Hosts};
 pub(crate) use profile::Profile;
 pub(crate) use run::{Run, Runs};
@@ -94,6 +94,8 @@ pub(crate) enum Command {
     Drift(Drift),
     /// Run a command on hosts, without SSH
     Exec(Exec),
+    /// Let an address in again that fail2ban shut out of a host
+    Unban(Unban),
     /// List hosts
     Hosts(Hosts),
     /// Show, rename, label, set up or forget one host

@@ -1,0 +1,486 @@
+//! `firewall`: what may come in, in chains of its own, now and at every boot.
+
+mod foreign;
+mod units;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use postern_proto::guard::Predicate;
+use postern_proto::host::AGENT_BINARY;
+use postern_proto::spec::{FirewallSpec, Protocol, SshPort};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::diff::unified;
+use super::listen::{self, Listen};
+use super::owned::{self, Owned};
+use super::{Depth, Exec, ObserveError, Protect, Resource, Step, Undo};
+use crate::firewall::{DOCKER_CHAIN, Family, Jump, Place, Table, has_docker, hooks, text};
+use crate::sys::{Sys, SysError};
+
+const ASK_LIMIT: Duration = Duration::from_secs(30);
+const ACT_LIMIT: Duration = Duration::from_secs(120);
+const RESTORE: &str = "/usr/sbin/iptables-restore";
+const HAS_V6: &str = "/proc/net/if_inet6";
+/// The most ports that a guard tries from outside.
+const WATCHED: usize = 20;
+
+pub(super) struct Firewall;
+
+/// Where the units that load the rules lie.
+pub(crate) fn unit_paths() -> [&'static str; 2] {
+    units::ALL.map(|(path, _)| path)
+}
+
+/// What is there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Seen {
+    /// The rules files, v4 and v6.
+    files: [Option<Owned>; 2],
+    /// The units that load them.
+    units: [Option<Owned>; 2],
+    /// Both are started at boot.
+    enabled: bool,
+    /// Our chains and their rules as the kernel has them, v4 and v6.
+    live: [Vec<String>; 2],
+    /// What is not as declared in a family, for people.
+    wrong: Vec<String>,
+    /// Other firewalls that are to be switched off.
+    others: Vec<String>,
+    /// Where SSH is served.
+    ssh: BTreeSet<u16>,
+    /// Where the host gets its packages, name and port: it must still get there.
+    mirror: Option<(String, u16)>,
+}
+
+impl Resource for Firewall {
+    type Spec = FirewallSpec;
+    type Seen = Seen;
+
+    async fn observe(spec: &FirewallSpec, host: &Sys, depth: Depth) -> Result<Seen, ObserveError> {
+        let obstacle = |why: String| Err(ObserveError::Obstacle(why));
+        if !host.exists(RESTORE)? {
+            return obstacle("the package iptables is not installed: declare it before this".to_owned());
+        }
+        let names: Vec<&str> = listen::SSH_UNITS.into_iter().chain(foreign::UNITS).collect();
+        let states = listen::units(host, listen::SSH_PROPERTIES, &names).await?;
+        let Listen { ports: ssh, .. } = listen::listen(host, &states)?;
+        let mut seen = Seen { ssh, mirror: mirror(host)?, ..Seen::default() };
+        let docker = has_docker(|path| host.exists(path))?;
+        let mut tables = Vec::new();
+        for (at, family) in Family::ALL.into_iter().enumerate() {
+            seen.files[at] = Owned::look(host, family.path())?;
+            if family == Family::V6 && !host.exists(HAS_V6)? {
+                continue;
+            }
+            let said = host.run(&[family.save(), "-t", "filter"], &[], ASK_LIMIT).await?;
+            if !said.ok() {
+                let (program, why) = (family.save(), said.last_line());
+                return obstacle(format!("{program} failed: {why}"));
+            }
+            let table = Table::parse(&String::from_utf8_lossy(&said.stdout));
+            seen.wrong.extend(differs(spec, Place { family, docker }, &table));
+            seen.live[at] = table.ours();
+            tables.push(table);
+        }
+        for (at, (path, _)) in units::ALL.iter().enumerate() {
+            seen.units[at] = Owned::look(host, path)?;
+        }
+        seen.enabled = host.exists(units::AT_BOOT)? && host.exists(units::WITH_DOCKER)?;
+        let found = foreign::look(spec, host, &states, &tables).await?;
+        seen.others = found.switchable;
+        // Around an undo what is declared is being taken back: nothing is in its way.
+        if depth != Depth::Whole {
+            if let Some(why) = found.obstacle {
+                return obstacle(why);
+            }
+            if let Some(why) = closes_ssh(spec, &seen.ssh) {
+                return obstacle(why);
+            }
+            if let Some(why) = bridge_outside(spec, host)? {
+                return obstacle(why);
+            }
+        }
+        Ok(seen)
+    }
+
+    fn plan(spec: &FirewallSpec, seen: &Seen) -> Vec<Step> {
+        let mut steps = Vec::new();
+        for (at, family) in Family::ALL.into_iter().enumerate() {
+            let content = text(spec, family).into_bytes();
+            if !owned::is(seen.files[at].as_ref(), Some(&content)) {
+                steps.push(owned::put(family.path(), content));
+            }
+        }
+        let mut reload = false;
+        for (at, (path, content)) in units::ALL.iter().enumerate() {
+            if !owned::is(seen.units[at].as_ref(), Some(content.as_bytes())) {
+                steps.push(owned::put(path, content.as_bytes().to_vec()));
+                reload = true;
+            }
+        }
+        steps.extend(seen.others.iter().map(|other| match other.as_str() {
+            "ufw" => run(&["ufw", "disable"]),
+            other => run(&["systemctl", "disable", "--now", "--", other]),
+        }));
+        // A unit is reloaded along with it.
+        if !seen.enabled {
+            steps.push(run(&["systemctl", "enable", "--", units::UNIT, units::DOCKER_UNIT]));
+        } else if reload {
+            steps.push(run(&["systemctl", "daemon-reload"]));
+        }
+        // Whatever was done above, the rules are put in force last.
+        if !seen.wrong.is_empty() || !seen.others.is_empty() {
+            steps.push(load("load"));
+        }
+        steps
+    }
+
+    fn diff(spec: &FirewallSpec, seen: &Seen) -> String {
+        let mut shown = String::new();
+        for (at, family) in Family::ALL.into_iter().enumerate() {
+            let old = seen.files[at].as_ref().map(|there| there.content.as_slice());
+            shown += &unified(family.path(), old, Some(text(spec, family).as_bytes()));
+        }
+        for (at, (path, content)) in units::ALL.iter().enumerate() {
+            let old = seen.units[at].as_ref().map(|there| there.content.as_slice());
+            shown += &unified(path, old, Some(content.as_bytes()));
+        }
+        if !seen.enabled {
+            shown += &format!("{} and {}: not at boot\n", units::UNIT, units::DOCKER_UNIT);
+        }
+        shown.extend(seen.others.iter().map(|other| format!("{other}: is switched off\n")));
+        shown.extend(seen.wrong.iter().map(|why| format!("{why}\n")));
+        shown
+    }
+
+    fn essence(_: &FirewallSpec, seen: &Seen) -> serde_json::Value {
+        let files: Vec<_> =
+            seen.files.iter().chain(&seen.units).map(|file| owned::essence(file.as_ref())).collect();
+        // Where our chains are called from changes as Docker comes and goes.
+        json!({"files": files, "enabled": seen.enabled, "live": seen.live, "others": seen.others})
+    }
+
+    fn undo(_: &FirewallSpec, before: &Seen, _: &serde_json::Value, now: &Seen) -> Undo {
+        let mut steps = Vec::new();
+        let both = |seen: &Seen| seen.files.iter().chain(&seen.units).cloned().collect::<Vec<_>>();
+        let paths = Family::ALL.into_iter().map(Family::path).chain(units::ALL.iter().map(|(path, _)| *path));
+        let mut reload = false;
+        if now.enabled && !before.enabled {
+            // While its files are there.
+            steps.push(run(&["systemctl", "disable", "--", units::UNIT, units::DOCKER_UNIT]));
+        }
+        for (at, (path, (was, is))) in paths.zip(both(before).iter().zip(&both(now))).enumerate() {
+            let back = owned::back(path, was.as_ref(), is.as_ref());
+            reload |= back.is_some() && at >= Family::ALL.len();
+            steps.extend(back);
+        }
+        if before.enabled && !now.enabled {
+            steps.push(run(&["systemctl", "enable", "--", units::UNIT, units::DOCKER_UNIT]));
+        } else if reload {
+            steps.push(run(&["systemctl", "daemon-reload"]));
+        }
+        if before.live != now.live {
+            let there = before.live.iter().any(|chains| !chains.is_empty());
+            steps.push(load(if there { "load" } else { "unload" }));
+        }
+        let back = before.others.iter().filter(|other| !now.others.contains(other));
+        steps.extend(back.map(|other| match other.as_str() {
+            "ufw" => run(&["ufw", "--force", "enable"]),
+            other => run(&["systemctl", "enable", "--now", "--", other]),
+        }));
+        Undo::Steps(steps)
+    }
+
+    fn protect(spec: &FirewallSpec, seen: &Seen) -> Option<Protect> {
+        let rules = spec.rules();
+        let anywhere = rules.iter().filter(|rule| rule.protocol == Protocol::Tcp && rule.from.is_empty());
+        let single = anywhere.flat_map(|rule| rule.ports.iter().filter(|(first, last)| first == last));
+        let mut ports: Vec<u16> = single.map(|(port, _)| *port).collect();
+        if spec.ssh == SshPort::Open {
+            ports.extend(&seen.ssh);
+        }
+        ports.sort_unstable();
+        ports.dedup();
+        ports.truncate(WATCHED);
+        let mut predicates: Vec<_> = ports.into_iter().map(|port| Predicate::Inbound { port }).collect();
+        if let Some((host, port)) = &seen.mirror {
+            predicates.push(Predicate::Dns { name: host.clone() });
+            predicates.push(Predicate::Egress { host: host.clone(), port: *port });
+        }
+        let words = |argv: &[&str]| argv.iter().map(|word| (*word).to_owned()).collect();
+        let reload = vec![words(&["systemctl", "daemon-reload"]), words(&[AGENT_BINARY, "firewall", "load"])];
+        let also = [units::AT_BOOT, units::WITH_DOCKER].map(str::to_owned).to_vec();
+        Some(Protect { predicates, also, reload })
+    }
+}
+
+fn run(argv: &[&str]) -> Step {
+    Step::Exec(Exec::new(argv, ACT_LIMIT))
+}
+
+fn load(what: &str) -> Step {
+    run(&[AGENT_BINARY, "firewall", what])
+}
+
+/// What of a family is not in force, for people.
+fn differs(spec: &FirewallSpec, place: Place, now: &Table) -> Vec<String> {
+    let name = place.family.name();
+    let wanted = Table::parse(&text(spec, place.family));
+    let (want, have) = (wanted.ours(), now.ours());
+    if have.is_empty() {
+        return vec![format!("{name}: our chains are not there")];
+    }
+    let mut wrong = Vec::new();
+    if want != have {
+        let gone = want.iter().find(|line| !have.contains(line)).map(|line| format!("is missing: {line}"));
+        let come =
+            have.iter().find(|line| !want.contains(line)).map(|line| format!("is not ours to have: {line}"));
+        let what = gone.or(come).unwrap_or_else(|| "their rules are in another order".to_owned());
+        wrong.push(format!("{name}: our chains are not as declared: {what}"));
+    }
+    for (from, to) in hooks(now, place, wanted.has(DOCKER_CHAIN)) {
+        match now.jump(from, to) {
+            Jump::Right => {}
+            Jump::Missing => wrong.push(format!("{name}: {from} does not call {to}")),
+            Jump::Late => wrong.push(format!("{name}: {from} lets packets by before it calls {to}")),
+        }
+    }
+    wrong
+}
+
+/// Why this would lock people out; `None` where it would not, or is meant to.
+fn closes_ssh(spec: &FirewallSpec, ssh: &BTreeSet<u16>) -> Option<String> {
+    if spec.ssh == SshPort::Closed {
+        return None;
+    }
+    let rules = spec.rules();
+    let open = |port: u16| rules.iter().any(|rule| rule.has(Protocol::Tcp, port));
+    let port = ssh.iter().find(|port| !open(**port))?;
+    Some(format!(
+        "this would close port {port}, where sshd listens: add \"{port}/tcp\" to `allow`, or say `ssh: closed`"
+    ))
+}
+
+/// Docker's bridges are told by their names; one that leads outside must not have such a name.
+fn bridge_outside(spec: &FirewallSpec, host: &Sys) -> Result<Option<String>, SysError> {
+    if spec.docker == postern_proto::spec::DockerPorts::Ignored {
+        return Ok(None);
+    }
+    for (table, column) in [("/proc/net/route", 0), ("/proc/net/ipv6_route", 9)] {
+        let text = host.read_through(table, 4 << 20)?.unwrap_or_default();
+        if let Some(name) = outside(&String::from_utf8_lossy(&text), column) {
+            return Ok(Some(format!(
+                "the default route is by {name}, which by its name is a bridge of Docker: name it otherwise, \
+                 or say `docker: ignored`"
+            )));
+        }
+    }
+    Ok(None)
+}
+
+/// The interface of a default route that has a name as Docker's bridges have.
+fn outside(table: &str, column: usize) -> Option<String> {
+    let rows = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let default = |row: &Vec<&str>| match column {
+        0 => row.get(1) == Some(&"00000000"),
+        _ => row.first().is_some_and(|to| to.bytes().all(|byte| byte == b'0')) && row.get(1) == Some(&"00"),
+    };
+    let mut names = rows.filter(default).filter_map(|row| row.get(column).map(|name| (*name).to_owned()));
+    names.find(|name| name.starts_with("br-"))
+}
+
+/// Where apt gets packages from: the first web address in its sources.
+fn mirror(host: &Sys) -> Result<Option<(String, u16)>, SysError> {
+    let dir = "/etc/apt/sources.list.d";
+    let mut files: Vec<String> = host.list(dir)?.into_iter().map(|name| format!("{dir}/{name}")).collect();
+    files.sort();
+    files.insert(0, "/etc/apt/sources.list".to_owned());
+    for file in files {
+        let text = host.read_through(&file, 1 << 20)?.unwrap_or_default();
+        if let Some(found) = web_address(&String::from_utf8_lossy(&text)) {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
+}
+
+fn web_address(sources: &str) -> Option<(String, u16)> {
+    let lines = sources.lines().map(str::trim).filter(|line| !line.starts_with('#'));
+    lines.flat_map(str::split_whitespace).find_map(|word| {
+        let (rest, usual) = match word.strip_prefix("https://") {
+            Some(rest) => (rest, 443),
+            None => (word.strip_prefix("http://")?, 80),
+        };
+        let authority = rest.split('/').next().unwrap_or_default();
+        let place = authority.rsplit('@').next().unwrap_or_default();
+        match place.rsplit_once(':') {
+            Some((host, port)) if !place.ends_with(']') => Some((host.to_owned(), port.parse().ok()?)),
+            _ => Some((place.to_owned(), usual)),
+        }
+        .filter(|(host, _)| !host.is_empty() && !host.starts_with('['))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(json: serde_json::Value) -> FirewallSpec {
+        serde_json::from_value(json).unwrap()
+    }
+
+    fn shown(steps: &[Step]) -> Vec<String> {
+        steps.iter().map(Step::summary).collect()
+    }
+
+    /// The host as it is once this is in force.
+    fn in_force(spec: &FirewallSpec) -> Seen {
+        let file = |family| Some(Owned::new(text(spec, family).as_bytes()));
+        let live = |family| Table::parse(&text(spec, family)).ours();
+        Seen {
+            files: Family::ALL.map(file),
+            units: units::ALL.map(|(_, content)| Some(Owned::new(content.as_bytes()))),
+            enabled: true,
+            live: Family::ALL.map(live),
+            ssh: [22].into(),
+            ..Seen::default()
+        }
+    }
+
+    #[test]
+    fn plans_and_ways_back_by_table() {
+        let spec = spec(json!({"allow": ["22/tcp", "80,443/tcp"]}));
+        let now = in_force(&spec);
+        let (v4, v6) = (Family::V4.path(), Family::V6.path());
+        let write = |path: &str| format!("write {path}");
+        let loads = |what: &str| format!("{AGENT_BINARY} firewall {what}");
+        let enable = "systemctl enable -- postern-firewall.service postern-firewall-docker.service";
+        let unit = units::ALL.map(|(path, _)| write(path));
+        let wrong = |seen: Seen| Seen { wrong: vec!["x".to_owned()], ..seen };
+        let bare = wrong(Seen { ssh: [22].into(), ..Seen::default() });
+        let drifted =
+            wrong(Seen { live: [vec!["POSTERN-INPUT".into()], now.live[1].clone()], ..now.clone() });
+        let ufw = Seen { others: vec!["ufw".to_owned()], ..bare.clone() };
+        let cases = [
+            (now.clone(), vec![]),
+            (
+                bare.clone(),
+                vec![
+                    write(v4),
+                    write(v6),
+                    unit[0].clone(),
+                    unit[1].clone(),
+                    enable.to_owned(),
+                    loads("load"),
+                ],
+            ),
+            (drifted.clone(), vec![loads("load")]),
+            (Seen { enabled: false, ..now.clone() }, vec![enable.to_owned()]),
+            (
+                Seen { units: [None, now.units[1].clone()], ..now.clone() },
+                vec![unit[0].clone(), "systemctl daemon-reload".to_owned()],
+            ),
+            (
+                ufw.clone(),
+                vec![
+                    write(v4),
+                    write(v6),
+                    unit[0].clone(),
+                    unit[1].clone(),
+                    "ufw disable".to_owned(),
+                    enable.to_owned(),
+                    loads("load"),
+                ],
+            ),
+        ];
+        for (seen, want) in cases {
+            assert_eq!(shown(&Firewall::plan(&spec, &seen)), want, "{seen:?}");
+            assert_eq!(Firewall::diff(&spec, &seen).is_empty(), want.is_empty(), "{seen:?}");
+            let same = Firewall::essence(&spec, &seen) == Firewall::essence(&spec, &now);
+            assert_eq!(same, want.is_empty(), "{seen:?}");
+        }
+        let undo = |before: &Seen| match Firewall::undo(&spec, before, &json!(null), &now) {
+            Undo::Steps(steps) => shown(&steps),
+            Undo::Cannot(why) => panic!("{why}"),
+        };
+        let remove = |path: &str| format!("remove {path}");
+        let mut back = vec![enable.replace("enable", "disable"), remove(v4), remove(v6)];
+        back.extend(units::ALL.map(|(path, _)| remove(path)));
+        back.extend(["systemctl daemon-reload".to_owned(), loads("unload")]);
+        assert_eq!(undo(&bare), back);
+        back.push("ufw --force enable".to_owned());
+        assert_eq!(undo(&ufw), back);
+        assert_eq!(undo(&drifted), [loads("load")]);
+    }
+
+    #[test]
+    fn nobody_is_locked_out_by_mistake() {
+        let why = |json, ports: &[u16]| closes_ssh(&spec(json), &ports.iter().copied().collect());
+        assert!(why(json!({"allow": ["80/tcp"]}), &[22]).unwrap().starts_with("this would close port 22"));
+        assert!(why(json!({"allow": ["22/tcp"]}), &[22, 2222]).unwrap().contains("\"2222/tcp\""));
+        assert!(why(json!({"allow": ["22/udp"]}), &[22]).is_some());
+        assert_eq!(why(json!({"allow": ["20-30/tcp from 192.0.2.0/24"]}), &[22]), None);
+        assert_eq!(why(json!({"ssh": "closed"}), &[22]), None);
+        assert_eq!(why(json!({}), &[]), None);
+    }
+
+    /// T01 and T02: what is not as declared is found, wherever in the table.
+    #[test]
+    fn drift_is_found() {
+        let spec = spec(json!({"allow": ["22/tcp"]}));
+        let right = |family| {
+            let file = text(&spec, family).replace("COMMIT\n", "");
+            format!("{file}:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n-A INPUT -j POSTERN-INPUT\n")
+        };
+        let wrong =
+            |family, table: &str| differs(&spec, Place { family, docker: false }, &Table::parse(table));
+        let (v4, v6) = (right(Family::V4), right(Family::V6) + "-A FORWARD -j POSTERN-DOCKER\n");
+        assert_eq!((wrong(Family::V4, &v4), wrong(Family::V6, &v6)), (vec![], vec![]));
+        let one = |family, table: &str| wrong(family, table).pop().unwrap();
+        assert!(one(Family::V6, &right(Family::V6)).contains("FORWARD does not call POSTERN-DOCKER"));
+        assert!(
+            one(Family::V4, &format!("{v4}:DOCKER-USER - [0:0]\n")).contains("DOCKER-USER does not call")
+        );
+        assert!(
+            one(Family::V4, &v4.replace("--dport 22", "--dport 23")).contains("is missing: POSTERN-INPUT")
+        );
+        let added = format!("{v4}-A POSTERN-INPUT -j RETURN\n");
+        assert!(one(Family::V4, &added).contains("is not ours to have: POSTERN-INPUT -j RETURN"));
+        let late = v4.replace("-A INPUT -j P", "-A INPUT -j ACCEPT\n-A INPUT -j P");
+        assert!(one(Family::V4, &late).contains("INPUT lets packets by before"));
+        assert!(one(Family::V4, "*filter\n:INPUT ACCEPT [0:0]\n").contains("our chains are not there"));
+    }
+
+    #[test]
+    fn a_guard_watches_what_is_to_stay_open() {
+        let spec =
+            spec(json!({"allow": ["80,443/tcp", "22/tcp", "53/udp", "5432/tcp from 192.0.2.1", "1-9/tcp"]}));
+        let seen = Seen { ssh: [22].into(), mirror: Some(("deb.debian.org".into(), 80)), ..Seen::default() };
+        let protect = Firewall::protect(&spec, &seen).unwrap();
+        let watched: Vec<_> = protect.predicates.iter().map(Predicate::to_string).collect();
+        let want =
+            ["inbound 22", "inbound 80", "inbound 443", "dns deb.debian.org", "egress deb.debian.org:80"];
+        assert_eq!(watched, want);
+        assert_eq!(protect.reload.last().unwrap()[1..], ["firewall", "load"]);
+    }
+
+    #[test]
+    fn sources_and_routes_by_table() {
+        for (text, want) in [
+            ("deb http://deb.debian.org/debian bookworm main\n", Some(("deb.debian.org", 80))),
+            ("# deb http://a/\nTypes: deb\nURIs: https://m.example:8443/debian\n", Some(("m.example", 8443))),
+            ("deb [signed-by=/x] https://u:p@b.example x\n", Some(("b.example", 443))),
+            ("deb file:/srv x\n", None),
+        ] {
+            assert_eq!(web_address(text), want.map(|(host, port)| (host.to_owned(), port)), "{text}");
+        }
+        let route = "Iface\tDestination\tGateway\nbr-lan\t00000000\t0101A8C0\neth0\t0001A8C0\t0\n";
+        assert_eq!(outside(route, 0).as_deref(), Some("br-lan"));
+        assert_eq!(outside(&route.replace("br-lan", "eth0"), 0), None);
+        let zero = "0".repeat(32);
+        let v6 = format!("{zero} 00 {zero} 00 fe80 0 0 0 3   br-wan\n");
+        assert_eq!(outside(&v6, 9).as_deref(), Some("br-wan"));
+    }
+}

@@ -1,0 +1,296 @@
+//! The firewall on real hosts, seen from outside with fresh connections over IPv4 and IPv6.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail as tests do")]
+
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use postern_tests::lab::{Host, HostSpec, Image, Release};
+use postern_tests::rig::{BOOT_DEADLINE, Rig, apply, managed, managed_with, said, wait_for};
+
+/// Answers on these ports, IPv4 and IPv6, whatever is asked.
+fn listen(host: &Host, ports: &[u16]) -> Result<()> {
+    for port in ports {
+        host.sh(&format!(
+            "printf '[Socket]\\nListenStream=[::]:{port}\\nBindIPv6Only=both\\nAccept=yes\\n[Install]\\nWantedBy=sockets.target\\n' >/etc/systemd/system/lab{port}.socket
+             printf '[Service]\\nExecStart=/bin/cat\\nStandardInput=socket\\n' >/etc/systemd/system/lab{port}@.service
+             systemctl daemon-reload; systemctl enable --quiet --now lab{port}.socket"
+        ))?;
+    }
+    Ok(())
+}
+
+/// Whether a fresh connection is taken, over IPv4 and over IPv6.
+fn open(host: &Host, port: u16) -> (bool, bool) {
+    let to = |address: IpAddr| {
+        TcpStream::connect_timeout(&SocketAddr::new(address, port), Duration::from_secs(2)).is_ok()
+    };
+    (to(host.v4.into()), to(host.v6.into()))
+}
+
+const OPEN: (bool, bool) = (true, true);
+const CLOSED: (bool, bool) = (false, false);
+
+/// The chains and rules of everybody else, all tables, without counters and what is ours.
+fn others(host: &Host) -> Result<String> {
+    Ok(host.sh(
+        "for s in iptables-save ip6tables-save; do $s | grep -v -e '^[#*]' -e POSTERN -e '^:[A-Z]* ACCEPT' -e COMMIT | sed 's/ \\[.*//'; done",
+    )?)
+}
+
+/// What we have in the filter tables.
+fn ours(host: &Host) -> Result<String> {
+    Ok(host.sh("iptables-save | grep POSTERN; ip6tables-save | grep POSTERN; :")?)
+}
+
+fn last_run(rig: &Rig, host: &Host) -> Result<String> {
+    let runs = rig.run(&["runs", "-H", &host.name, "--output", "json"])?.expect(0);
+    let value: serde_json::Value = serde_json::from_str(&runs.stdout)?;
+    let run = value["runs"].get(0).context("no run")?;
+    Ok(run["id"].as_str().with_context(|| format!("no id in {run}"))?.to_owned())
+}
+
+const RULES: &str = "  - firewall: {allow: ['22/tcp', '80,9000-9010/tcp']}\n";
+
+fn in_force(host: &Host) {
+    assert_eq!(open(host, 22), OPEN);
+    assert_eq!(open(host, 80), OPEN);
+    assert_eq!(open(host, 9005), OPEN);
+    assert_eq!(open(host, 8080), CLOSED, "the control: it listens, and is not allowed");
+}
+
+/// T01: rules of others survive it all, also an undo and the end. T03: IPv6 lives when the neighbours have
+/// forgotten each other.
+fn nothing_foreign_is_touched(name: &str, image: Image) -> Result<()> {
+    let Some((rig, host)) = managed(name, image)? else { return Ok(()) };
+    listen(&host, &[80, 9005, 8080])?;
+    assert_eq!(open(&host, 8080), OPEN, "before");
+    host.sh(
+        "for t in iptables ip6tables; do
+             $t -N f2b-lab; $t -A f2b-lab -j RETURN; $t -I INPUT -p tcp --dport 22 -j f2b-lab
+             $t -N LAB; $t -A LAB -p tcp --dport 7 -j DROP; $t -A FORWARD -j LAB; $t -A OUTPUT -p tcp --dport 7 -j LAB
+             $t -t nat -N LABNAT; $t -t nat -A PREROUTING -p tcp --dport 8 -j LABNAT
+         done",
+    )?;
+    let foreign = others(&host)?;
+    let check = apply(&rig, &host, RULES, &["--check"])?.expect(0);
+    assert!(check.stdout.contains("1 would change"), "{check:?}");
+    assert_eq!(ours(&host)?, "");
+    apply(&rig, &host, RULES, &[])?.expect(0);
+    let run = last_run(&rig, &host)?;
+    in_force(&host);
+    let rules = ours(&host)?;
+    for _ in 0..2 {
+        let again = apply(&rig, &host, RULES, &[])?.expect(0);
+        assert!(again.stdout.contains("1 unchanged"), "{again:?}");
+    }
+    assert_eq!((others(&host)?, ours(&host)?), (foreign.clone(), rules.clone()));
+
+    // T03: a fresh start of neighbour discovery, from both sides.
+    host.sh("ip -6 neigh flush all; ip neigh flush all")?;
+    let flushed = Command::new("ip").args(["-6", "neigh", "flush", "to", &host.v6.to_string()]).status()?;
+    assert!(flushed.success());
+    in_force(&host);
+    // Somebody goes by us, takes out a rule, adds one, forgets the jump: found, named, and mended.
+    for (harm, words) in [
+        (
+            "iptables -I INPUT -p tcp --dport 8080 -j ACCEPT",
+            "IPv4: INPUT lets packets by before it calls POSTERN-INPUT",
+        ),
+        ("ip6tables -D INPUT -j POSTERN-INPUT", "IPv6: INPUT does not call POSTERN-INPUT"),
+        (
+            "iptables -I POSTERN-INPUT -p tcp --dport 8080 -j ACCEPT",
+            "is not ours to have: POSTERN-INPUT -p tcp --dport 8080",
+        ),
+        ("ip6tables -F POSTERN-INPUT", "IPv6: our chains are not as declared: is missing"),
+        ("iptables -D POSTERN-INPUT -j DROP", "is missing: POSTERN-INPUT -j DROP"),
+    ] {
+        host.sh(harm)?;
+        let (v4, v6) = open(&host, 8080);
+        assert!(v4 || v6, "{harm} did no harm");
+        let check = apply(&rig, &host, RULES, &["--check"])?;
+        assert!(said(&check).contains(words), "{harm}: {check:?}");
+        apply(&rig, &host, RULES, &[])?.expect(0);
+        in_force(&host);
+    }
+    host.sh("iptables -D INPUT -p tcp --dport 8080 -j ACCEPT")?;
+    assert_eq!(others(&host)?, foreign);
+
+    // Taken out of force by hand, and in force again.
+    host.sh("/usr/local/bin/postern-agent firewall unload; /usr/local/bin/postern-agent firewall unload")?;
+    assert_eq!((ours(&host)?, others(&host)?, open(&host, 8080)), (String::new(), foreign.clone(), OPEN));
+    host.sh("/usr/local/bin/postern-agent firewall load; /usr/local/bin/postern-agent firewall load")?;
+    in_force(&host);
+    assert_eq!(others(&host)?, foreign);
+
+    rig.run(&["run", "undo", &run])?.expect(0);
+    assert_eq!((ours(&host)?, others(&host)?, open(&host, 8080)), (String::new(), foreign.clone(), OPEN));
+    host.sh("! ls /etc/systemd/system/postern-firewall* /etc/systemd/system/*/postern-firewall* /etc/postern-agent/firewall* 2>/dev/null")?;
+
+    // What leaves takes its own with it.
+    apply(&rig, &host, RULES, &[])?.expect(0);
+    host.sh("/usr/local/bin/postern-agent uninstall")?;
+    assert_eq!((ours(&host)?, others(&host)?, open(&host, 8080)), (String::new(), foreign, OPEN));
+    host.sh(
+        "! ls /etc/systemd/system/postern-firewall* /etc/systemd/system/*/postern-firewall* 2>/dev/null",
+    )?;
+    Ok(())
+}
+
+#[test]
+fn trap_01_nothing_foreign_is_touched_on_debian_12() -> Result<()> {
+    nothing_foreign_is_touched("fw-12", Image::BOOKWORM)
+}
+
+#[test]
+fn trap_01_nothing_foreign_is_touched_on_debian_13() -> Result<()> {
+    nothing_foreign_is_touched("fw-13", Image::TRIXIE)
+}
+
+/// Who may come, and how often; and who would be locked out.
+#[test]
+fn rules_decide_by_address_and_rate() -> Result<()> {
+    let Some((rig, host)) = managed("fw-rules", Image::TRIXIE)? else { return Ok(()) };
+    listen(&host, &[80, 81, 82])?;
+    let (v4, v6) = (rig.lab.gateway_v4(), rig.lab.gateway_v6());
+    let rules = format!(
+        "  - firewall: {{allow: [22/tcp, '80/tcp from {v4}; 81/tcp from 192.0.2.0/24 {v6}', 82/tcp limit 5/hour]}}\n"
+    );
+    apply(&rig, &host, &rules, &[])?.expect(0);
+    assert_eq!((open(&host, 80), open(&host, 81)), ((true, false), (false, true)));
+    let taken = (0..12).filter(|_| open(&host, 82).0).count();
+    assert!((4..=6).contains(&taken), "5 an hour, and {taken} were taken");
+    let again = apply(&rig, &host, &rules, &[])?.expect(0);
+    assert!(again.stdout.contains("1 unchanged"), "rates are read as they were written: {again:?}");
+
+    let closing = apply(&rig, &host, "  - firewall: {allow: [80/tcp]}\n", &[])?.expect(1);
+    assert!(said(&closing).contains("this would close port 22, where sshd listens"), "{closing:?}");
+    assert_eq!(open(&host, 22), OPEN);
+    apply(&rig, &host, "  - firewall: {allow: [80/tcp], ssh: closed}\n", &[])?.expect(0);
+    assert_eq!((open(&host, 22), open(&host, 80)), (CLOSED, OPEN));
+    Ok(())
+}
+
+/// T04: in force after a restart, and before there is a network.
+#[test]
+fn trap_04_rules_are_there_before_the_network() -> Result<()> {
+    for (name, image) in [("fw-boot-12", Image::BOOKWORM), ("fw-boot-13", Image::TRIXIE)] {
+        let Some((rig, host)) = managed(name, image)? else { return Ok(()) };
+        listen(&host, &[80, 9005, 8080])?;
+        apply(&rig, &host, RULES, &[])?.expect(0);
+        host.reboot()?;
+        host.wait_ssh(BOOT_DEADLINE)?;
+        in_force(&host);
+        let stamp = |unit: &str| -> Result<u64> {
+            let line = host.sh(&format!("systemctl show -P ActiveEnterTimestampMonotonic {unit}"))?;
+            line.trim().parse().with_context(|| format!("{unit}: {line}"))
+        };
+        let (ours, network) = (stamp("postern-firewall.service")?, stamp("network-pre.target")?);
+        assert!(0 < ours && ours <= network, "loaded at {ours}, the network at {network}");
+        assert!(ours < stamp("ssh.service")?, "a port was open before");
+        let again = apply(&rig, &host, RULES, &[])?.expect(0);
+        assert!(again.stdout.contains("1 unchanged"), "{again:?}");
+        host.destroy()?;
+    }
+    Ok(())
+}
+
+/// T30b: two firewalls do not work on one host.
+#[test]
+fn trap_30b_another_firewall_is_named_and_taken_over_when_told() -> Result<()> {
+    let Some((rig, host)) = managed("fw-ufw", Image::BOOKWORM)? else { return Ok(()) };
+    apply(&rig, &host, "  - package: {name: ufw}\n", &[])?.expect(0);
+    host.sh("ufw allow 22/tcp >/dev/null; ufw --force enable")?;
+    let refused = apply(&rig, &host, RULES, &[])?.expect(1);
+    assert!(said(&refused).contains("ufw manages this host's firewall"), "{refused:?}");
+    assert_eq!(ours(&host)?, "");
+    let over = RULES.replace("allow:", "takeover: true, allow:");
+    apply(&rig, &host, &over, &[])?.expect(0);
+    assert!(host.sh("ufw status")?.contains("inactive"));
+    let again = apply(&rig, &host, &over, &[])?.expect(0);
+    assert!(again.stdout.contains("1 unchanged"), "{again:?}");
+    assert_eq!((open(&host, 22), open(&host, 8080)), (OPEN, CLOSED));
+
+    host.sh("iptables -P FORWARD ACCEPT; iptables -P INPUT DROP; iptables -I INPUT -p tcp --dport 22 -j ACCEPT; iptables -I INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT")?;
+    let refused = apply(&rig, &host, &over, &[])?.expect(1);
+    assert!(said(&refused).contains("the policy of INPUT is DROP"), "{refused:?}");
+    host.sh("iptables -P INPUT ACCEPT")?;
+    apply(&rig, &host, &over, &[])?.expect(0);
+
+    apply(&rig, &host, "  - package: {name: nftables}\n", &[])?.expect(0);
+    host.sh("systemctl enable --quiet nftables")?;
+    let refused = apply(&rig, &host, &over, &[])?.expect(1);
+    assert!(said(&refused).contains("nftables.service loads rules of its own"), "{refused:?}");
+    host.sh("systemctl disable --quiet nftables; nft add table inet lab; nft 'add chain inet lab in { type filter hook input priority 5; policy drop; }'; nft add rule inet lab in accept")?;
+    let refused = apply(&rig, &host, &over, &[])?.expect(1);
+    assert!(said(&refused).contains("the chain in of nftables' table inet lab"), "{refused:?}");
+    Ok(())
+}
+
+/// T02: a port that Docker publishes is open where it is allowed, and nowhere else: also under another number,
+/// after a restart of Docker and of the host, and past a run that changes nothing.
+fn published_ports(name: &str, image: Image) -> Result<()> {
+    let mut spec = HostSpec::new(name, image);
+    spec.docker = true;
+    let Some((rig, host)) = managed_with(spec)? else { return Ok(()) };
+    // In Debian 13 the client is a package of its own.
+    let client = if image.release == Release::Trixie { "  - package: {name: docker-cli}\n" } else { "" };
+    let packages =
+        format!("  - package: {{name: docker.io}}\n  - package: {{name: busybox-static}}\n{client}");
+    apply(&rig, &host, &packages, &[])?.expect(0);
+    wait_for("Docker answers", Duration::from_secs(60), || {
+        Ok(host.sh("docker info >/dev/null 2>&1 && echo y || :")? == "y")
+    })?;
+    host.sh("mkdir -p /tmp/i/bin && cp /bin/busybox /tmp/i/bin/ && tar -C /tmp/i -c . | docker import - lab:1 >/dev/null")?;
+    for port in [8080, 8081] {
+        host.sh(&format!("docker run -d --restart=always --name web{port} -p {port}:80 lab:1 /bin/busybox httpd -f -p 80 -h /bin"))?;
+    }
+    wait_for("both are published", Duration::from_secs(20), || {
+        Ok(open(&host, 8080).0 && open(&host, 8081).0)
+    })?;
+    let rules = |port: &str| format!("  - firewall: {{allow: [22/tcp, {port}/tcp]}}\n");
+    let foreign = others(&host)?;
+    apply(&rig, &host, &rules("8080"), &[])?.expect(0);
+    let in_force = |when: &str| {
+        wait_for("what is allowed is open", Duration::from_secs(30), || Ok(open(&host, 8080) == OPEN))?;
+        assert_eq!(open(&host, 8081), CLOSED, "{when}");
+        // Containers reach each other as before.
+        host.sh("to=$(docker inspect -f '{{.NetworkSettings.IPAddress}}' web8081)
+             inside=$(docker inspect -f '{{.State.Pid}}' web8080)
+             nsenter --target $inside --net curl -sf -m 5 -o /dev/null http://$to/busybox")
+            .context(when.to_owned())
+    };
+    in_force("after the first run")?;
+    assert_eq!(others(&host)?, foreign);
+    let again = apply(&rig, &host, &rules("8080"), &[])?.expect(0);
+    assert!(again.stdout.contains("1 unchanged"), "{again:?}");
+    in_force("after the second run")?;
+    // The container's own port is not what was asked for.
+    apply(&rig, &host, &rules("80"), &[])?.expect(0);
+    assert_eq!((open(&host, 8080), open(&host, 8081)), (CLOSED, CLOSED));
+    apply(&rig, &host, &rules("8080"), &[])?.expect(0);
+
+    host.sh("systemctl restart docker")?;
+    in_force("after a restart of Docker")?;
+    host.reboot()?;
+    host.wait_ssh(BOOT_DEADLINE)?;
+    wait_for("the host has started Docker", Duration::from_secs(90), || {
+        assert!(!open(&host, 8081).0, "open while the host starts");
+        Ok(host.sh("systemctl is-active postern-firewall-docker.service || :")? == "active")
+    })?;
+    in_force("after a restart of the host")?;
+    let again = apply(&rig, &host, &rules("8080"), &[])?.expect(0);
+    assert!(again.stdout.contains("1 unchanged"), "{again:?}");
+    Ok(())
+}
+
+#[test]
+fn trap_02_published_ports_on_debian_12() -> Result<()> {
+    published_ports("fw-docker-12", Image::BOOKWORM)
+}
+
+#[test]
+fn trap_02_published_ports_on_debian_13() -> Result<()> {
+    published_ports("fw-docker-13", Image::TRIXIE)
+}

@@ -1,0 +1,290 @@
+//! SSH hardening and fail2ban on real hosts: what gets in and what does not, seen from outside.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail as tests do")]
+
+use std::net::{IpAddr, TcpStream};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use postern_tests::lab::{FileSpec, Host, HostSpec, Image, Release, UserSpec};
+use postern_tests::rig::{Rig, apply, managed_with, said, wait_for};
+
+fn last_run(rig: &Rig, host: &Host) -> Result<String> {
+    let runs = rig.run(&["runs", "-H", &host.name, "--output", "json"])?.expect(0);
+    let value: serde_json::Value = serde_json::from_str(&runs.stdout)?;
+    let run = value["runs"].get(0).context("no run")?;
+    Ok(run["id"].as_str().with_context(|| format!("no id in {run}"))?.to_owned())
+}
+
+/// A host where passwords are taken, of root too, and `ada` has the lab's key.
+fn loose(name: &str, image: Image) -> Result<Option<(Rig, Host)>> {
+    let mut spec = HostSpec::new(name, image);
+    spec.root_password = Some("guess-me".to_owned());
+    spec.users.push(UserSpec {
+        name: "ada".to_owned(),
+        password: Some("guess-me".to_owned()),
+        ..UserSpec::default()
+    });
+    if image.release == Release::Trixie {
+        // OpenSSH 10 turns away who fails by itself; what is tested here is what others do about it.
+        spec.files.push(FileSpec {
+            path: "/etc/ssh/sshd_config.d/41-lab.conf".into(),
+            content: "PerSourcePenalties no\n".into(),
+            mode: 0o644,
+        });
+    }
+    managed_with(spec)
+}
+
+/// What sshd offers somebody who comes without a key, as ssh says it in `Permission denied (…)`.
+fn offered(host: &Host, user: &str) -> Result<String> {
+    let mut ssh = host.ssh_with(user, &["PubkeyAuthentication=no", "PreferredAuthentications=none"]);
+    let said = ssh.arg("true").output()?;
+    let text = String::from_utf8_lossy(&said.stderr).into_owned();
+    let line = text.lines().find(|line| line.contains("Permission denied")).unwrap_or(&text);
+    Ok(line.rsplit_once('(').map_or(line, |(_, rest)| rest).trim_end_matches([')', '.', '\r']).to_owned())
+}
+
+/// Whether a user gets in with the lab's key.
+fn gets_in(host: &Host, user: &str) -> Result<bool> {
+    Ok(host.ssh(user).arg("true").output()?.status.success())
+}
+
+const SSHD: &str = "  - sshd: {users: [ada]}\n";
+
+/// T05: the provider's drop-in that takes passwords loses, a password and root are refused from outside, the
+/// administrator's key is taken; what would count before ours is named.
+fn only_keys(name: &str, image: Image) -> Result<()> {
+    let Some((rig, host)) = loose(name, image)? else { return Ok(()) };
+    host.sh("printf 'PasswordAuthentication yes\\nPermitRootLogin yes\\n' >/etc/ssh/sshd_config.d/50-cloud-init.conf; systemctl reload ssh")?;
+    // A reload is over before what was reloaded listens again.
+    wait_for("passwords are taken", Duration::from_secs(10), || {
+        Ok(offered(&host, "ada")?.contains("password"))
+    })?;
+    assert!(gets_in(&host, "root")?, "before");
+    let before = host.sh("cat /etc/ssh/sshd_config /etc/ssh/sshd_config.d/* | sha256sum")?;
+
+    apply(&rig, &host, SSHD, &[])?.expect(0);
+    let hardened = || -> Result<()> {
+        assert_eq!(offered(&host, "ada")?, "publickey");
+        assert_eq!(offered(&host, "root")?, "publickey");
+        assert!(gets_in(&host, "ada")? && !gets_in(&host, "root")?);
+        Ok(())
+    };
+    hardened()?;
+    audit(&host)?;
+    let again = apply(&rig, &host, SSHD, &[])?.expect(0);
+    assert!(again.stdout.contains("1 unchanged"), "{again:?}");
+
+    // A drop-in added by hand.
+    for (file, text, words) in [
+        (
+            "00-a.conf",
+            "PasswordAuthentication yes",
+            "/etc/ssh/sshd_config.d/00-a.conf:1: passwordauthentication yes",
+        ),
+        (
+            "99-hand.conf",
+            "Match Address 10.0.0.0/8\\nPermitRootLogin yes",
+            "/etc/ssh/sshd_config.d/99-hand.conf:2: permitrootlogin yes (in `Match Address 10.0.0.0/8`)",
+        ),
+    ] {
+        host.sh(&format!("printf '{text}\\n' >/etc/ssh/sshd_config.d/{file}; systemctl reload ssh"))?;
+        let found = apply(&rig, &host, SSHD, &["--check"])?.expect(1);
+        assert!(said(&found).contains(words), "{found:?}");
+        host.sh(&format!("rm /etc/ssh/sshd_config.d/{file}; systemctl reload ssh"))?;
+    }
+    // Somebody broke it: nothing of ours is done on top.
+    host.sh("echo Nonsense yes >/etc/ssh/sshd_config.d/70-broken.conf")?;
+    let broken = apply(&rig, &host, "  - sshd: {users: [ada], max_auth_tries: 3}\n", &[])?.expect(1);
+    assert!(said(&broken).contains("sshd's files are not in order (sshd -t)"), "{broken:?}");
+    hardened()?;
+    host.sh("rm /etc/ssh/sshd_config.d/70-broken.conf")?;
+
+    // T07: on the disk and not in force, whoever wrote it.
+    apply(&rig, &host, SSHD, &[])?.expect(0);
+    host.sh("touch /etc/ssh/sshd_config.d/50-cloud-init.conf")?;
+    let late = apply(&rig, &host, SSHD, &[])?.expect(0);
+    assert!(late.stdout.contains("1 changed"), "{late:?}");
+
+    // A session that is open stays so.
+    let mut held = host.ssh("ada").arg("echo in; sleep 30").stdout(std::process::Stdio::piped()).spawn()?;
+    wait_for("ada is in", Duration::from_secs(10), || Ok(host.sh("pgrep -u ada sleep || :")? != ""))?;
+    apply(&rig, &host, "  - sshd: {users: [ada], max_auth_tries: 3}\n", &[])?.expect(0);
+    assert!(held.try_wait()?.is_none(), "a reload ended a session");
+    held.kill()?;
+    held.wait()?;
+    apply(&rig, &host, SSHD, &[])?.expect(0);
+
+    // Nobody is locked out.
+    let locked = apply(&rig, &host, "  - sshd: {users: [ghost]}\n", &[])?.expect(1);
+    assert!(said(&locked).contains("nobody could log in any more"), "{locked:?}");
+
+    // Taken out by hand, so that what is undone is all of it.
+    host.sh("rm /etc/ssh/sshd_config.d/00-postern.conf; systemctl reload ssh")?;
+    apply(&rig, &host, SSHD, &[])?.expect(0);
+    let run = last_run(&rig, &host)?;
+    rig.run(&["run", "undo", &run])?.expect(0);
+    assert_eq!(host.sh("cat /etc/ssh/sshd_config /etc/ssh/sshd_config.d/* | sha256sum")?, before);
+    wait_for("all is as before", Duration::from_secs(10), || {
+        Ok(offered(&host, "ada")?.contains("password") && gets_in(&host, "root")?)
+    })?;
+    Ok(())
+}
+
+/// `ssh-audit` finds no failure, where it can be had.
+fn audit(host: &Host) -> Result<()> {
+    let Some(program) = std::env::var_os("POSTERN_SSH_AUDIT") else {
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), "SKIPPED ssh-audit: POSTERN_SSH_AUDIT does not name the program");
+        return Ok(());
+    };
+    let said = Command::new(program).args(["-l", "fail", "-n", &host.v4.to_string()]).output()?;
+    let text = String::from_utf8_lossy(&said.stdout);
+    // 0: nothing; 2: warnings; 3: failures; anything else: it could not look.
+    assert!(matches!(said.status.code(), Some(0 | 2)) && !text.contains("[fail]"), "{said:?}");
+    Ok(())
+}
+
+#[test]
+fn trap_05_only_keys_on_debian_12() -> Result<()> {
+    only_keys("ssh-12", Image::BOOKWORM)
+}
+
+#[test]
+fn trap_05_only_keys_on_debian_13() -> Result<()> {
+    only_keys("ssh-13", Image::TRIXIE)
+}
+
+/// T06: where systemd listens, ports are the socket's.
+#[test]
+fn trap_06_a_socket_is_told_of_ports() -> Result<()> {
+    for (name, image) in [("sock-12", Image::BOOKWORM), ("sock-13", Image::TRIXIE)] {
+        let Some((rig, host)) = loose(name, image)? else { return Ok(()) };
+        host.sh("systemctl disable --quiet --now ssh.service; systemctl enable --quiet --now ssh.socket")?;
+        let ports = "  - sshd: {users: [ada], ports: [2222, 22]}\n";
+        apply(&rig, &host, ports, &[])?.expect(0);
+        assert_eq!(offered(&host, "ada")?, "publickey");
+        assert!(gets_in(&host, "ada")?);
+        TcpStream::connect_timeout(&(IpAddr::from(host.v4), 2222).into(), Duration::from_secs(3))?;
+        assert_eq!(
+            host.sh("systemctl is-active ssh.socket; systemctl is-enabled ssh.service || :")?,
+            "active\ndisabled"
+        );
+        let again = apply(&rig, &host, ports, &[])?.expect(0);
+        assert!(again.stdout.contains("1 unchanged"), "{again:?}");
+        apply(&rig, &host, "  - sshd: {users: [ada], ports: [22]}\n", &[])?.expect(0);
+        assert!(gets_in(&host, "ada")?);
+        assert!(
+            TcpStream::connect_timeout(&(IpAddr::from(host.v4), 2222).into(), Duration::from_secs(2))
+                .is_err()
+        );
+        host.destroy()?;
+    }
+    Ok(())
+}
+
+/// An address of the lab's bridge that only this test uses; gone when this is dropped.
+struct Peer {
+    address: String,
+    bridge: String,
+}
+
+impl Peer {
+    fn new(rig: &Rig, last: u8) -> Result<Self> {
+        let gateway = rig.lab.gateway_v4().octets();
+        let address = format!("{}.{}.{}.{last}", gateway[0], gateway[1], gateway[2]);
+        let bridge = format!("plb{}", rig.lab.run());
+        let added =
+            Command::new("ip").args(["addr", "add", &format!("{address}/24"), "dev", &bridge]).status()?;
+        assert!(added.success());
+        Ok(Self { address, bridge })
+    }
+
+    /// Whether a fresh connection from here to sshd is taken.
+    fn reaches(&self, host: &Host) -> Result<bool> {
+        let ssh = host.ssh_with("ada", &[&format!("BindAddress={}", self.address), "ConnectTimeout=3"]);
+        let ssh = Command::new("timeout").args(["15", "ssh"]).args(ssh.get_args()).arg("true").output()?;
+        Ok(ssh.status.success())
+    }
+
+    /// Tries to log in without a key, once.
+    fn fails(&self, host: &Host) -> Result<()> {
+        let bind = format!("BindAddress={}", self.address);
+        let options = [&*bind, "PubkeyAuthentication=no", "ConnectTimeout=3"];
+        let ssh = host.ssh_with("nobody-such", &options);
+        // Banned in the middle of it, nobody tells this end.
+        Command::new("timeout").args(["8", "ssh"]).args(ssh.get_args()).arg("true").output()?;
+        Ok(())
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let address = format!("{}/24", self.address);
+        let _ = Command::new("ip").args(["addr", "del", &address, "dev", &self.bridge]).status();
+    }
+}
+
+/// T09: a banned peer's connection is refused, another's is not. T10: neither the controller nor who is declared
+/// is ever banned; `unban` lets a peer in again.
+fn bans(name: &str, image: Image) -> Result<()> {
+    let Some((rig, host)) = loose(name, image)? else { return Ok(()) };
+    let (bad, good, friend) = (Peer::new(&rig, 250)?, Peer::new(&rig, 251)?, Peer::new(&rig, 252)?);
+    let kind = |more: &str| format!("  - fail2ban: {{tries: 3, ignore: ['{}']{more}}}\n", friend.address);
+    let refused = apply(&rig, &host, &kind(""), &[])?.expect(1);
+    assert!(said(&refused).contains("the package fail2ban is not installed"), "{refused:?}");
+    let all = format!(
+        "  - package: {{name: fail2ban}}\n  - package: {{name: python3-systemd}}\n  - firewall: {{allow: [22/tcp]}}\n  - sshd: {{users: [ada]}}\n{}",
+        kind("")
+    );
+    apply(&rig, &host, &all, &[])?.expect(0);
+    let again = apply(&rig, &host, &all, &[])?.expect(0);
+    assert!(again.stdout.contains("5 unchanged"), "{again:?}");
+    assert!(
+        host.sh("fail2ban-client status sshd")?.contains("Currently banned:\t0"),
+        "the proof left no ban"
+    );
+    for peer in [&bad, &good, &friend] {
+        assert!(peer.reaches(&host)?, "{} before", peer.address);
+    }
+
+    for _ in 0..4 {
+        bad.fails(&host)?;
+        friend.fails(&host)?;
+    }
+    let status = || host.sh("fail2ban-client status sshd | grep 'Banned IP'");
+    wait_for("the peer is banned", Duration::from_secs(30), || Ok(status()?.contains(&bad.address)))?;
+    wait_for("and shut out", Duration::from_secs(10), || Ok(!bad.reaches(&host)?))?;
+    assert!(good.reaches(&host)?, "another peer was shut out");
+    assert!(friend.reaches(&host)? && !status()?.contains(&friend.address), "{}", status()?);
+    let ignored = host.sh("fail2ban-client get sshd ignoreip")?;
+    assert!(ignored.contains(&rig.lab.gateway_v4().to_string()), "the controller: {ignored}");
+
+    // The firewall is loaded anew, and the ban holds.
+    host.sh("/usr/local/bin/postern-agent firewall load")?;
+    assert!(!bad.reaches(&host)? && good.reaches(&host)?);
+
+    let unbanned = rig.run(&["unban", &host.name, &bad.address])?.expect(0);
+    assert!(said(&unbanned).contains("was banned, and is no longer"), "{unbanned:?}");
+    assert!(bad.reaches(&host)?);
+    let not = rig.run(&["unban", &host.name, &bad.address])?.expect(0);
+    assert!(said(&not).contains("was not banned"), "{not:?}");
+
+    // A ban that blocks nothing is none, whatever fail2ban counts.
+    host.sh("printf '[sshd]\\nbanaction = dummy\\n' >/etc/fail2ban/jail.d/zz.local; systemctl restart fail2ban; touch /etc/fail2ban/jail.d/postern.local")?;
+    let blind = apply(&rig, &host, &kind(", ban_s: 1800"), &[])?.expect(1);
+    assert!(said(&blind).contains("no rule of INPUT blocks it"), "{blind:?}");
+    host.sh("rm /etc/fail2ban/jail.d/zz.local")?;
+    Ok(())
+}
+
+#[test]
+fn trap_09_a_banned_peer_is_refused_on_debian_12() -> Result<()> {
+    bans("f2b-12", Image::BOOKWORM)
+}
+
+#[test]
+fn trap_09_a_banned_peer_is_refused_on_debian_13() -> Result<()> {
+    bans("f2b-13", Image::TRIXIE)
+}
