@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::lab::{self, Host, HostSpec, Image, Lab, TcpState};
+use crate::lab::{self, Host, HostSpec, Image, Lab, TcpState, VmSpec};
 
 /// How long a command may take before the test gives it up.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(240);
@@ -15,6 +15,8 @@ const COMMAND_DEADLINE: Duration = Duration::from_secs(240);
 const DAEMON_DEADLINE: Duration = Duration::from_secs(20);
 /// How long a fresh host may take to answer SSH.
 pub const BOOT_DEADLINE: Duration = Duration::from_secs(60);
+/// How long a virtual machine may take, which boots in 20 s where nothing else runs.
+pub const VM_BOOT_DEADLINE: Duration = Duration::from_secs(240);
 
 /// A lab, the binaries under test and a state directory. All of it ends when this is dropped.
 pub struct Rig {
@@ -67,9 +69,17 @@ impl Ended {
 
 impl Rig {
     /// The gate of tests that need the lab and the built programs: `None` after a line that says why not.
-    #[expect(clippy::panic, reason = "only tests call this, and a panic is how a test fails")]
     pub fn open() -> Option<Self> {
-        let lab = lab::require()?;
+        Self::open_in(lab::require()?)
+    }
+
+    /// The same for tests that need a virtual machine.
+    pub fn open_vm() -> Option<Self> {
+        Self::open_in(lab::require_vm()?)
+    }
+
+    #[expect(clippy::panic, reason = "only tests call this, and a panic is how a test fails")]
+    fn open_in(lab: Lab) -> Option<Self> {
         let path = |name: &str| std::env::var_os(name).map(PathBuf::from);
         let (Some(postern), Some(agent)) = (path("POSTERN_TEST_BIN"), path("POSTERN_TEST_AGENT")) else {
             let why = "POSTERN_TEST_BIN and POSTERN_TEST_AGENT do not name the built programs: run `cargo xtask test`";
@@ -203,6 +213,13 @@ impl Rig {
     pub fn host_with(&self, spec: HostSpec) -> Result<Host> {
         let host = self.lab.make(spec)?;
         host.wait_ssh(BOOT_DEADLINE)?;
+        Ok(host)
+    }
+
+    /// A virtual machine that answers SSH.
+    pub fn vm_with(&self, spec: VmSpec) -> Result<Host> {
+        let host = self.lab.make_vm(spec)?;
+        host.wait_ssh(VM_BOOT_DEADLINE)?;
         Ok(host)
     }
 

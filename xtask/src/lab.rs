@@ -45,7 +45,7 @@ pub(crate) fn run_tool(tool: &str, args: &[OsString]) -> Result<ExitCode> {
     let mut command = Command::new(programs.find(tool)?);
     command.args(args);
     if let Some(agent) = agent {
-        if let Some(missing) = install(programs.find("lab")?)? {
+        if let Some(missing) = install(programs.find("lab")?, &[])? {
             return Err(CannotRunHere(format!("the lab cannot run here: {missing}")).into());
         }
         set_paths(&mut command, &agent.path, programs.find("postern")?);
@@ -127,9 +127,10 @@ impl Programs {
     }
 }
 
-/// Installs what the lab lacks where that can be done here. Returns what is missing after that.
-pub(crate) fn install(lab: &Path) -> Result<Option<String>> {
-    let Some(missing) = requirements(lab)? else { return Ok(None) };
+/// Installs what the lab lacks where that can be done here; with [`MACHINES`], what its virtual machines lack. Returns
+/// what is missing after that.
+pub(crate) fn install(lab: &Path, more: &[&str]) -> Result<Option<String>> {
+    let Some(missing) = requirements(lab, more)? else { return Ok(None) };
     let packages = packages(&missing);
     if packages.is_empty() || !is_root() || !on_path("apt-get") {
         return Ok(Some(missing.join("; ")));
@@ -153,13 +154,20 @@ pub(crate) fn install(lab: &Path) -> Result<Option<String>> {
     if apt(&["update"]).and_then(|()| apt(&install)).is_err() {
         bail!("cannot install what the lab needs: {}", packages.join(" "));
     }
-    Ok(requirements(lab)?.map(|missing| missing.join("; ")))
+    Ok(requirements(lab, more)?.map(|missing| missing.join("; ")))
 }
 
+/// Makes `lab requirements` and `lab images` speak of virtual machines as well.
+pub(crate) const MACHINES: &[&str] = &["--vm"];
+
 /// The lines of `lab requirements`, none when nothing is missing.
-fn requirements(lab: &Path) -> Result<Option<Vec<String>>> {
-    let output =
-        Command::new(lab).arg("requirements").stdin(Stdio::null()).output().context("cannot start lab")?;
+fn requirements(lab: &Path, more: &[&str]) -> Result<Option<Vec<String>>> {
+    let output = Command::new(lab)
+        .arg("requirements")
+        .args(more)
+        .stdin(Stdio::null())
+        .output()
+        .context("cannot start lab")?;
     let lines = || String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect::<Vec<_>>();
     match output.status.code() {
         Some(0) => Ok(None),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
-use postern_tests::lab::{self, Flavour, Host, HostSpec, Image, Lab, Release};
+use postern_tests::lab::{self, Flavour, Host, HostSpec, Image, Lab, Release, VmSpec};
 
 #[derive(Parser)]
 #[command(name = "lab", about = "Makes throw-away VPSs on this machine, to try Postern on")]
@@ -28,6 +28,9 @@ enum Cmd {
         /// As providers ship it: cloud-init, password login, apt busy at first boot
         #[arg(long)]
         shipped: bool,
+        /// A virtual machine with a kernel of its own; boots in half a minute, and needs qemu-system-x86
+        #[arg(long, conflicts_with = "shipped")]
+        vm: bool,
         /// A public key that lets root in, beside the lab's own
         #[arg(long, value_name = "FILE")]
         key: Option<PathBuf>,
@@ -61,9 +64,16 @@ enum Cmd {
         /// Build those that are missing
         #[arg(long)]
         build: bool,
+        /// Those of virtual machines as well
+        #[arg(long, requires = "build")]
+        vm: bool,
     },
     /// Show what this machine lacks
-    Requirements,
+    Requirements {
+        /// For virtual machines
+        #[arg(long)]
+        vm: bool,
+    },
     /// Boots a host again and again (the lab starts this itself)
     #[command(hide = true)]
     Supervise {
@@ -82,6 +92,9 @@ enum Cmd {
     },
 }
 
+/// How long a host may take to answer; a virtual machine is the slower kind.
+const BOOT: Duration = Duration::from_secs(240);
+
 fn main() -> ExitCode {
     match run(Cli::parse().command) {
         Ok(code) => code,
@@ -98,13 +111,20 @@ fn say(text: &str) -> anyhow::Result<()> {
 
 fn run(command: Cmd) -> anyhow::Result<ExitCode> {
     match command {
-        Cmd::Make { name, image, shipped, key } => make(name, image, shipped, key)?,
+        Cmd::Make { name, image, shipped, vm, key } => {
+            let flavour = match (shipped, vm) {
+                (true, _) => Flavour::Shipped,
+                (_, true) => Flavour::Kernel,
+                _ => Flavour::Plain,
+            };
+            make(name, Image { release: image, flavour }, key)?;
+        }
         Cmd::List => list()?,
         Cmd::Enter { name, argv } => return enter(&name, &argv),
         Cmd::Reboot { name } => {
             let host = Lab::find(&name)?;
             host.reboot()?;
-            host.wait_ssh(Duration::from_secs(60))?;
+            host.wait_ssh(BOOT)?;
         }
         Cmd::Destroy { name: Some(name), .. } => Lab::destroy(&name)?,
         Cmd::Destroy { name: None, .. } => {
@@ -113,9 +133,9 @@ fn run(command: Cmd) -> anyhow::Result<ExitCode> {
             }
             Lab::sweep()?;
         }
-        Cmd::Images { build } => images(build)?,
-        Cmd::Requirements => {
-            let missing = lab::requirements();
+        Cmd::Images { build, vm } => images(build, vm)?,
+        Cmd::Requirements { vm } => {
+            let missing = if vm { lab::vm_requirements() } else { lab::requirements() };
             for one in &missing {
                 say(&one.to_string())?;
             }
@@ -136,12 +156,15 @@ fn run(command: Cmd) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn make(name: String, release: Release, shipped: bool, key: Option<PathBuf>) -> anyhow::Result<()> {
+fn make(name: String, image: Image, key: Option<PathBuf>) -> anyhow::Result<()> {
     if Lab::list()?.iter().any(|h| h.kept && h.name == name) {
         bail!("there is a host {name} already; `lab destroy {name}` removes it");
     }
-    let flavour = if shipped { Flavour::Shipped } else { Flavour::Plain };
-    let image = Image { release, flavour };
+    let vm = image.flavour == Flavour::Kernel;
+    if vm && let missing @ [_, ..] = lab::vm_requirements().as_slice() {
+        let list: Vec<String> = missing.iter().map(ToString::to_string).collect();
+        bail!("no virtual machine can run here: {}", list.join("; "));
+    }
     if Lab::images()?.iter().any(|i| i.image == image && !i.built) {
         writeln!(std::io::stderr(), "building the image {image}; this takes a minute, once").ok();
     }
@@ -155,7 +178,13 @@ fn make(name: String, release: Release, shipped: bool, key: Option<PathBuf>) -> 
         spec.authorized_keys = text.lines().filter(|l| !l.trim().is_empty()).map(str::to_owned).collect();
     }
     let lab = Lab::open_kept()?;
-    let made = lab.make(spec).and_then(|host| host.wait_ssh(Duration::from_secs(60)).map(|()| host));
+    let made = if vm {
+        let machine = VmSpec { host: spec, ..VmSpec::new("", image.release) };
+        lab.make_vm(machine)
+    } else {
+        lab.make(spec)
+    };
+    let made = made.and_then(|host| host.wait_ssh(BOOT).map(|()| host));
     match made {
         Ok(host) => describe(&host),
         Err(e) => {
@@ -209,9 +238,10 @@ fn enter(name: &str, argv: &[String]) -> anyhow::Result<ExitCode> {
     Err(command.exec()).context("cannot start nsenter")
 }
 
-fn images(build: bool) -> anyhow::Result<()> {
+fn images(build: bool, vm: bool) -> anyhow::Result<()> {
     for info in Lab::images()? {
-        if build && !info.built {
+        let build = build && !info.built && (vm || info.image.flavour != Flavour::Kernel);
+        if build {
             writeln!(std::io::stderr(), "building {}", info.image).ok();
             Lab::prepare_image(info.image)?;
         }

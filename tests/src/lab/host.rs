@@ -17,6 +17,7 @@ use super::supervise;
 use super::sys::{Cmd, Output, make_dir, read_text, remove, wait_until, write_file};
 use super::tcp::{TcpConnection, parse_table};
 use super::teardown;
+use super::vm;
 
 /// A throw-away host. Dropping one that a [`super::Lab`] made destroys it; one from [`super::Lab::find`] is left
 /// alone.
@@ -30,9 +31,9 @@ pub struct Host {
     pub v6: Ipv6Addr,
     /// Where its sshd listens.
     pub ssh_port: u16,
-    /// Its root file system as seen from the machine.
+    /// Its root file system as seen from the machine; of a virtual machine nothing is seen there.
     pub root_dir: PathBuf,
-    /// Name of its network namespace, for `ip netns exec`.
+    /// Name of its network namespace, for `ip netns exec`; a virtual machine has none that is seen from outside.
     pub netns: String,
     /// A private key that root and all users accept.
     pub private_key: PathBuf,
@@ -51,6 +52,8 @@ pub struct Host {
 const INIT_DEADLINE: Duration = Duration::from_secs(20);
 /// Default deadline of [`Host::exec`].
 const EXEC_DEADLINE: Duration = Duration::from_secs(60);
+/// What is kept of the agent when a test failed.
+const FOLDERS: [&str; 2] = ["var/lib/postern-agent", "etc/postern-agent"];
 
 impl Host {
     /// The port of sshd.
@@ -119,9 +122,17 @@ impl Host {
         started
     }
 
-    /// The process id, on the machine, of the guest's first process; none when the guest is off.
+    /// The process id, on the machine, of the guest's first process (of a virtual machine: of its emulator); none
+    /// when the guest is off.
     pub fn init_pid(&self) -> Option<i32> {
-        guest_init(&Hierarchies::find()?.processes(&self.netns))
+        let processes = Hierarchies::find()?.processes(&self.netns);
+        if self.is_vm() { vm::emulator(&processes) } else { guest_init(&processes) }
+    }
+
+    /// Whether this is a virtual machine. It is reached over SSH alone, so it must answer that for whatever runs a
+    /// program in it.
+    pub fn is_vm(&self) -> bool {
+        self.record.vm.is_some()
     }
 
     fn running_init(&self) -> Result<i32> {
@@ -131,6 +142,11 @@ impl Host {
 
     /// The command that runs a program inside the guest, not as a child of the guest's own first process.
     pub fn enter(&self, argv: &[&str]) -> Result<Command> {
+        if self.is_vm() {
+            let mut command = self.ssh_with("root", &["RequestTTY=auto"]);
+            command.arg(vm::remote(argv)).stdin(Stdio::inherit());
+            return Ok(command);
+        }
         let mut command = Command::new("nsenter");
         command.env_clear().env("PATH", super::sys::SAFE_PATH).env("HOME", "/root").env("LANG", "C.UTF-8");
         command.args(self.enter_args()?).args(argv);
@@ -151,6 +167,9 @@ impl Host {
 
     /// The same with standard input and a deadline.
     pub fn exec_with<S: AsRef<str>>(&self, argv: &[S], input: &[u8], deadline: Duration) -> Result<Output> {
+        if self.is_vm() {
+            return vm::exec(self, argv, input, deadline);
+        }
         let mut all = vec!["nsenter".to_owned()];
         all.extend(self.enter_args()?);
         all.extend(argv.iter().map(|a| a.as_ref().to_owned()));
@@ -201,8 +220,12 @@ impl Host {
     pub fn wait_booted(&self, deadline: Duration) -> Result<()> {
         wait_until(format!("{} has booted", self.name), deadline, || {
             let Some(pid) = self.init_pid() else { return Ok(None) };
-            // Asking before systemd has its socket only gives an error.
-            if !Path::new(&format!("/proc/{pid}/root/run/systemd/private")).exists() {
+            // Asking before systemd has its socket, or sshd listens, only gives an error.
+            let answers = match self.is_vm() {
+                true => greeting(self.ssh_address()),
+                false => Path::new(&format!("/proc/{pid}/root/run/systemd/private")).exists(),
+            };
+            if !answers {
                 return Ok(None);
             }
             let state = self.exec(&["systemctl", "is-system-running"])?.text();
@@ -212,12 +235,18 @@ impl Host {
 
     /// The guest's boot id; another after each reboot.
     pub fn boot_id(&self) -> Result<String> {
+        if self.is_vm() {
+            return self.sh("cat /proc/sys/kernel/random/boot_id");
+        }
         let pid = self.running_init()?;
         Ok(read_text(format!("/proc/{pid}/root/proc/sys/kernel/random/boot_id"))?.trim().to_owned())
     }
 
-    /// Reboots in good order and waits until the guest's next first process is there.
+    /// Reboots in good order and waits until the guest's next first process is there; a virtual machine has to answer.
     pub fn reboot(&self) -> Result<()> {
+        if self.is_vm() {
+            return vm::reboot(self);
+        }
         let before = self.running_init()?;
         self.signal(before, "RTMIN+5")?;
         wait_until(format!("{} reboots", self.name), Duration::from_secs(90), || {
@@ -230,14 +259,17 @@ impl Host {
 
     /// Powers off in good order and waits for it. [`Host::start`] switches it on again.
     pub fn poweroff(&self) -> Result<()> {
-        let init = self.running_init()?;
-        self.signal(init, "RTMIN+4")?;
+        match self.is_vm() {
+            true => vm::poweroff(self),
+            false => self.signal(self.running_init()?, "RTMIN+4")?,
+        }
         wait_until(format!("{} powers off", self.name), Duration::from_secs(90), || {
             Ok(self.ended()?.map(drop))
         })
     }
 
-    /// Cuts the power: nothing in the guest gets to do anything more. The disk stays as it is.
+    /// Cuts the power: nothing in the guest gets to do anything more. The disk stays as it is; a virtual machine loses
+    /// what its kernel had not written to the disk yet, a container nothing.
     pub fn kill(&self) -> Result<()> {
         teardown::stop(self.record.run, &self.name)
     }
@@ -260,6 +292,10 @@ impl Host {
 
     /// The guest's TCP sockets, v4 and v6, listening ones too.
     pub fn tcp_connections(&self) -> Result<Vec<TcpConnection>> {
+        if self.is_vm() {
+            let tables = self.sh("cat /proc/net/tcp; tail -n +2 /proc/net/tcp6")?;
+            return Ok(parse_table(&tables));
+        }
         let pid = self.running_init()?;
         let mut all = Vec::new();
         for table in ["tcp", "tcp6"] {
@@ -281,6 +317,12 @@ impl Host {
     /// Copies journal, console, and the agent's state and settings into a folder, for whoever looks into a failure.
     pub fn collect(&self, dir: &Path) -> Result<()> {
         make_dir(dir)?;
+        write_file(dir.join("console.txt"), self.console().unwrap_or_default(), 0o600)?;
+        if self.is_vm() {
+            let folders = FOLDERS.map(|folder| (folder, dir.join(folder.replace('/', "-"))));
+            let journal = ("var/log/journal", dir.join("journal"));
+            return vm::copy_out(self, &self.dir(), &[&folders[..], &[journal]].concat());
+        }
         let journal = self.root_dir.join("var/log/journal");
         let argv = ["journalctl", "--no-pager", "-o", "short-precise", "-D"].map(AsRef::as_ref);
         match Cmd::new(argv.into_iter().chain([journal.as_os_str()])).output() {
@@ -289,8 +331,7 @@ impl Host {
             _ if journal.exists() => copy(&journal, dir)?,
             _ => {}
         }
-        write_file(dir.join("console.txt"), self.console().unwrap_or_default(), 0o600)?;
-        for folder in ["var/lib/postern-agent", "etc/postern-agent"] {
+        for folder in FOLDERS {
             let from = self.root_dir.join(folder);
             if from.exists() {
                 let to = dir.join(folder.replace('/', "-"));

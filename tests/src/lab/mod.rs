@@ -4,8 +4,10 @@
 //! killed (a guardian process sees to that, and every new lab sweeps up after dead ones). All calls block, none for
 //! longer than its deadline; from async code use `spawn_blocking`. A lab test begins with [`require`].
 //!
-//! What a lab cannot do: change a guest's clock (time is not namespaced: use a virtual machine), limit memory, or
-//! keep a guest's sysctls outside `net` from the machine.
+//! Such a host shares this machine's kernel. So it cannot have a clock or swap of its own, its memory has no limit,
+//! its sysctls outside `net` reach the machine, and a power cut loses none of what it had written. For all that there
+//! is [`Lab::make_vm`]: the same host as a virtual machine, with the same operations, which takes half a minute to
+//! boot. A test of those begins with [`require_vm`].
 mod cgroup;
 mod error;
 mod guest;
@@ -22,6 +24,7 @@ mod supervise;
 mod sys;
 mod tcp;
 mod teardown;
+mod vm;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -30,28 +33,37 @@ pub use error::{LabError, Result};
 pub use guest::HostKey;
 pub use host::Host;
 pub use image::ImageInfo;
-pub use requirements::{Missing, requirements};
+pub use requirements::{Missing, requirements, vm_requirements};
 pub use run::{HostInfo, Lab};
-pub use spec::{FileSpec, Flavour, HostSpec, Image, Release, Sudo, UserSpec};
+pub use spec::{FileSpec, Flavour, HostSpec, Image, Release, Sudo, UserSpec, VmSpec};
 pub use supervise::{guard, supervise};
 pub use sys::Output;
 pub use tcp::{TcpConnection, TcpState};
 
 /// The one gate of all lab tests: a lab, or none after a line `SKIPPED lab: …` where the machine cannot run one. With
 /// `POSTERN_REQUIRE_LAB=1` that is a failure, and so is a lab that should run here but does not.
-#[expect(clippy::panic, reason = "only tests call this, and a panic is how a test fails")]
 pub fn require() -> Option<Lab> {
+    gate(requirements())
+}
+
+/// The same for tests that need a virtual machine.
+pub fn require_vm() -> Option<Lab> {
+    gate(vm_requirements())
+}
+
+#[expect(clippy::panic, reason = "only tests call this, and a panic is how a test fails")]
+fn gate(missing: Vec<Missing>) -> Option<Lab> {
+    if !missing.is_empty() {
+        let reason = missing.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+        if std::env::var_os("POSTERN_REQUIRE_LAB").is_some_and(|v| v == "1") {
+            panic!("the lab is required but cannot run: {reason}");
+        }
+        // Not print!, which the test harness would swallow: a skipped test must be seen.
+        let _ = writeln!(std::io::stdout(), "SKIPPED lab: {reason}");
+        return None;
+    }
     match Lab::open() {
         Ok(lab) => Some(lab),
-        Err(LabError::Missing(missing)) => {
-            let reason = missing.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-            if std::env::var_os("POSTERN_REQUIRE_LAB").is_some_and(|v| v == "1") {
-                panic!("the lab is required but cannot run: {reason}");
-            }
-            // Not print!, which the test harness would swallow: a skipped test must be seen.
-            let _ = writeln!(std::io::stdout(), "SKIPPED lab: {reason}");
-            None
-        }
         Err(e) => panic!("the lab should run here but does not: {e}{}", causes(&e)),
     }
 }

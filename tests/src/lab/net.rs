@@ -60,7 +60,7 @@ impl Net {
     }
 
     /// Fixed, or neighbours keep a stale entry after a reboot. The guest's end is 0, the machine's 1.
-    fn mac(self, end: u8, last: u8) -> String {
+    pub(super) fn mac(self, end: u8, last: u8) -> String {
         format!("02:50:4c:{end:02x}:{:02x}:{last:02x}", self.run)
     }
 }
@@ -218,6 +218,23 @@ pub(super) fn rebuild_host(host: &HostRecord) -> Result<()> {
     );
     Cmd::new(["ip", "-n", &ns, "-batch", "-"]).input(inner).run()?;
     Ok(())
+}
+
+/// Makes the cable of a virtual machine anew: a tap in the place of the veth pair, and no namespace, as the guest
+/// has a network stack of its own.
+pub(super) fn rebuild_tap(host: &HostRecord) -> Result<()> {
+    let net = Net { run: host.run };
+    remove_host(net, host.slot, &host.name)?;
+    let (tap, bridge) = (net.veth(host.slot), net.bridge());
+    let batch = format!(
+        "tuntap add dev {tap} mode tap\n\
+         link set {tap} address {}\n\
+         link set {tap} master {bridge}\n\
+         link set {tap} type bridge_slave isolated on\n\
+         link set {tap} up\n",
+        net.mac(1, host.slot),
+    );
+    Cmd::new(["ip", "-batch", "-"]).input(batch).run().map(drop)
 }
 
 /// Plugs a host's cable out or in.

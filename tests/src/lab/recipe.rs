@@ -29,6 +29,9 @@ const PLAIN: &[&str] = &[
 /// Added where the image is as providers ship it.
 const SHIPPED: &[&str] = &["cloud-init", "python3"];
 
+/// Added where the image boots by itself.
+const KERNEL: &[&str] = &["initramfs-tools", "kmod", "linux-image-cloud-amd64"];
+
 /// What the provider set for cloud-init, beside Debian's own file.
 const CLOUD_CFG: &str = "\
 # How this machine's provider set cloud-init up.
@@ -109,6 +112,9 @@ impl Recipe {
             files.push(("/etc/cloud/cloud.cfg.d/90-provider.cfg", 0o644, CLOUD_CFG));
             files.push(("/etc/ssh/sshd_config.d/50-cloud-init.conf", 0o600, CLOUD_SSHD));
         }
+        if image.flavour == Flavour::Kernel {
+            packages.extend(KERNEL);
+        }
         let agent = shipped.then_some((AGENT_CONTROL, AGENT_POSTINST));
         Recipe {
             version: BUILD_VERSION,
@@ -154,6 +160,7 @@ mod tests {
         let key = |image| Recipe::of(image, Vec::new(), Vec::new()).key();
         assert_eq!(key(Image::TRIXIE), key(Image::TRIXIE));
         assert_ne!(key(Image::TRIXIE), key(Image::TRIXIE_SHIPPED));
+        assert_ne!(key(Image::TRIXIE), key(Image::TRIXIE_KERNEL));
         assert_ne!(key(Image::TRIXIE), Recipe::of(Image::TRIXIE, vec!["x".into()], Vec::new()).key());
     }
 }

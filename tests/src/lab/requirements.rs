@@ -87,6 +87,30 @@ pub fn requirements() -> Vec<Missing> {
     missing
 }
 
+/// Programs that virtual machines need beside those of the lab.
+const VM_PROGRAMS: &[(&str, &str)] =
+    &[(QEMU, "qemu-system-x86"), ("mke2fs", "e2fsprogs"), ("debugfs", "e2fsprogs")];
+
+/// The emulator.
+pub(super) const QEMU: &str = "qemu-system-x86_64";
+
+/// Everything that keeps virtual machines from running here; empty when they can.
+pub fn vm_requirements() -> Vec<Missing> {
+    let mut missing = requirements();
+    if !cfg!(target_arch = "x86_64") {
+        let remedy = "run these tests on an x86_64 machine: the kernel of their image is for that".to_owned();
+        missing.push(Missing { what: "x86_64".to_owned(), package: None, remedy });
+        return missing;
+    }
+    let absent = VM_PROGRAMS.iter().filter(|(program, _)| !on_path(program));
+    missing.extend(absent.map(|(program, package)| Missing {
+        what: format!("the program {program}"),
+        package: Some(package),
+        remedy: format!("apt-get install {package}"),
+    }));
+    missing
+}
+
 fn on_path(program: &str) -> bool {
     SAFE_PATH.split(':').any(|dir| Path::new(dir).join(program).exists())
 }

@@ -12,11 +12,12 @@ use super::host::Host;
 use super::image::{self, ImageInfo};
 use super::net::{self, MAX_SLOTS, Net, SLOT_BASE};
 use super::requirements::requirements;
-use super::spec::{HostSpec, Image};
+use super::spec::{Flavour, HostSpec, Image, VmSpec};
 use super::store::{HostRecord, Lock, MAX_RUNS, Owner, Places, RECORD_VERSION, RunRecord, load, save};
 use super::supervise;
 use super::sys::{Cmd, make_dir, read_text, wait_exit, write_file};
 use super::teardown;
+use super::vm;
 
 /// A lab of throw-away hosts. Clones share it; it is removed with its hosts when the last clone and the last host
 /// are dropped, and also when the process dies in any way.
@@ -104,9 +105,23 @@ impl Lab {
     /// Makes and starts a host. It is booting when this returns; see [`Host::wait_ssh`] and [`Host::wait_booted`].
     pub fn make(&self, spec: HostSpec) -> Result<Host> {
         spec.check()?;
+        if spec.image.flavour == Flavour::Kernel {
+            return Err(LabError::Invalid(format!("{} is for virtual machines: use make_vm", spec.image)));
+        }
+        self.make_host(&spec, None)
+    }
+
+    /// Makes a virtual machine and switches it on. It is booting when this returns, for half a minute or so.
+    pub fn make_vm(&self, spec: VmSpec) -> Result<Host> {
+        spec.check()?;
+        self.make_host(&spec.host, Some(&spec))
+    }
+
+    fn make_host(&self, spec: &HostSpec, machine: Option<&VmSpec>) -> Result<Host> {
         let inner = &self.inner;
         let (places, run) = (&inner.places, inner.net.run);
         let base = image::ensure(places, spec.image)?;
+        let vm = machine.map(|machine| vm::record(machine, &base)).transpose()?;
         let slot = inner.take_slot()?;
         let dir = places.host(run, &spec.name);
         make_dir(places.run(run).join("hosts"))?;
@@ -127,12 +142,16 @@ impl Lab {
             no_systemd: spec.no_systemd,
             read_only_root: spec.read_only_root,
             docker: spec.docker,
+            vm,
         };
         let make = || {
             save(&dir.join("host.json"), &record)?;
             guest::mount(&dir, &base, spec.disk_limit)?;
             let lab_key = read_text(self.public_key())?;
-            let keys = guest::populate(&dir, &record, &spec, &lab_key, inner.nonce)?;
+            let keys = guest::populate(&dir, &record, spec, &lab_key, inner.nonce)?;
+            if let Some(machine) = machine {
+                vm::make_disk(&dir, &record, machine)?;
+            }
             save(&dir.join("host-keys.json"), &keys)?;
             // Counting starts before the first boot, so that the count covers the host's whole life.
             net::packets_to(inner.net, &record, Host::SSH_PORT)?;
@@ -254,7 +273,7 @@ impl Lab {
     /// All images and whether they are built.
     pub fn images() -> Result<Vec<ImageInfo>> {
         let places = Places::from_env();
-        Image::ALL.iter().map(|image| image::info(&places, *image)).collect()
+        Image::ALL.iter().chain(&Image::OF_MACHINES).map(|image| image::info(&places, *image)).collect()
     }
 
     /// Builds an image without opening a lab.

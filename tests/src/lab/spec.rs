@@ -26,6 +26,8 @@ pub enum Flavour {
     /// As providers ship it: cloud-init runs at first boot and holds the apt lock for some seconds, Python is
     /// there, sshd takes passwords, and the user `debian` may use sudo.
     Shipped,
+    /// Plain, with a kernel of its own: what a virtual machine boots from.
+    Kernel,
 }
 
 /// A base image.
@@ -46,7 +48,13 @@ impl Image {
     pub const TRIXIE: Image = Image { release: Release::Trixie, flavour: Flavour::Plain };
     /// Debian 13 as shipped.
     pub const TRIXIE_SHIPPED: Image = Image { release: Release::Trixie, flavour: Flavour::Shipped };
-    /// All four.
+    /// Debian 12 for virtual machines.
+    pub const BOOKWORM_KERNEL: Image = Image { release: Release::Bookworm, flavour: Flavour::Kernel };
+    /// Debian 13 for virtual machines.
+    pub const TRIXIE_KERNEL: Image = Image { release: Release::Trixie, flavour: Flavour::Kernel };
+    /// Those of virtual machines.
+    pub const OF_MACHINES: [Image; 2] = [Self::BOOKWORM_KERNEL, Self::TRIXIE_KERNEL];
+    /// Those of hosts that share this machine's kernel.
     pub const ALL: [Image; 4] = [Self::BOOKWORM, Self::BOOKWORM_SHIPPED, Self::TRIXIE, Self::TRIXIE_SHIPPED];
 }
 
@@ -76,6 +84,7 @@ impl fmt::Display for Image {
         let flavour = match self.flavour {
             Flavour::Plain => "plain",
             Flavour::Shipped => "shipped",
+            Flavour::Kernel => "kernel",
         };
         write!(f, "{}-{flavour}", self.release)
     }
@@ -187,6 +196,49 @@ impl HostSpec {
             if !path.is_absolute() || path.components().any(|c| c == std::path::Component::ParentDir) {
                 return bad(format!("{} is not an absolute path in the guest", path.display()));
             }
+        }
+        Ok(())
+    }
+}
+
+/// What a virtual machine is to be like: a host with a kernel, a disk and a clock of its own, and far slower.
+#[derive(Debug, Clone)]
+pub struct VmSpec {
+    /// Name, users, keys and files. What only a host without a kernel can have is refused.
+    pub host: HostSpec,
+    /// Its memory.
+    pub memory_mb: u32,
+    /// Its processors.
+    pub cpus: u8,
+    /// The size of its disk, which takes no more room here than what is written to it.
+    pub disk_mb: u32,
+    /// What its hardware clock says when it is switched on, `2024-02-29T12:00:00`; the machine's time when left out.
+    pub clock: Option<String>,
+}
+
+impl VmSpec {
+    /// A virtual machine with the usual settings: root logs in with the lab's key.
+    pub fn new(name: impl Into<String>, release: Release) -> Self {
+        let host = HostSpec::new(name, Image { release, flavour: Flavour::Kernel });
+        VmSpec { host, memory_mb: 1024, cpus: 2, disk_mb: 3072, clock: None }
+    }
+
+    pub(super) fn check(&self) -> Result<()> {
+        let bad = |why: &str| Err(LabError::Invalid(why.to_owned()));
+        self.host.check()?;
+        let HostSpec { no_systemd, read_only_root, disk_limit, docker, image, .. } = &self.host;
+        if image.flavour != Flavour::Kernel {
+            return bad("a virtual machine needs an image with a kernel");
+        }
+        if *no_systemd || *read_only_root || disk_limit.is_some() || *docker {
+            return bad("no_systemd, read_only_root, disk_limit and docker are for hosts without a kernel");
+        }
+        if self.memory_mb < 256 || self.cpus == 0 || self.disk_mb < 1024 {
+            return bad("a virtual machine needs 256 MB of memory, a processor and a disk of 1 GB");
+        }
+        let plain = |c: char| c.is_ascii_digit() || matches!(c, '-' | 'T' | ':');
+        if self.clock.as_ref().is_some_and(|clock| clock.is_empty() || !clock.chars().all(plain)) {
+            return bad("a clock is written like 2024-02-29T12:00:00");
         }
         Ok(())
     }

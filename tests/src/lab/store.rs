@@ -172,6 +172,21 @@ pub(super) struct HostRecord {
     pub(super) no_systemd: bool,
     pub(super) read_only_root: bool,
     pub(super) docker: bool,
+    /// For a virtual machine.
+    #[serde(default)]
+    pub(super) vm: Option<VmRecord>,
+}
+
+/// The hardware of a virtual machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct VmRecord {
+    pub(super) memory_mb: u32,
+    pub(super) cpus: u8,
+    /// What the hardware clock says when it is switched on.
+    pub(super) clock: Option<String>,
+    /// Kernel and initial file system, in the cache.
+    pub(super) kernel: PathBuf,
+    pub(super) initrd: PathBuf,
 }
 
 /// The version of both records above.

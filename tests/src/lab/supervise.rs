@@ -8,11 +8,12 @@ use std::process::{Child, Command, Stdio};
 
 use super::cgroup::Hierarchies;
 use super::error::{LabError, Result};
-use super::net::{Net, rebuild_host};
+use super::net::{Net, rebuild_host, rebuild_tap};
 use super::recipe::TRIVIAL_INIT_PATH;
 use super::store::{HostRecord, Owner, Places, RunRecord, SupervisorRecord, load, save};
 use super::sys::SAFE_PATH;
 use super::teardown;
+use super::vm;
 
 /// With this status nspawn says that the guest asked for a reboot.
 const REBOOT: i32 = 133;
@@ -61,7 +62,7 @@ fn program() -> Result<PathBuf> {
     })
 }
 
-/// Boots the host until it powers off or fails. Returns what is to be the exit status of the process.
+/// Boots the host, whether a container or a virtual machine, until it powers off or fails. Returns what is to be the exit status of the process.
 pub fn supervise(run: u8, name: &str) -> Result<()> {
     let places = Places::from_env();
     let dir = places.host(run, name);
@@ -79,17 +80,26 @@ pub fn supervise(run: u8, name: &str) -> Result<()> {
     let mut me = SupervisorRecord { owner: Owner::me()?, boots: 0, ended: None };
     loop {
         // Anew each time: what a guest did to its network must not survive a reboot.
-        rebuild_host(&record)?;
+        let mut command = match &record.vm {
+            Some(machine) => {
+                rebuild_tap(&record)?;
+                vm::qemu(&dir, &record, machine)
+            }
+            None => {
+                rebuild_host(&record)?;
+                nspawn(&dir, &record, &unique)
+            }
+        };
         me.boots += 1;
         save(&state, &me)?;
-        let status = nspawn(&dir, &record, &unique)
-            .status()
-            .map_err(|source| LabError::Start { argv: "systemd-nspawn".to_owned(), source })?;
-        if status.code() != Some(REBOOT) {
+        let program = command.get_program().to_string_lossy().into_owned();
+        let status = command.status().map_err(|source| LabError::Start { argv: program.clone(), source })?;
+        // A virtual machine that reboots does so inside its emulator, which ends with the machine.
+        if record.vm.is_some() || status.code() != Some(REBOOT) {
             me.ended = Some(match (status.code(), status.signal()) {
                 (Some(0), _) => "powered off".to_owned(),
-                (Some(code), _) => format!("nspawn ended with {code}"),
-                (None, signal) => format!("nspawn was killed by signal {}", signal.unwrap_or_default()),
+                (Some(code), _) => format!("{program} ended with {code}"),
+                (None, signal) => format!("{program} was killed by signal {}", signal.unwrap_or_default()),
             });
             return save(&state, &me);
         }

@@ -23,6 +23,8 @@ const DOC_DEADLINE: Duration = Duration::from_secs(10 * 60);
 /// The package whose integration tests make hosts, in files with this prefix.
 const LAB_PACKAGE: &str = "postern-tests";
 const LAB_PREFIX: &str = "lab_";
+/// The suite whose hosts are virtual machines. The emulator is heavy, so it is installed for that one only.
+const MACHINES_SUITE: &str = "lab_tier2";
 
 /// What `cargo xtask test` was asked for.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -41,7 +43,11 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let programs = report.stage("build", || Programs::build(true, options.locked || ci))?;
     let lab_runs = !options.no_lab && report.stage("requirements", || lab_can_run(&programs))?;
     // Images are made by the package manager and agents by the linker: side by side, neither waits for the other.
-    let images = if lab_runs { Some(Images::prepare(programs.find("lab")?)?) } else { None };
+    let machines = lab_runs
+        && wants_machines(&programs, options.filter.as_deref())?
+        && report.stage("emulator", || Ok(machines_can_run(&programs)))?;
+    let more = if machines { lab::MACHINES } else { &[] };
+    let images = if lab_runs { Some(Images::prepare(programs.find("lab")?, more)?) } else { None };
     let agent = report
         .stage("static agent", || agent::build(Arch::of_this_machine().map_err(anyhow::Error::msg)?))?;
     println!("{agent}");
@@ -87,20 +93,42 @@ fn lab_can_run(programs: &Programs) -> Result<bool> {
     if !cfg!(target_os = "linux") {
         return Ok(false);
     }
-    let missing = lab::install(programs.find("lab")?)?;
+    let missing = lab::install(programs.find("lab")?, &[])?;
     if let Some(missing) = &missing {
         eprintln!("xtask: the lab cannot run here: {missing}");
     }
     Ok(missing.is_none())
 }
 
+/// Whether a test with a virtual machine is among those that were asked for.
+fn wants_machines(programs: &Programs, filter: Option<&str>) -> Result<bool> {
+    let is = |e: &&Executable| makes_hosts(e) && e.target == MACHINES_SUITE;
+    let Some(executable) = suites(&programs.0).find(is) else { return Ok(false) };
+    Ok(!suite::list(&name(executable), harness(executable, filter))?.0.is_empty())
+}
+
+/// Says what is missing when virtual machines cannot run, which is no reason to give the other tests up.
+fn machines_can_run(programs: &Programs) -> bool {
+    match programs.find("lab").and_then(|lab| lab::install(lab, lab::MACHINES)) {
+        Ok(None) => true,
+        Ok(Some(missing)) => {
+            eprintln!("xtask: no virtual machine can run here: {missing}");
+            false
+        }
+        Err(error) => {
+            eprintln!("xtask: no virtual machine can run here: {error:#}");
+            false
+        }
+    }
+}
+
 /// The lab's base images being built beside us.
 struct Images(Option<Child>);
 
 impl Images {
-    fn prepare(lab: &Path) -> Result<Images> {
+    fn prepare(lab: &Path, more: &[&str]) -> Result<Images> {
         let mut command = Command::new(lab);
-        command.args(["images", "--build"]).stdin(Stdio::null()).stdout(Stdio::null());
+        command.args(["images", "--build"]).args(more).stdin(Stdio::null()).stdout(Stdio::null());
         Ok(Images(Some(command.spawn().context("cannot start `lab images --build`")?)))
     }
 

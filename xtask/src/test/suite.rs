@@ -43,20 +43,26 @@ impl Suite {
 }
 
 /// A suite that is not run: each of its tests is skipped for this reason. `command` is what would have run it.
-pub(crate) fn left_out(name: &str, mut command: Command, reason: &str) -> Result<Suite> {
+pub(crate) fn left_out(name: &str, command: Command, reason: &str) -> Result<Suite> {
     let start = Instant::now();
+    let (tests, error) = list(name, command)?;
+    let skipped: Vec<_> =
+        tests.into_iter().map(|test| Skip { test: Some(test), reason: reason.to_owned() }).collect();
+    let outcome = Outcome { announced: skipped.len(), skipped, ..Outcome::default() };
+    Ok(Suite { name: name.to_owned(), outcome, time: start.elapsed(), error })
+}
+
+/// The tests that a program would run, and why that cannot be told where it cannot.
+pub(crate) fn list(name: &str, mut command: Command) -> Result<(Vec<String>, Option<String>)> {
     let output = command
         .arg("--list")
         .stdin(Stdio::null())
         .output()
         .with_context(|| format!("cannot start {name}"))?;
     let text = String::from_utf8_lossy(&output.stdout);
-    let tests = text.lines().filter_map(|line| line.strip_suffix(": test"));
-    let skipped: Vec<_> =
-        tests.map(|test| Skip { test: Some(test.to_owned()), reason: reason.to_owned() }).collect();
-    let outcome = Outcome { announced: skipped.len(), skipped, ..Outcome::default() };
+    let tests = text.lines().filter_map(|line| Some(line.strip_suffix(": test")?.to_owned())).collect();
     let error = (!output.status.success()).then(|| format!("its tests cannot be listed ({})", output.status));
-    Ok(Suite { name: name.to_owned(), outcome, time: start.elapsed(), error })
+    Ok((tests, error))
 }
 
 enum Said {
