@@ -109,7 +109,7 @@ fn only_keys(name: &str, image: Image) -> Result<()> {
 
     // A session that is open stays so.
     let mut held = host.ssh("ada").arg("echo in; sleep 30").stdout(std::process::Stdio::piped()).spawn()?;
-    wait_for("ada is in", Duration::from_secs(10), || Ok(host.sh("pgrep -u ada sleep || :")? != ""))?;
+    wait_for("ada is in", Duration::from_secs(10), || Ok(!host.sh("pgrep -u ada sleep || :")?.is_empty()))?;
     apply(&rig, &host, "  - sshd: {users: [ada], max_auth_tries: 3}\n", &[])?.expect(0);
     assert!(held.try_wait()?.is_none(), "a reload ended a session");
     held.kill()?;

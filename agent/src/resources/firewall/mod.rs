@@ -210,7 +210,13 @@ impl Resource for Firewall {
             predicates.push(Predicate::Egress { host: host.clone(), port: *port });
         }
         let words = |argv: &[&str]| argv.iter().map(|word| (*word).to_owned()).collect();
-        let reload = vec![words(&["systemctl", "daemon-reload"]), words(&[AGENT_BINARY, "firewall", "load"])];
+        let mut reload =
+            vec![words(&["systemctl", "daemon-reload"]), words(&[AGENT_BINARY, "firewall", "load"])];
+        // What was switched off for it is on again where it is taken back.
+        reload.extend(seen.others.iter().map(|other| match other.as_str() {
+            "ufw" => words(&["ufw", "--force", "enable"]),
+            other => words(&["systemctl", "enable", "--now", "--", other]),
+        }));
         let also = [units::AT_BOOT, units::WITH_DOCKER].map(str::to_owned).to_vec();
         Some(Protect { predicates, also, reload })
     }
