@@ -92,7 +92,7 @@ pub(crate) fn transaction(file: &str, now: &Table, place: Place) -> Result<Strin
         for to in CHAINS {
             let jump = format!("-j {to}");
             let there = now.rules(from).iter().filter(|rule| **rule == jump).count();
-            let here = hooks.iter().any(|hook| *hook == (from, to));
+            let here = hooks.contains(&(from, to));
             if here && there == 1 && now.jump(from, to) == Jump::Right {
                 continue;
             }

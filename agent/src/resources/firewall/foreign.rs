@@ -72,10 +72,9 @@ pub(super) async fn look(
              its firewall-backend to iptables, or say `docker: ignored`"
                 .to_owned(),
         )
-    } else if let Some(why) = found.switchable.is_empty().then(|| dropping(&nft, tables)).flatten() {
-        Some(format!("{why}: another firewall manages this host; remove it first"))
     } else {
-        None
+        let dropping = found.switchable.is_empty().then(|| dropping(&nft, tables)).flatten();
+        dropping.map(|why| format!("{why}: another firewall manages this host; remove it first"))
     };
     Ok(found)
 }
