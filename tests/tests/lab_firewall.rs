@@ -32,10 +32,11 @@ fn open(host: &Host, port: u16) -> (bool, bool) {
 const OPEN: (bool, bool) = (true, true);
 const CLOSED: (bool, bool) = (false, false);
 
-/// The chains and rules of everybody else, all tables, without counters and what is ours.
+/// The chains and rules of everybody else, all tables, without counters and what is ours. Where Docker is, its
+/// empty chain for rules of others is made for IPv6, too.
 fn others(host: &Host) -> Result<String> {
     Ok(host.sh(
-        "for s in iptables-save ip6tables-save; do $s | grep -v -e '^[#*]' -e POSTERN -e '^:[A-Z]* ACCEPT' -e COMMIT | sed 's/ \\[.*//'; done",
+        "for s in iptables-save ip6tables-save; do $s | grep -v -e '^[#*]' -e POSTERN -e '^:DOCKER-USER' -e '^:[A-Z]* ACCEPT' -e COMMIT | sed 's/ \\[.*//'; done",
     )?)
 }
 
