@@ -217,6 +217,36 @@ fn a_restart_of_the_host_in_the_window() -> Result<()> {
     Ok(())
 }
 
+/// What is put in force again is restarted by a service whose end it must not wait for: sshd's own hardening, taken
+/// back by the timer with no agent there.
+#[test]
+fn the_timer_takes_back_what_sshd_was_told() -> Result<()> {
+    let Some((rig, host)) = prepared("guard-sshd", Image::TRIXIE)? else { return Ok(()) };
+    host.sh("useradd -m ada && mkdir -p /home/ada/.ssh && cp /root/.ssh/authorized_keys /home/ada/.ssh/ && chown -R ada: /home/ada")?;
+    let config =
+        || Ok(host.sh("test -e /etc/ssh/sshd_config.d/00-postern.conf && echo yes || echo no")? == "yes");
+    // The controller cannot be reached anew once sshd was told, so nothing is confirmed.
+    let gateway = rig.lab.gateway_v4();
+    let ended = std::thread::scope(|scope| -> Result<Ended> {
+        let run = scope.spawn(|| apply(&rig, &host, "  - sshd: {users: [ada]}\n", &[]));
+        wait_for("sshd is told", BACK, config)?;
+        host.sh(&format!("iptables -I OUTPUT -d {gateway} -j DROP; systemctl stop postern-agent"))?;
+        wait_for("the timer takes it back", BACK, || Ok(!config()?))?;
+        // It is over, and not begun again and again.
+        wait_for("the guard is over", Duration::from_secs(20), || Ok(guard_units(&host)?.is_empty()))?;
+        host.sh(&format!("iptables -D OUTPUT -d {gateway} -j DROP; systemctl start postern-agent"))?;
+        run.join().map_err(|_| anyhow::anyhow!("the apply panicked"))?
+    })?;
+    ensure!(!config()?, "{}", said(&ended));
+    ensure!(host.sh("systemctl is-active ssh")? == "active");
+    ensure!(host.ssh("root").arg("true").status()?.success(), "root gets in as before");
+    wait_for("the session is back", BACK, || is_up(&rig, &host))
+}
+
+fn guard_units(host: &Host) -> Result<String> {
+    Ok(host.sh("find /etc/systemd/system -name 'postern-guard-*'")?)
+}
+
 /// The controller is gone before: nothing is begun until it is back. In the middle: it is taken back. After: it
 /// stays.
 #[test]
