@@ -14,8 +14,6 @@
 #[path = "support/engine.rs"]
 mod support;
 
-use std::path::Path;
-
 use postern_agent::engine::OpenError;
 use postern_proto::event::{EventKind, Outcome, RunState, StepEnd, Stream};
 use postern_proto::ids::RunId;
@@ -38,24 +36,6 @@ async fn whole(work: &Work, run: RunId) -> Told {
         }
     }
     told
-}
-
-/// Rewrites the journal so that it ends after the last record that `keep` is true for: as if the power had
-/// gone at that border.
-fn cut_after(state: &Path, keep: impl Fn(&str) -> bool) {
-    use postern_agent::journal::{Journal, file_disk};
-    let path = state.join("journal");
-    let (mut journal, payloads) = Journal::open(&path, 1 << 20, file_disk).unwrap();
-    let mut kept: Vec<Vec<u8>> = Vec::new();
-    for payload in payloads {
-        let records: Vec<serde_json::Value> = serde_json::from_slice(&payload).unwrap();
-        let records: Vec<_> = records.into_iter().take_while(|record| keep(&record.to_string())).collect();
-        if records.is_empty() {
-            break;
-        }
-        kept.push(serde_json::to_vec(&records).unwrap());
-    }
-    journal.rewrite(&kept, 0).unwrap();
 }
 
 #[tokio::test]

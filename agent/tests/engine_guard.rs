@@ -21,7 +21,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use postern_agent::engine;
 use postern_agent::guard::{Unseen, Vantage};
-use postern_proto::event::{EventKind, Outcome, RunState};
+use postern_proto::event::{EventKind, Outcome, RunEvent, RunState};
 use postern_proto::guard::{Found, Predicate};
 use serde_json::json;
 use support::{Host, LIMIT, Told, Work, complete, lines, to_the_end, until};
@@ -59,13 +59,17 @@ impl Vantage for Scripted {
     }
 }
 
-/// An engine in front of such a controller. What is not confirmed within two seconds is taken back.
+/// An engine in front of such a controller. What is not confirmed within seconds is taken back.
 fn open(host: &Host, script: &[Says]) -> Work {
+    open_for(host, script, Duration::from_secs(7))
+}
+
+fn open_for(host: &Host, script: &[Says], window: Duration) -> Work {
     std::fs::create_dir_all(host.root().join("etc/systemd/system")).unwrap();
     host.fake("systemctl", "exit 0");
     let mut config = host.config();
     config.vantage = Some(Arc::new(Scripted(Mutex::new(script.iter().copied().collect()))));
-    config.limits.guard_window = Duration::from_secs(7);
+    config.limits.guard_window = window;
     config.limits.park_after = Duration::from_millis(100);
     let (engine, driver) = engine::open(config).unwrap();
     Work { engine, driver: tokio::spawn(driver) }
@@ -157,35 +161,126 @@ async fn without_a_controller_it_waits_and_the_rest_goes_on() {
     assert_eq!(stands(&host), (true, 1, 0));
     // It is one attempt: nothing was begun before.
     assert_eq!(told.outcomes(), [(1, Outcome::Changed), (1, Outcome::Changed)]);
+    // Its steps are counted by themselves: the first one arms the guard.
+    let of = |event: &RunEvent| match &event.kind {
+        EventKind::StepStarted { step, .. } if step.address.as_str().ends_with("guarded") => Some(step.step),
+        _ => None,
+    };
+    assert_eq!(told.events.iter().filter_map(of).collect::<Vec<_>>(), [0, 1, 2]);
+}
+
+/// Where an agent is killed that makes a change under guard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Killed {
+    /// The change is there; its process may be over.
+    AtTheChange,
+    /// The process is over, and nothing was looked at.
+    AfterIt,
+    /// Somebody looks from outside.
+    InTheLook,
 }
 
 /// The agent is killed after the change and before it is confirmed: the next one takes it back. What may be
 /// repeated is tried again, and what may not be is told as cut off.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_is_killed_in_the_window_leaves_nothing_changed() {
-    for repeatable in [false, true] {
+    let kills = [Killed::AtTheChange, Killed::AfterIt, Killed::InTheLook];
+    for (repeatable, killed) in kills.into_iter().flat_map(|killed| [(false, killed), (true, killed)]) {
         let mut host = Host::new();
         let work = open(&host, &[Says::Yes, Says::Nothing]);
         let mut spec = change(&host);
         spec["idempotent"] = json!(repeatable);
         let dispatch = host.command(spec);
         let run = dispatch.run;
+        let mut outbox = work.engine.attach(vec![], vec![]).await;
         work.engine.dispatch(dispatch).await.unwrap();
+        let mut told = Told::default();
+        let looks = |kind: &EventKind| matches!(kind, EventKind::StepStarted { summary, .. } if summary == "look at the host from outside");
+        while killed != Killed::AtTheChange && !told.events.iter().any(|event| looks(&event.kind)) {
+            told.take(support::next(&mut outbox).await);
+        }
         until("the change", || stands(&host) == (true, 1, 0)).await;
         work.kill().await;
+        if killed == Killed::AfterIt {
+            support::cut_after(&host.state(), |record| !record.contains("look at the host"));
+        }
         let work = open(&host, &[Says::Yes]);
         let mut outbox = work.engine.attach(vec![], vec![]).await;
         let mut told = Told::default();
         to_the_end(&work.engine, &mut outbox, run, &mut told).await;
+        let interrupted = (1, Outcome::Interrupted);
         if repeatable {
-            assert_eq!(told.outcomes(), [(1, Outcome::Interrupted), (2, Outcome::Changed)]);
-            assert_eq!(stands(&host), (true, 2, 1));
+            assert_eq!(told.outcomes(), [interrupted, (2, Outcome::Changed)], "{killed:?}");
+            assert_eq!(stands(&host), (true, 2, 1), "{killed:?}");
         } else {
-            assert_eq!(told.outcomes(), [(1, Outcome::Interrupted)]);
-            assert_eq!(stands(&host), (false, 1, 1));
+            assert_eq!(told.outcomes(), [interrupted], "{killed:?}: {:?}", told.messages());
+            assert_eq!(stands(&host), (false, 1, 1), "{killed:?}");
         }
         assert_eq!(guards_left(&host), 0);
     }
+}
+
+/// The agent is killed before the change: nothing was done yet, so it is done, whether it may be repeated or not.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_is_killed_while_it_arms_begins_anew() {
+    let mut host = Host::new();
+    let work = open(&host, &[Says::Yes]);
+    let (asked, go) = (host.path("asked"), host.path("go"));
+    let script = format!("touch {asked}; while ! test -e {go}; do sleep 0.01; done");
+    host.fake("systemctl", &format!("[ $1 != start ] || {{ {script}; }}"));
+    let dispatch = host.command(change(&host));
+    let run = dispatch.run;
+    work.engine.dispatch(dispatch).await.unwrap();
+    until("systemctl", || Path::new(&asked).exists()).await;
+    work.kill().await;
+    std::fs::write(&go, "").unwrap();
+    assert_eq!(stands(&host), (false, 0, 0));
+    let work = open(&host, &[Says::Yes]);
+    let mut outbox = work.engine.attach(vec![], vec![]).await;
+    let mut told = Told::default();
+    to_the_end(&work.engine, &mut outbox, run, &mut told).await;
+    let want = [(1, Outcome::Interrupted), (2, Outcome::Changed)];
+    assert_eq!(told.outcomes(), want, "{:?}", told.messages());
+    // The way back was on the disk already, and does no harm.
+    assert_eq!(stands(&host), (true, 1, 1));
+    assert_eq!(guards_left(&host), 0);
+}
+
+/// A process that outlives the agent is waited for before its change is taken back, also when another run comes to
+/// its end meanwhile: it would change again what was taken back.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_runs_on_without_its_agent_is_taken_back_after_its_end() {
+    let mut host = Host::new();
+    let until_there = |name: &str| format!("while ! test -e {}; do sleep 0.01; done", host.path(name));
+    let (waits, waits_too) = (until_there("go"), until_there("go-too"));
+    let mut spec = change(&host);
+    let script = format!("touch {}; {waits}; {}", host.path("begun"), spec["shell"].as_str().unwrap());
+    spec["shell"] = json!(script);
+    let dispatch = host.command(spec);
+    let other = host.shell(&format!("touch {}; {waits_too}", host.path("begun-too")));
+    let (run, other_run) = (dispatch.run, other.run);
+    let window = Duration::from_secs(600);
+    let work = open_for(&host, &[Says::Yes], window);
+    work.engine.dispatch(dispatch).await.unwrap();
+    work.engine.dispatch(other).await.unwrap();
+    let begun = [host.path("begun"), host.path("begun-too")];
+    until("both", || begun.iter().all(|path| Path::new(path).exists())).await;
+    work.kill().await;
+    let work = open_for(&host, &[Says::Yes], window);
+    let mut outbox = work.engine.attach(vec![], vec![]).await;
+    std::fs::write(host.path("go-too"), "").unwrap();
+    let (mut told, mut told_too) = (Told::default(), Told::default());
+    while !told_too.is_over() {
+        let outgoing = support::next(&mut outbox).await;
+        let postern_agent::engine::Outgoing::Event(event) = &outgoing else { continue };
+        if event.run == run { told.take(outgoing) } else { told_too.take(outgoing) }
+    }
+    assert_eq!(told_too.end().0, RunState::Ok, "{other_run}: {:?}", told_too.end());
+    assert_eq!((stands(&host), guards_left(&host)), ((false, 0, 0), 1));
+    std::fs::write(host.path("go"), "").unwrap();
+    to_the_end(&work.engine, &mut outbox, run, &mut told).await;
+    assert_eq!(told.outcomes(), [(1, Outcome::Interrupted)], "{:?}", told.messages());
+    assert_eq!((stands(&host), guards_left(&host)), ((false, 1, 1), 0));
 }
 
 /// A run that waits for the controller waits on after a restart of the agent, as often as that happens.
@@ -214,6 +309,38 @@ async fn waiting_outlasts_restarts_of_the_agent() {
     assert_eq!(told.end().0, RunState::Ok, "{:?}", told.end());
     assert_eq!(told.outcomes(), [(1, Outcome::Changed)]);
     assert_eq!(stands(&host), (true, 1, 0));
+}
+
+/// And so does an undo.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_undo_waits_for_the_controller_too() {
+    let mut host = Host::new();
+    let path = host.root().join("etc/resolv.conf");
+    std::fs::write(&path, "nameserver 192.0.2.1\n").unwrap();
+    let work = open(&host, &[Says::Yes]);
+    let dispatch =
+        host.dispatch(&[("r", "file", support::file("/etc/resolv.conf", "nameserver 192.0.2.2\n"))]);
+    assert_eq!(complete(&work, dispatch.clone()).await.outcomes(), [(1, Outcome::Changed)]);
+    work.kill().await;
+    let undo = host.undo(&dispatch);
+    let run = undo.run;
+    let work = open(&host, &[Says::No]);
+    let mut outbox = work.engine.attach(vec![], vec![]).await;
+    work.engine.dispatch(undo).await.unwrap();
+    let mut told = Told::default();
+    while !matches!(told.events.last().map(|event| &event.kind), Some(EventKind::Parked { .. })) {
+        told.take(support::next(&mut outbox).await);
+    }
+    work.kill().await;
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "nameserver 192.0.2.2\n");
+    let work = open(&host, &[Says::Yes]);
+    let mut outbox = work.engine.attach(vec![], vec![]).await;
+    let mut told = Told::default();
+    to_the_end(&work.engine, &mut outbox, run, &mut told).await;
+    assert_eq!(told.outcomes(), [(1, Outcome::Changed)], "{:?}", told.messages());
+    let begun = |event: &&RunEvent| matches!(event.kind, EventKind::ResourceStarted { .. });
+    assert_eq!(told.events.iter().filter(begun).count(), 1);
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "nameserver 192.0.2.1\n");
 }
 
 /// Without a way to be seen nothing is changed.

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use postern_proto::event::{EventKind, Outcome, RunState, StepId};
+use postern_proto::event::{EventKind, Outcome, RunState};
 use serde_json::Value;
 
 use super::approve::digest;
@@ -21,7 +21,7 @@ impl RunTask {
     pub(super) fn begin(&mut self, index: usize) {
         self.past[index].attempts += 1;
         self.past[index].open = true;
-        self.next_step = 0;
+        self.past[index].next_step = 0;
         let (address, attempt) = self.attempt_of(index);
         self.emit(EventKind::ResourceStarted { address, attempt });
     }
@@ -198,7 +198,7 @@ impl RunTask {
         steps: &[Step],
         guard: Option<&Armed<'_>>,
     ) -> Result<StepResult, Stop> {
-        let (address, attempt) = self.attempt_of(owner);
+        let address = self.address(owner).clone();
         if let Err(error) = self.room_for_steps(&address, steps, guard.is_some()).await {
             return Ok(Err(Failure::new(refusal(error).message)));
         }
@@ -219,9 +219,7 @@ impl RunTask {
                         exec.timeout = exec.timeout.min(left);
                     }
                 }
-                let id = StepId { address: address.clone(), attempt, step: self.next_step };
-                self.next_step += 1;
-                self.mark_acted(owner);
+                let id = self.next_step(owner);
                 match self.step(id, &step, guard.is_none() && place + 1 == steps.len(), until).await? {
                     Ok(said) => note = said,
                     // Somebody took the lock between our look and its own: its turn comes again.
@@ -235,16 +233,6 @@ impl RunTask {
             }
         }
         Ok(Ok(note))
-    }
-
-    /// A step begins: it acts for all that are brought about together (see `past`).
-    fn mark_acted(&mut self, owner: usize) {
-        let key = |index: usize| self.bound.get(index)?.as_ref()?.merge_key();
-        let together = |index: &usize| {
-            *index == owner || self.past[*index].open && key(owner).is_some() && key(*index) == key(owner)
-        };
-        let members: Vec<usize> = (0..self.past.len()).filter(together).collect();
-        members.into_iter().for_each(|index| self.past[index].acted = true);
     }
 
     /// After the steps: what is in force now decides, not what the steps said of themselves.

@@ -155,9 +155,7 @@ impl RunTask {
 
     /// What the guard does stands in the log like a step.
     async fn pseudo_step(&mut self, index: usize, summary: &str) -> Result<StepId, Stop> {
-        let (address, attempt) = self.attempt_of(index);
-        let id = StepId { address, attempt, step: self.next_step };
-        self.next_step += 1;
+        let id = self.next_step(index);
         self.started(&id, summary);
         self.commit().await?;
         Ok(id)

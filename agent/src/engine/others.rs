@@ -5,7 +5,7 @@
 use std::ops::Range;
 use std::time::Instant;
 
-use postern_proto::event::{EventKind, Outcome, RunState, StepEnd, StepId, WAITS_FOR};
+use postern_proto::event::{EventKind, Outcome, RunState, StepEnd, WAITS_FOR};
 
 use super::run::{End, Failure, RunTask, Stop, clamp};
 use super::steps::LOCK_TRIES;
@@ -73,9 +73,7 @@ impl RunTask {
             }
         }
         let Some((holder, lock)) = self.ctx.config.sys.first_lock(&locks) else { return Ok(Others::None) };
-        let (address, attempt) = self.attempt_of(index);
-        let id = StepId { address, attempt, step: self.next_step };
-        self.next_step += 1;
+        let id = self.next_step(index);
         let summary = clamp(&self.redact.text(&format!("{WAITS_FOR}{holder} to be done with {lock}")));
         self.emit(EventKind::StepStarted { step: id.clone(), summary });
         self.commit().await?;

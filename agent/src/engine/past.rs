@@ -18,6 +18,8 @@ pub(super) struct Past {
     pub(super) open: bool,
     /// A step that changes something has begun in some attempt, its own or its group's.
     pub(super) acted: bool,
+    /// The number of the next step of that attempt.
+    pub(super) next_step: u32,
     /// The last step of the open attempt.
     pub(super) step: Option<PastStep>,
 }
@@ -46,6 +48,7 @@ pub(super) fn past(book: &RunBook) -> Vec<Past> {
             EventKind::ResourceStarted { address, attempt } => {
                 let Some(past) = place(address).and_then(|i| all.get_mut(i)) else { continue };
                 (past.attempts, past.open, past.outcome, past.step) = (*attempt, true, None, None);
+                past.next_step = 0;
             }
             EventKind::StepStarted { step, summary } => {
                 let Some(owner) = place(&step.address) else { continue };
@@ -61,6 +64,7 @@ pub(super) fn past(book: &RunBook) -> Vec<Past> {
                 }
                 let Some(past) = all.get_mut(owner) else { continue };
                 past.acted |= acts;
+                past.next_step = step.step + 1;
                 past.step = Some(PastStep { id: step.clone(), seq: event.seq, exec, reboot, end: None });
             }
             EventKind::StepFinished { step, end, .. } => {
@@ -188,9 +192,13 @@ mod tests {
         };
         let finished = |attempt, outcome| finished("c", attempt, outcome);
         after(EventKind::ResourceStarted { address: address.clone(), attempt: 1 });
+        let step = StepId { address: address.clone(), attempt: 1, step: 4 };
+        let told = after(EventKind::StepStarted { step, summary: String::new() });
+        assert_eq!(told.next_step, 5, "an attempt that goes on has no step twice");
         let cut_off = after(finished(1, Outcome::Interrupted));
         assert_eq!((cut_off.outcome, cut_off.open, cut_off.attempts), (None, false, 1));
-        after(EventKind::ResourceStarted { address: address.clone(), attempt: 2 });
+        let again = after(EventKind::ResourceStarted { address: address.clone(), attempt: 2 });
+        assert_eq!(again.next_step, 0);
         let done = after(finished(2, Outcome::Changed));
         assert_eq!(done.outcome.map(|(outcome, _)| outcome), Some(Outcome::Changed));
     }

@@ -74,8 +74,6 @@ pub(super) struct RunTask {
     pub(super) held: BTreeMap<usize, Held>,
     /// Before the controller is tried again.
     pub(super) hold_pause: Duration,
-    /// The number of the next step of the attempt that is under way.
-    pub(super) next_step: u32,
     /// Something was changed since this task began.
     pub(super) acted: bool,
     /// What was replaced is kept.
@@ -193,7 +191,6 @@ impl RunTask {
             ahead: Ahead::default(),
             held: BTreeMap::new(),
             hold_pause: Held::FIRST / 2,
-            next_step: 0,
             acted: false,
             keeps: false,
             kept: false,
@@ -423,6 +420,14 @@ impl RunTask {
 
     pub(super) fn attempt_of(&self, index: usize) -> (Address, u32) {
         (self.plan.resources[index].address.clone(), self.past[index].attempts.max(1))
+    }
+
+    /// Names the next step of an attempt.
+    pub(super) fn next_step(&mut self, index: usize) -> StepId {
+        let (address, attempt) = self.attempt_of(index);
+        let step = self.past[index].next_step;
+        self.past[index].next_step += 1;
+        StepId { address, attempt, step }
     }
 
     /// Adds an event to the next commit. Gives its number.

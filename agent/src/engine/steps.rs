@@ -19,8 +19,9 @@ use crate::supervise::spool::{Reader, last_words};
 
 /// How often a step is begun again when another took its lock in the moment before it.
 pub(super) const LOCK_TRIES: u32 = 3;
-/// What a guard tells like steps: that it is armed, that it looks, that it takes the change back.
-const GUARD_STEPS: u64 = 3;
+/// What a guard tells like steps: that it is armed, that it looks, that it takes the change back. And in the room
+/// of one, that it waited for the controller before.
+const GUARD_STEPS: u64 = 4;
 /// Between looks at a lock.
 const LOCK_LOOK: Duration = Duration::from_millis(500);
 /// The time that asking for a restart may take.
@@ -36,6 +37,14 @@ fn most_tries(step: &Step) -> u64 {
     }
 }
 
+/// How many steps the journal may have to tell of beyond those that it counted on when the run was taken.
+fn beyond(steps: &[Step], guarded: bool) -> u64 {
+    let guard = if guarded { GUARD_STEPS } else { 0 };
+    // Others are waited for before the look at what is changed, too, which is told like a step.
+    let waits = if steps.iter().any(|step| most_tries(step) > 1) { u64::from(LOCK_TRIES) } else { 0 };
+    (guard + waits + steps.iter().map(most_tries).sum::<u64>()).saturating_sub(STEPS)
+}
+
 impl RunTask {
     /// Sets room aside for the events of these steps, where they may be more than was counted on when the run was
     /// taken: a full disk refuses them before the first one acts, not in their middle.
@@ -45,8 +54,7 @@ impl RunTask {
         steps: &[Step],
         guarded: bool,
     ) -> Result<(), CommitError> {
-        let guard = if guarded { GUARD_STEPS } else { 0 };
-        match (guard + steps.iter().map(most_tries).sum::<u64>()).saturating_sub(STEPS) {
+        match beyond(steps, guarded) {
             0 => Ok(()),
             beyond => self.ctx.writer.reserve(self.run, beyond * step_room(address)).await,
         }
@@ -245,6 +253,30 @@ async fn count(spool: &std::path::Path) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A step that takes a lock may be begun four times, and three waits come before the first one.
+    #[test]
+    fn what_is_told_beyond_the_room_of_a_run_by_table() {
+        let plain = || Step::Remove { path: String::new() };
+        let locks = || {
+            let mut exec = Exec::new(&["true"], Duration::ZERO);
+            exec.waits_for = vec!["/lock".to_owned()];
+            Step::Exec(exec)
+        };
+        let cases = [
+            (vec![], false, 0),
+            ((0..5).map(|_| plain()).collect(), false, 0),
+            ((0..6).map(|_| plain()).collect(), false, 1),
+            (vec![plain()], true, 0),
+            (vec![plain(), plain()], true, 1),
+            (vec![locks()], false, 2),
+            (vec![locks(), plain(), locks()], false, 7),
+            (vec![locks()], true, 6),
+        ];
+        for (steps, guarded, want) in cases {
+            assert_eq!(beyond(&steps, guarded), want, "{steps:?} {guarded}");
+        }
+    }
 
     #[test]
     fn trap_11_a_lost_lock_is_known_by_apts_words() {

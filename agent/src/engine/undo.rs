@@ -138,7 +138,10 @@ impl RunTask {
             return Ok(());
         }
         self.late.extend(before.late);
-        self.begin(index);
+        // One that waited for the controller goes on with the attempt that it waited in.
+        if !self.past[index].open {
+            self.begin(index);
+        }
         let bound = match self.bind(index) {
             Ok(bound) => bound,
             Err(unseen) => return self.ended(index, Outcome::Failed, unseen.why, began),

@@ -142,6 +142,10 @@ mod tests {
         assert_eq!(lacking(&predicates, &before, &moved_away).len(), 1);
         let never = [found(0, "v4", refused()), found(2, "v4", Finding::unobservable("no answer in time"))];
         assert_eq!(lacking(&predicates, &never, &never), [] as [&str; 0]);
+        // What the change is to bring about may have been so before: that counts once.
+        let mut had = before.clone();
+        had[3].finding = Finding::Holds;
+        assert_eq!(lacking(&predicates, &had, &still_taken).len(), 1);
         assert_eq!(
             watched(&predicates, &before),
             "link, inbound 22, ssh takes no password from root on port 22; not watched: inbound 80 (not so \

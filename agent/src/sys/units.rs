@@ -199,7 +199,7 @@ mod tests {
         let mut second = Box::pin(sys.show_unit("b", "-p=P", LIMIT));
         assert!(begun(&mut second).await);
         drop(first);
-        let said = second.await.unwrap();
+        let said = tokio::time::timeout(LIMIT, second).await.expect("an answer in time").unwrap();
         assert!(String::from_utf8_lossy(&said.stdout).contains("Of=b"));
         assert_eq!(starts(&dir), 1);
     }

@@ -303,6 +303,24 @@ pub(crate) async fn complete(work: &Work, dispatch: Dispatch) -> Told {
     told
 }
 
+/// Rewrites the journal so that it ends after the last record that `keep` is true for: as if the power had
+/// gone at that border.
+pub(crate) fn cut_after(state: &Path, keep: impl Fn(&str) -> bool) {
+    use postern_agent::journal::{Journal, file_disk};
+    let path = state.join("journal");
+    let (mut journal, payloads) = Journal::open(&path, 1 << 20, file_disk).unwrap();
+    let mut kept: Vec<Vec<u8>> = Vec::new();
+    for payload in payloads {
+        let records: Vec<serde_json::Value> = serde_json::from_slice(&payload).unwrap();
+        let records: Vec<_> = records.into_iter().take_while(|record| keep(&record.to_string())).collect();
+        if records.is_empty() {
+            break;
+        }
+        kept.push(serde_json::to_vec(&records).unwrap());
+    }
+    journal.rewrite(&kept, 0).unwrap();
+}
+
 /// Waits for a state, not for a duration.
 pub(crate) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let end = tokio::time::Instant::now() + LIMIT;
