@@ -129,7 +129,9 @@ fn nothing_is_left_of_a_virtual_machine_whose_lab_was_killed() -> Result<()> {
     let run = run.context("the victim ended before it had made its machine")?;
     let mark = format!("runs/{run}/hosts/orphan/disk.img");
     let cable = std::path::PathBuf::from(format!("/sys/class/net/plv{run}h1"));
-    assert!(!processes(&mark).is_empty() && cable.exists(), "the machine runs");
+    wait_for("the machine runs", Duration::from_secs(20), || {
+        Ok(!processes(&mark).is_empty() && cable.exists())
+    })?;
     child.kill()?;
     child.wait()?;
     wait_for("the machine is gone", Duration::from_secs(60), || {

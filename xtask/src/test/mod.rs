@@ -102,6 +102,9 @@ fn lab_can_run(programs: &Programs) -> Result<bool> {
 
 /// Whether a test with a virtual machine is among those that were asked for.
 fn wants_machines(programs: &Programs, filter: Option<&str>) -> Result<bool> {
+    if std::env::var_os("POSTERN_LAB_VMS").is_none_or(|value| value != "1") {
+        return Ok(false);
+    }
     let is = |e: &&Executable| makes_hosts(e) && e.target == MACHINES_SUITE;
     let Some(executable) = suites(&programs.0).find(is) else { return Ok(false) };
     Ok(!suite::list(&name(executable), harness(executable, filter))?.0.is_empty())
