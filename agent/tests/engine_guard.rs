@@ -12,68 +12,16 @@
 
 #[path = "support/engine.rs"]
 mod support;
+#[path = "support/guard.rs"]
+mod vantage;
 
-use std::collections::VecDeque;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use async_trait::async_trait;
-use postern_agent::engine;
-use postern_agent::guard::{Unseen, Vantage};
 use postern_proto::event::{EventKind, Outcome, RunEvent, RunState};
-use postern_proto::guard::{Found, Predicate};
 use serde_json::json;
-use support::{Host, LIMIT, Told, Work, complete, lines, to_the_end, until};
-
-/// What the controller answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Says {
-    /// It is reached.
-    Yes,
-    /// It is not.
-    No,
-    /// Nothing, for ever.
-    Nothing,
-    /// It will never look.
-    Never,
-}
-
-/// Answers as scripted; the last answer stays.
-#[derive(Debug)]
-struct Scripted(Mutex<VecDeque<Says>>);
-
-#[async_trait]
-impl Vantage for Scripted {
-    async fn look(&self, _: &[Predicate]) -> Result<Vec<Found>, Unseen> {
-        let says = {
-            let mut script = self.0.lock().unwrap();
-            if script.len() > 1 { script.pop_front().unwrap() } else { script[0] }
-        };
-        match says {
-            Says::Yes => Ok(Vec::new()),
-            Says::No => Err(Unseen::now("nothing answers")),
-            Says::Nothing => std::future::pending().await,
-            Says::Never => Err(Unseen::for_good("too old")),
-        }
-    }
-}
-
-/// An engine in front of such a controller. What is not confirmed within seconds is taken back.
-fn open(host: &Host, script: &[Says]) -> Work {
-    open_for(host, script, Duration::from_secs(7))
-}
-
-fn open_for(host: &Host, script: &[Says], window: Duration) -> Work {
-    std::fs::create_dir_all(host.root().join("etc/systemd/system")).unwrap();
-    host.fake("systemctl", "exit 0");
-    let mut config = host.config();
-    config.vantage = Some(Arc::new(Scripted(Mutex::new(script.iter().copied().collect()))));
-    config.limits.guard_window = window;
-    config.limits.park_after = Duration::from_millis(100);
-    let (engine, driver) = engine::open(config).unwrap();
-    Work { engine, driver: tokio::spawn(driver) }
-}
+use support::{Host, LIMIT, Told, complete, lines, to_the_end, until};
+use vantage::{Says, guards_left, open, open_for};
 
 /// A change and its way back; `done` has a line for each time that it was made, `back` for each way back.
 fn change(host: &Host) -> serde_json::Value {
@@ -85,10 +33,6 @@ fn change(host: &Host) -> serde_json::Value {
 
 fn stands(host: &Host) -> (bool, usize, usize) {
     (Path::new(&host.path("changed")).exists(), lines(host.path("done")), lines(host.path("back")))
-}
-
-fn guards_left(host: &Host) -> usize {
-    std::fs::read_dir(host.state().join("guard")).map_or(0, Iterator::count)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -341,6 +285,35 @@ async fn an_undo_waits_for_the_controller_too() {
     let begun = |event: &&RunEvent| matches!(event.kind, EventKind::ResourceStarted { .. });
     assert_eq!(told.events.iter().filter(begun).count(), 1);
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "nameserver 192.0.2.1\n");
+}
+
+/// Much may have happened while an undo waited: what somebody else has changed meanwhile is left alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_undo_that_waited_looks_anew() {
+    let mut host = Host::new();
+    let path = host.root().join("etc/resolv.conf");
+    std::fs::write(&path, "nameserver 192.0.2.1\n").unwrap();
+    let work = open(&host, &[Says::Yes, Says::Yes, Says::Later]);
+    let resource = ("r", "file", support::file("/etc/resolv.conf", "nameserver 192.0.2.2\n"));
+    let dispatch = host.dispatch(&[resource]);
+    assert_eq!(complete(&work, dispatch.clone()).await.outcomes(), [(1, Outcome::Changed)]);
+    let undo = host.undo(&dispatch);
+    let run = undo.run;
+    let mut outbox = work.engine.attach(vec![], vec![]).await;
+    work.engine.dispatch(undo).await.unwrap();
+    let mut told = Told::default();
+    while !matches!(told.events.last().map(|event| &event.kind), Some(EventKind::Parked { .. })) {
+        match support::next(&mut outbox).await {
+            postern_agent::engine::Outgoing::Event(event) if event.run != run => {}
+            outgoing => told.take(outgoing),
+        }
+    }
+    std::fs::write(&path, "nameserver 192.0.2.3\n").unwrap();
+    std::fs::write(host.path("reached"), "").unwrap();
+    to_the_end(&work.engine, &mut outbox, run, &mut told).await;
+    assert_eq!(told.outcomes(), [(1, Outcome::Failed)], "{:?}", told.messages());
+    assert!(told.messages()[0].contains("left alone"), "{:?}", told.messages());
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "nameserver 192.0.2.3\n");
 }
 
 /// Without a way to be seen nothing is changed.

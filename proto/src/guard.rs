@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 
 /// The most predicates of one guard.
 pub const MAX_PREDICATES: usize = 64;
+/// The most keys of one predicate.
+pub const MAX_KEYS: usize = 64;
 /// The most findings about the predicates of one guard.
 pub const MAX_FINDINGS: usize = 1024;
 

@@ -1,15 +1,18 @@
 //! Steps under guard: armed before, watched after, and taken back unless all that held before holds again.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use postern_proto::event::{StepEnd, StepId};
-use postern_proto::guard::{Found, MAX_PREDICATES, Predicate};
+use postern_proto::guard::{Found, MAX_KEYS, MAX_PREDICATES, Predicate};
+use postern_proto::plan::PlannedResource;
 use tokio::time::Instant;
 
+use super::backup::Kept;
 use super::exec::KILL_AFTER;
 use super::run::{Failure, RunTask, StepResult, Stop};
-use crate::guard::{Ended, Guards, State, Stored, Unseen, Vantage, lacking, watched};
-use crate::resources::{Protect, Step};
+use crate::guard::{Change, Ended, Guards, State, Stored, Unseen, Vantage, lacking, watched};
+use crate::resources::{Depth, Protect, Step, Undo};
 
 /// For one look from outside.
 const LOOK: Duration = Duration::from_secs(30);
@@ -18,8 +21,6 @@ const PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);
 /// The last look is over so long before the timer's time is.
 const MARGIN: Duration = Duration::from_secs(5);
-/// Keys of one user that are looked at.
-const MAX_KEYS: usize = 64;
 
 /// What became of steps that were to be performed.
 pub(super) enum Done {
@@ -60,6 +61,9 @@ pub(super) struct Held {
     pub(super) pause: Duration,
     /// For people.
     pub(super) why: String,
+    /// What it asked the controller to look at. Asking for less would tell that the controller is there, and not
+    /// that it can confirm this.
+    pub(super) predicates: Vec<Predicate>,
 }
 
 impl Held {
@@ -92,7 +96,8 @@ impl RunTask {
                 return Ok(Done::Steps(Err(Failure::new(why))));
             }
             Err(unseen) => {
-                let mut held = Held { until: Instant::now(), pause: self.hold_pause, why: String::new() };
+                let (until, pause, why) = (Instant::now(), self.hold_pause, String::new());
+                let mut held = Held { until, pause, why, predicates };
                 held.again(unseen.why);
                 self.hold_pause = held.pause;
                 self.held.insert(index, held);
@@ -103,14 +108,15 @@ impl RunTask {
         let guards = self.guards();
         let seen = watched(&predicates, &before);
         let window = self.ctx.config.limits.guard_window;
+        let (earlier, lost) = self.changed_before(index, &protect.reads).await?;
         let summary =
-            format!("under guard, taken back after {} s unless confirmed: {seen}", window.as_secs());
+            format!("under guard, taken back after {} s unless confirmed: {seen}{lost}", window.as_secs());
         let id = self.pseudo_step(index, &summary).await?;
         let (address, attempt) = self.attempt_of(index);
         let name = format!("{}-{index}-{attempt}", self.run);
         let (until, margin) = (Instant::now() + window, MARGIN.min(window / 4));
-        let armed = guards.arm(&name, address.as_str(), steps, &protect, window);
-        let stored = match self.patiently(armed).await? {
+        let change = Change { what: address.as_str(), steps, earlier: &earlier, protect: &protect };
+        let stored = match self.patiently(guards.arm(&name, &change, window)).await? {
             Ok(stored) => stored,
             Err(error) => {
                 let why = format!("nothing was changed, since the guard could not be armed: {error}");
@@ -134,6 +140,59 @@ impl RunTask {
         Ok(Done::Steps(result.map(note)))
     }
 
+    /// The steps back from what this run did before to these files, and what is to be said of those to which there
+    /// is no way back.
+    async fn changed_before(&mut self, index: usize, reads: &[String]) -> Result<(Vec<Step>, String), Stop> {
+        let (mut back, mut lost) = (Vec::new(), String::new());
+        let read = |it: &PlannedResource| {
+            let path = it.spec.get("path").and_then(serde_json::Value::as_str);
+            path.filter(|path| reads.iter().any(|read| read == path)).map(str::to_owned)
+        };
+        let others: Vec<(usize, String)> = (0..self.plan.resources.len())
+            .filter(|other| *other != index)
+            .filter_map(|other| Some((other, read(&self.plan.resources[other])?)))
+            .collect();
+        let kept = Kept::of(&self.ctx.backup_dir, self.run);
+        for (other, path) in others {
+            let kept = kept.clone();
+            let before = tokio::task::spawn_blocking(move || kept.before(other).map_err(|it| it.to_string()));
+            let before = match before.await.unwrap_or_else(|error| Err(error.to_string())) {
+                // This run did not touch it.
+                Ok(None) => continue,
+                Ok(Some(before)) => before.withheld.map_or(Ok(before.seen), Err),
+                Err(why) => Err(why),
+            };
+            match self.way_back(other, before).await? {
+                Ok(steps) => back.extend(steps),
+                Err(why) => lost += &format!("; {path} would stay as it is now: {why}"),
+            }
+        }
+        Ok((back, lost))
+    }
+
+    async fn way_back(
+        &mut self,
+        index: usize,
+        before: Result<serde_json::Value, String>,
+    ) -> Result<Result<Vec<Step>, String>, Stop> {
+        let (before, bound) = match (before, self.bind(index)) {
+            (Err(why), _) | (_, Err(super::look::Unseen { why, .. })) => return Ok(Err(why)),
+            (Ok(before), Ok(bound)) => (before, bound),
+        };
+        let ctx = Arc::clone(&self.ctx);
+        let now = match self.patiently(bound.view(&ctx.config.sys, Depth::Whole)).await? {
+            Ok(view) => view.seen,
+            Err(error) => return Ok(Err(error.to_string())),
+        };
+        if bound.essence(&before) == bound.essence(&now) {
+            return Ok(Ok(Vec::new()));
+        }
+        Ok(match bound.undo(&before, &serde_json::Value::Null, &now) {
+            Ok(Undo::Steps(steps)) => Ok(steps),
+            Ok(Undo::Cannot(why)) | Err(why) => Err(why),
+        })
+    }
+
     fn guards(&self) -> Guards {
         let config = &self.ctx.config;
         Guards { state_dir: config.state_dir.clone(), sys: config.sys.clone() }
@@ -143,14 +202,8 @@ impl RunTask {
         &mut self,
         predicates: &[Predicate],
     ) -> Result<Result<Vec<Found>, Unseen>, Stop> {
-        let Some(vantage) = self.ctx.config.vantage.clone() else {
-            return Ok(Err(Unseen::now("this agent has no link over which it could be confirmed")));
-        };
-        let look = async {
-            let looked = tokio::time::timeout(LOOK, vantage.look(predicates)).await;
-            looked.unwrap_or_else(|_| Err(Unseen::now("the controller did not answer in time")))
-        };
-        self.patiently(look).await
+        let vantage = self.ctx.config.vantage.clone();
+        self.patiently(look_once(vantage.as_deref(), predicates)).await
     }
 
     /// What the guard does stands in the log like a step.
@@ -266,12 +319,14 @@ fn watchable(predicates: &[Predicate]) -> Vec<Predicate> {
     predicates
 }
 
-/// Whether the controller is there to confirm a change.
-pub(super) async fn is_reachable(vantage: Option<&dyn Vantage>) -> Result<(), String> {
-    let Some(vantage) = vantage else { return Err("this agent has no link".to_owned()) };
-    match tokio::time::timeout(LOOK, vantage.look(&[])).await {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(unseen)) => Err(unseen.why),
-        Err(_) => Err("the controller did not answer in time".to_owned()),
-    }
+/// One look from outside, which comes to an end.
+pub(super) async fn look_once(
+    vantage: Option<&dyn Vantage>,
+    predicates: &[Predicate],
+) -> Result<Vec<Found>, Unseen> {
+    let Some(vantage) = vantage else {
+        return Err(Unseen::now("this agent has no link over which it could be confirmed"));
+    };
+    let looked = tokio::time::timeout(LOOK, vantage.look(predicates)).await;
+    looked.unwrap_or_else(|_| Err(Unseen::now("the controller did not answer in time")))
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use postern_proto::event::EventKind;
 use tokio::time::Instant;
 
-use super::guarded::is_reachable;
+use super::guarded::look_once;
 use super::run::{RunTask, Stop, clamp};
 
 impl RunTask {
@@ -23,13 +23,14 @@ impl RunTask {
                 None => std::future::pending().await,
             }
         };
-        let (next, vantage) =
-            (self.held.values().map(|held| held.until).min(), self.ctx.config.vantage.clone());
+        let next = self.held.iter().min_by_key(|(_, held)| held.until);
+        let next = next.map(|(index, held)| (*index, held.until, held.predicates.clone()));
+        let vantage = self.ctx.config.vantage.clone();
         let tried = async {
             match next {
-                Some(next) => {
-                    tokio::time::sleep_until(next).await;
-                    is_reachable(vantage.as_deref()).await
+                Some((index, until, predicates)) => {
+                    tokio::time::sleep_until(until).await;
+                    (index, look_once(vantage.as_deref(), &predicates).await)
                 }
                 None => std::future::pending().await,
             }
@@ -44,9 +45,14 @@ impl RunTask {
         };
         tokio::select! {
             () = changed => {}
-            tried = tried => match tried {
-                Ok(()) => self.held.clear(),
-                Err(why) => self.held.values_mut().for_each(|held| held.again(why.clone())),
+            (index, seen) = tried => match seen {
+                Err(unseen) if !unseen.for_good => {
+                    if let Some(held) = self.held.get_mut(&index) {
+                        held.again(unseen.why);
+                    }
+                }
+                // It can be confirmed, or never will be: either way it goes on, and tells.
+                Ok(_) | Err(_) => drop(self.held.remove(&index)),
             },
             () = cancelled => {}
             () = tokio::time::sleep_until(due), if !parked => {

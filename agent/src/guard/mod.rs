@@ -104,6 +104,19 @@ pub enum Ended {
     Nothing,
 }
 
+/// What a guard is armed around.
+#[derive(Clone, Copy, Debug)]
+pub struct Change<'a> {
+    /// The resource, for people.
+    pub what: &'a str,
+    /// What is done.
+    pub steps: &'a [Step],
+    /// Steps back from what the same run did before to files that this change puts in force.
+    pub earlier: &'a [Step],
+    /// What its kind says about it.
+    pub protect: &'a Protect,
+}
+
 /// The guards of one host.
 #[derive(Clone, Debug)]
 pub struct Guards {
@@ -114,16 +127,9 @@ pub struct Guards {
 }
 
 impl Guards {
-    /// Keeps what these steps touch and sets the timer. Everything is on the disk when this returns, and
+    /// Keeps what the change touches and sets the timer. Everything is on the disk when this returns, and
     /// systemd runs the timer.
-    pub async fn arm(
-        &self,
-        name: &str,
-        what: &str,
-        steps: &[Step],
-        protect: &Protect,
-        window: Duration,
-    ) -> Result<Stored, GuardError> {
+    pub async fn arm(&self, name: &str, change: &Change<'_>, window: Duration) -> Result<Stored, GuardError> {
         for other in Stored::all(&self.state_dir)? {
             if !is_over(&other) {
                 return Err(GuardError::Busy(other.name));
@@ -131,7 +137,7 @@ impl Guards {
             self.clear(&other).await;
         }
         let stored = Stored::of(&self.state_dir, name)?;
-        let armed = self.set(&stored, what, steps, protect, window).await;
+        let armed = self.set(&stored, change, window).await;
         if armed.is_err() {
             // Nothing was changed under it.
             stored.shift(State::Armed, State::Preparing)?;
@@ -140,28 +146,15 @@ impl Guards {
         armed.map(|()| stored)
     }
 
-    async fn set(
-        &self,
-        stored: &Stored,
-        what: &str,
-        steps: &[Step],
-        protect: &Protect,
-        window: Duration,
-    ) -> Result<(), GuardError> {
-        let (sys, on_disk, steps) = (self.sys.clone(), stored.clone(), steps.to_vec());
-        let (protect, what) = (protect.clone(), what.to_owned());
+    async fn set(&self, stored: &Stored, change: &Change<'_>, window: Duration) -> Result<(), GuardError> {
+        let (sys, on_disk) = (self.sys.clone(), stored.clone());
+        let (steps, earlier) = (change.steps.to_vec(), change.earlier.to_vec());
+        let (protect, what) = (change.protect.clone(), change.what.to_owned());
         let state_dir = self.state_dir.to_string_lossy().into_owned();
         let since = Units::since_start(&self.sys).await;
         tokio::task::spawn_blocking(move || {
-            let paths = snapshot::keep(&sys, &steps, &protect.also)?;
-            let plan = Plan {
-                version: store::VERSION,
-                what: what.clone(),
-                paths,
-                reload: protect.reload,
-                watched: protect.predicates,
-                window_s: window.as_secs(),
-            };
+            let paths = snapshot::keep(&sys, &steps, &protect.also, &earlier)?;
+            let plan = Plan { version: store::VERSION, what: what.clone(), paths, reload: protect.reload };
             on_disk.prepare(&plan)?;
             let units = Units { sys: &sys, name: &on_disk.name };
             units.write(&units::this_program()?, &state_dir, &what, since, window)
@@ -224,8 +217,8 @@ impl Guards {
         Ok(ended)
     }
 
-    /// Removes what is left of a guard that is over, and nothing of one that is not. What cannot be removed does no harm: it finds nothing to
-    /// take back.
+    /// Removes what is left of a guard that is over, and nothing of one that is not. What cannot be removed does no
+    /// harm: it finds nothing to take back.
     pub async fn clear(&self, stored: &Stored) {
         if matches!(stored.state(), Some(State::Armed | State::Reverting)) {
             return;

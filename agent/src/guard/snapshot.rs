@@ -1,6 +1,5 @@
 //! What lies at the paths that a change touches, and the way back to it.
 
-use postern_proto::guard::Predicate;
 use serde::{Deserialize, Serialize};
 
 use crate::resources::Step;
@@ -21,10 +20,6 @@ pub(super) struct Plan {
     pub(super) paths: Vec<Kept>,
     /// See [`crate::resources::Protect::reload`].
     pub(super) reload: Vec<Vec<String>>,
-    /// What is watched, for people.
-    pub(super) watched: Vec<Predicate>,
-    /// Seconds until it is taken back unless it is confirmed.
-    pub(super) window_s: u64,
 }
 
 /// One path as it was.
@@ -75,9 +70,15 @@ fn touched(step: &Step) -> Option<(&str, bool)> {
     })
 }
 
-/// Every path that these steps touch, and these besides, as it is now.
-pub(super) fn keep(sys: &Sys, steps: &[Step], also: &[String]) -> Result<Vec<Kept>, SysError> {
-    let mut kept: Vec<Kept> = Vec::new();
+/// Every path that these steps touch, and these besides, as it is now; and what `earlier` leads back to, which was
+/// changed before.
+pub(super) fn keep(
+    sys: &Sys,
+    steps: &[Step],
+    also: &[String],
+    earlier: &[Step],
+) -> Result<Vec<Kept>, SysError> {
+    let mut kept: Vec<Kept> = earlier.iter().filter_map(Kept::led_to).collect();
     let also = also.iter().map(|path| (path.as_str(), false));
     for (path, kernel) in steps.iter().filter_map(touched).chain(also) {
         if kept.iter().any(|old| old.path == path) {
@@ -112,6 +113,20 @@ fn look(sys: &Sys, path: &str) -> Result<Was, SysError> {
 }
 
 impl Kept {
+    /// What a step would leave at its path; `None` where that is not known from the step alone.
+    fn led_to(step: &Step) -> Option<Self> {
+        let (path, was) = match step {
+            Step::WriteFile(file) => {
+                let (content, mode, uid, gid) = (file.content.clone(), file.mode, file.uid, file.gid);
+                (&file.path, Was::File { content, mode, uid, gid })
+            }
+            Step::Remove { path } => (path, Was::Missing),
+            Step::Symlink { path, target } => (path, Was::Link { target: target.clone() }),
+            _ => return None,
+        };
+        Some(Self { path: path.clone(), was })
+    }
+
     /// Which.
     pub(super) fn path(&self) -> &str {
         &self.path
@@ -195,8 +210,17 @@ mod tests {
             Step::Symlink { path: "/link".into(), target: "elsewhere".into() },
             Step::WriteKernel { path: "/value".into(), value: "0".into() },
         ];
-        let kept = keep(&sys, &steps, &["/also".to_owned()]).unwrap();
-        assert_eq!(kept.len(), 8);
+        // What was changed before comes back to what it was before that.
+        fs::write(at("/earlier"), "changed before").unwrap();
+        fs::write(at("/made-earlier"), "made before").unwrap();
+        let (path, content) = ("/earlier".to_owned(), b"first".to_vec());
+        let earlier = [
+            Step::WriteFile(WriteFile { path, content, mode: 0o600, uid, gid, validate: None }),
+            Step::Remove { path: "/made-earlier".into() },
+        ];
+        let also = ["/also".to_owned(), "/earlier".to_owned()];
+        let kept = keep(&sys, &steps, &also, &earlier).unwrap();
+        assert_eq!(kept.len(), 10);
         fs::write(at("/also"), "new").unwrap();
         let text = serde_json::to_string(&kept).unwrap();
         let kept: Vec<Kept> = serde_json::from_str(&text).unwrap();
@@ -219,9 +243,11 @@ mod tests {
             assert!(
                 !at("/also").exists()
                     && !at("/fresh").exists()
+                    && !at("/made-earlier").exists()
                     && !at("/newdir").exists()
                     && at("/dir").is_dir()
             );
+            assert_eq!(fs::read(at("/earlier")).unwrap(), b"first");
             assert_eq!(fs::read_link(at("/link")).unwrap().to_str(), Some("file"));
             assert_eq!(fs::read(at("/value")).unwrap(), b"1\n");
         }

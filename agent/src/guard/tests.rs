@@ -38,9 +38,14 @@ fn act(root: &Path) {
 }
 
 async fn armed(guards: &Guards, reload: &[&str]) -> Result<Stored, GuardError> {
+    armed_as(guards, "g-1", reload).await
+}
+
+async fn armed_as(guards: &Guards, name: &str, reload: &[&str]) -> Result<Stored, GuardError> {
     let reload = vec![reload.iter().map(ToString::to_string).collect()];
     let protect = Protect { reload, ..Protect::default() };
-    guards.arm("g-1", "a test", &change(), &protect, Duration::from_secs(60)).await
+    let change = Change { what: "a test", steps: &change(), earlier: &[], protect: &protect };
+    guards.arm(name, &change, Duration::from_secs(60)).await
 }
 
 fn units(root: &Path) -> usize {
@@ -125,11 +130,11 @@ async fn two_guards_at_once_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let guards = host(dir.path(), "none");
     let first = armed(&guards, &["true"]).await.unwrap();
-    let second = guards.arm("g-2", "x", &change(), &Protect::default(), Duration::from_secs(60)).await;
+    let second = armed_as(&guards, "g-2", &["true"]).await;
     assert!(matches!(&second, Err(GuardError::Busy(name)) if name == "g-1"), "{second:?}");
     assert_eq!(first.state(), Some(State::Armed));
     assert!(guards.confirm(&first).await.unwrap());
-    guards.arm("g-2", "x", &change(), &Protect::default(), Duration::from_secs(60)).await.unwrap();
+    armed_as(&guards, "g-2", &["true"]).await.unwrap();
 }
 
 /// In a boot, what is put in force is ordered after the service that does so: to wait for it would be for ever.
@@ -159,7 +164,7 @@ async fn a_way_back_that_never_works_is_given_up_in_the_end() {
     }
     assert_eq!(revert(&guards.sys, &stored, Moment::Now).await.unwrap(), Ended::Reverted);
     assert_eq!(fs::read(dir.path().join("etc/conf")).unwrap(), b"old");
-    guards.arm("g-2", "x", &change(), &Protect::default(), Duration::from_secs(60)).await.unwrap();
+    armed_as(&guards, "g-2", &["true"]).await.unwrap();
 }
 
 /// A path that is as it was is left alone, also where it could not be replaced.

@@ -12,6 +12,9 @@ pub struct Protect {
     /// Paths that programs among the steps change (a unit's link that `systemctl enable` makes): kept and put back
     /// like those that the steps touch themselves.
     pub also: Vec<String>,
+    /// Files that the change puts in force and does not write: where the same run has changed one of them before, it
+    /// is put back as it was before the run.
+    pub reads: Vec<String>,
     /// Programs that put in force what was put back, in this order. They are run without the agent and maybe
     /// early in a boot, so each must do no harm when it is run twice or when what it reloads does not run yet.
     pub reload: Vec<Vec<String>>,

@@ -1,12 +1,13 @@
 //! `service`: a systemd unit, running or not, at boot or not, restarted when its files are newer than it is.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
+use postern_proto::guard::Predicate;
 use postern_proto::spec::{Running, ServiceSpec};
 use serde::{Deserialize, Serialize};
 
-use super::{Depth, Exec, ObserveError, Resource, Step, Undo};
+use super::{Depth, Exec, ObserveError, Protect, Resource, Step, Undo, listen};
 use crate::sys::{Sys, SysError};
 
 /// The time a question to systemd may take.
@@ -19,6 +20,30 @@ const STAYS: Duration = Duration::from_millis(500);
 const SETTLE: Duration = Duration::from_secs(60);
 /// Between looks at a unit that is on its way.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// Units that the way to this host may lie over: what listens, what sets up addresses, names and routes, what
+/// filters, what carries a tunnel, and what speaks to the controller. The last ones are names of instances.
+const CARRIES: &[&str] = &[
+    "ssh.service",
+    "sshd.service",
+    "ssh.socket",
+    "networking.service",
+    "systemd-networkd.service",
+    "systemd-networkd.socket",
+    "systemd-resolved.service",
+    "NetworkManager.service",
+    "dhcpcd.service",
+    "nftables.service",
+    "netfilter-persistent.service",
+    "ufw.service",
+    "firewalld.service",
+    "tailscaled.service",
+    "cloudflared.service",
+    "postern-agent.service",
+    "ifup@",
+    "wg-quick@",
+    "openvpn@",
+];
 
 pub(super) struct Service;
 
@@ -38,6 +63,9 @@ pub(super) struct Seen {
     stale: Option<String>,
     /// For a unit that systemd made out of a SysV script: whether that is started at boot.
     sysv: Option<bool>,
+    /// Where SSH is served, asked only for a unit that the way to this host may lie over.
+    #[serde(default)]
+    ssh: BTreeSet<u16>,
 }
 
 impl Seen {
@@ -159,6 +187,26 @@ impl Resource for Service {
         Undo::Steps(reload.into_iter().chain(acts).collect())
     }
 
+    fn protect(spec: &ServiceSpec, seen: &Seen) -> Option<Protect> {
+        let unit = spec.unit();
+        if !carries(&unit) {
+            return None;
+        }
+        let words = |argv: &[&str]| argv.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        let mut reload = vec![words(&["systemctl", "daemon-reload"])];
+        // Only where systemd can do it: the others are as they were, whatever was tried.
+        if spec.enabled.is_some() && matches!(seen.file_state.as_str(), "enabled" | "disabled") {
+            let verb = if seen.is_enabled() { "enable" } else { "disable" };
+            reload.push(words(&["systemctl", verb, "--", &unit]));
+        }
+        if spec.state.is_some() {
+            let verb = if seen.is_up() { "restart" } else { "stop" };
+            reload.push(words(&["systemctl", verb, "--", &unit]));
+        }
+        let predicates = seen.ssh.iter().map(|port| Predicate::Inbound { port: *port }).collect();
+        Some(Protect { predicates, reads: spec.restart_on.clone(), reload, ..Protect::default() })
+    }
+
     fn undo_last(spec: &ServiceSpec, before: &Seen) -> bool {
         // One that did not run before is stopped in its turn, while what it belongs to is still there.
         !spec.restart_on.is_empty() && before.is_up()
@@ -175,6 +223,10 @@ impl Resource for Service {
             }
         }
     }
+}
+
+fn carries(unit: &str) -> bool {
+    CARRIES.iter().any(|name| unit == *name || name.ends_with('@') && unit.starts_with(name))
 }
 
 fn systemctl(args: &[&str]) -> Step {
@@ -197,6 +249,10 @@ async fn ask(spec: &ServiceSpec, host: &Sys) -> Result<Seen, ObserveError> {
     let (mut seen, started, source) = parse(&text, crate::sys::boot_ns());
     if let Some(started) = started {
         seen.stale = newest(&spec.restart_on, host, started)?;
+    }
+    if carries(&unit) {
+        let units = listen::units(host, listen::SSH_PROPERTIES, &listen::SSH_UNITS).await?;
+        seen.ssh = listen::listen(host, &units)?.ports;
     }
     if let (true, Some(script)) = (seen.file_state == "generated", source.strip_prefix("/etc/init.d/")) {
         seen.sysv = Some(starts_at_boot(script, host)?);
@@ -260,6 +316,7 @@ fn parse(text: &str, boot_ns: i128) -> (Seen, Option<i128>, String) {
         needs_reload: get("NeedDaemonReload") == "yes",
         stale: None,
         sysv: None,
+        ssh: BTreeSet::new(),
     };
     // The later of the two: a reload moves neither, a restart of the main process moves the second. Of all
     // stamps these are the exact ones, which every systemd writes alike: the others may be cut to a second,
@@ -325,6 +382,37 @@ mod tests {
         for (json, seen, want) in cases {
             assert_eq!(verbs(&spec(json.clone()), &seen), want, "{json} {seen:?}");
         }
+    }
+
+    #[test]
+    fn what_the_way_to_the_host_lies_over_is_guarded() {
+        let of = |name: &str, state: &str, seen: &Seen| {
+            let spec = spec(serde_json::json!({"name": name, "state": state, "restart_on": ["/etc/x"]}));
+            Service::protect(&spec, seen)
+        };
+        let up = Seen { ssh: [22].into(), ..seen("active", "enabled") };
+        for name in ["nginx", "docker", "ssh-agent", "wg-quick", "network.target"] {
+            assert_eq!(of(name, "running", &up), None, "{name}");
+        }
+        for name in ["ssh", "ssh.socket", "systemd-networkd", "wg-quick@wg0", "postern-agent"] {
+            assert!(of(name, "running", &up).is_some(), "{name}");
+        }
+        let last = |protect: &Protect| protect.reload.last().unwrap().join(" ");
+        let restarted = of("networking", "running", &up).unwrap();
+        assert_eq!(restarted.predicates, [Predicate::Inbound { port: 22 }]);
+        assert_eq!(
+            (last(&restarted), restarted.reads[0].as_str()),
+            ("systemctl restart -- networking.service".into(), "/etc/x")
+        );
+        assert_eq!(restarted.reload.len(), 2, "whether it starts at boot is not declared: {restarted:?}");
+        assert_eq!(last(&of("ssh", "stopped", &up).unwrap()), "systemctl restart -- ssh.service");
+        let down = seen("inactive", "disabled");
+        assert_eq!(last(&of("nftables", "running", &down).unwrap()), "systemctl stop -- nftables.service");
+        let boot = spec(serde_json::json!({"name": "ssh", "enabled": false}));
+        let of_boot = |state: &str| last(&Service::protect(&boot, &seen("active", state)).unwrap());
+        assert_eq!(of_boot("enabled"), "systemctl enable -- ssh.service");
+        assert_eq!(of_boot("disabled"), "systemctl disable -- ssh.service");
+        assert_eq!(of_boot("static"), "systemctl daemon-reload");
     }
 
     fn verbs_of(steps: &[Step]) -> Vec<String> {

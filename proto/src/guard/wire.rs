@@ -1,6 +1,6 @@
 //! Predicates and findings on the wire. What comes from a peer is checked here.
 
-use super::{Finding, Found, MAX_FINDINGS, MAX_PREDICATES, Predicate};
+use super::{Finding, Found, MAX_FINDINGS, MAX_KEYS, MAX_PREDICATES, Predicate};
 use crate::convert::WireError;
 use crate::v1;
 use crate::v1::guard_predicate::Kind;
@@ -9,8 +9,6 @@ use crate::v1::guard_predicate::Kind;
 const MAX_USER: usize = 255;
 /// The longest key, bytes: one of RSA with 16384 bits has 2.8 KB.
 const MAX_KEY: usize = 8 * 1024;
-/// The most keys of one predicate.
-const MAX_KEYS: usize = 64;
 /// The longest text of a finding, bytes.
 const MAX_WHY: usize = 1024;
 

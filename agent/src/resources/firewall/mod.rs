@@ -218,7 +218,7 @@ impl Resource for Firewall {
             other => words(&["systemctl", "enable", "--now", "--", other]),
         }));
         let also = [units::AT_BOOT, units::WITH_DOCKER].map(str::to_owned).to_vec();
-        Some(Protect { predicates, also, reload })
+        Some(Protect { predicates, also, reload, ..Protect::default() })
     }
 }
 

@@ -223,7 +223,7 @@ impl Resource for Sshd {
         } else if seen.active {
             reload.push(words(&["systemctl", "reload-or-restart", SERVICE]));
         }
-        Some(Protect { predicates, also: Vec::new(), reload })
+        Some(Protect { predicates, reload, ..Protect::default() })
     }
 }
 

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use self::boot::Setting;
 use super::diff::unified;
-use super::{Depth, ObserveError, Resource, Step, Undo, WriteFile, base64_bytes};
+use super::{Depth, ObserveError, Protect, Resource, Step, Undo, WriteFile, base64_bytes};
 use crate::sys::{FileKind, Meta, Sys};
 
 /// Where ours lie.
@@ -18,6 +18,27 @@ const DIRECTORY: &str = "/etc/sysctl.d";
 const READ_LIMIT: u64 = 64 * 1024;
 /// Permission bits of our file.
 const MODE: u32 = 0o644;
+
+/// Settings of the network with which a host can stop taking or answering packets, by the end of their names
+/// (ip-sysctl.rst of the kernel's documentation). To forward switches router advertisements off, and with them
+/// the way out over IPv6.
+const CUT: &[&str] = &[
+    "accept_local",
+    "accept_ra",
+    "accept_ra_defrtr",
+    "arp_announce",
+    "arp_filter",
+    "arp_ignore",
+    "autoconf",
+    "disable_ipv6",
+    "disable_policy",
+    "disable_xfrm",
+    "forwarding",
+    "ip_forward",
+    "route_localnet",
+    "rp_filter",
+    "use_tempaddr",
+];
 
 pub(super) struct Sysctl;
 
@@ -91,6 +112,12 @@ impl Resource for Sysctl {
             steps.push(Step::WriteFile(file));
         }
         steps
+    }
+
+    fn protect(spec: &SysctlSpec, _: &Seen) -> Option<Protect> {
+        let key = spec.key();
+        let (first, last) = (key.split('/').next(), key.rsplit('/').next());
+        (first == Some("net") && last.is_some_and(|last| CUT.contains(&last))).then(Protect::default)
     }
 
     fn essence(spec: &SysctlSpec, seen: &Seen) -> serde_json::Value {
@@ -235,6 +262,24 @@ mod tests {
 
     const RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
     const OURS: &str = "/etc/sysctl.d/90-postern-net.ipv4.ip_local_port_range.conf";
+
+    #[test]
+    fn what_can_cut_the_host_off_is_guarded() {
+        let guarded = |name: &str| {
+            let seen = Seen { file: None, live: None };
+            Sysctl::protect(&spec(json!({"name": name, "value": "1"})), &seen).is_some()
+        };
+        for name in
+            ["net.ipv4.ip_forward", "net/ipv6/conf/eth0.100/disable_ipv6", "net.ipv4.conf.all.rp_filter"]
+        {
+            assert!(guarded(name), "{name}");
+        }
+        for name in
+            ["net.ipv4.conf.all.send_redirects", "vm.swappiness", "kernel.forwarding", "net.core.somaxconn"]
+        {
+            assert!(!guarded(name), "{name}");
+        }
+    }
 
     #[tokio::test]
     async fn plans_by_table() {
