@@ -1,15 +1,18 @@
 //! The bootstrap itself, step by step.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use postern_proto::host::{AgentConfig, exit};
 use russh_sftp::client::SftpSession;
+use tokio::task::JoinHandle;
 
 use crate::api::{
     AgentBinary, Arch, Console, Controller, Fault, FaultMoment, Options, Progress, SessionUp, Step, Ticket,
 };
 use crate::auth::{self, Credentials};
 use crate::connect::{self, Connection, Policy};
+use crate::elsewhere;
 use crate::error::{BootstrapError, Code};
 use crate::exec::{self, Answer, Input};
 use crate::plan::{self, InstallSaid, Wanted, Work};
@@ -42,7 +45,7 @@ pub async fn bootstrap(
 ) -> Result<Report, BootstrapError> {
     let mut clock = Clock::new(console);
     let connection = Box::pin(enter(&options, console, &mut clock)).await?;
-    let mut job = Job { options: &options, console, controller, clock, connection };
+    let mut job = Job { options: &options, console, controller, clock, connection, also_at: None };
     match Box::pin(job.run()).await {
         Ok(done) => Ok(job.report(done).await),
         Err(error) => {
@@ -108,6 +111,7 @@ struct Job<'a> {
     controller: &'a dyn Controller,
     clock: Clock<'a>,
     connection: Connection,
+    also_at: Option<JoinHandle<Vec<IpAddr>>>,
 }
 
 /// What is known at the end.
@@ -149,6 +153,7 @@ impl Job<'_> {
                 .0;
         }
         let (preflight, binary) = self.preflight(&facts)?;
+        self.also_at = Some(self.look_elsewhere(&facts));
 
         let unit = unit::unit();
         let found = facts.agent.clone();
@@ -216,6 +221,19 @@ impl Job<'_> {
             Action::Upgraded
         };
         Ok(Done { facts, preflight, config: target.config, action, session, root, temporary })
+    }
+
+    /// Looks beside all else where the same server answers.
+    fn look_elsewhere(&self, facts: &HostFacts) -> JoinHandle<Vec<IpAddr>> {
+        let key = self.connection.said.lock().ok().and_then(|said| said.key.clone());
+        let target = &self.options.target;
+        // Behind a jump host its addresses are somebody else's here, or nobody's.
+        let addresses = if target.jumps.is_empty() { facts.addresses.as_slice() } else { &[] };
+        tokio::spawn(elsewhere::look(
+            elsewhere::candidates(addresses, self.connection.peer),
+            target.port,
+            key,
+        ))
     }
 
     fn fault(&self, step: Step, moment: FaultMoment) {
@@ -470,7 +488,11 @@ impl Job<'_> {
     }
 
     async fn report(self, done: Done) -> Report {
-        let Self { mut clock, connection, .. } = self;
+        let Self { mut clock, connection, also_at, .. } = self;
+        let also_at = match also_at {
+            Some(looking) => looking.await.unwrap_or_default(),
+            None => Vec::new(),
+        };
         cut(self.options.fault, Step::Close, FaultMoment::Before, &connection);
         let guard = match done.temporary {
             Some(address) => Some(TemporaryRoute::new(connection, done.root, address)),
@@ -490,6 +512,7 @@ impl Job<'_> {
             took,
             action: done.action,
             session: done.session,
+            also_at,
             temporary_route: guard.is_some(),
             guard,
         }

@@ -59,6 +59,8 @@ pub(crate) struct Connection {
     pub(crate) said: Arc<Mutex<Said>>,
     /// Our end of the TCP connection, when it is one to the host itself.
     pub(crate) local: Option<IpAddr>,
+    /// The host's end, likewise.
+    pub(crate) peer: Option<IpAddr>,
     pub(crate) cut: Cut,
 }
 
@@ -114,8 +116,8 @@ pub(crate) async fn connect(
     }
     let last = target.as_hop();
     let made = dial(&last, false, policy, upstream.last(), &cut, &mut waiter, console, clock).await?;
-    let local = if upstream.is_empty() { made.local } else { None };
-    Ok(Connection { handle: made.handle, upstream, route: made.route, said: made.said, local, cut })
+    let (local, peer) = if upstream.is_empty() { made.ends.unzip() } else { (None, None) };
+    Ok(Connection { handle: made.handle, upstream, route: made.route, said: made.said, local, peer, cut })
 }
 
 struct Waiter {
@@ -129,7 +131,8 @@ struct Made {
     handle: Handle,
     route: RouteTo,
     said: Arc<Mutex<Said>>,
-    local: Option<IpAddr>,
+    /// Our end of the TCP connection and the other one.
+    ends: Option<(IpAddr, IpAddr)>,
 }
 
 /// One host: tries until it answers or the deadline is over.
@@ -220,11 +223,12 @@ async fn attempt(
     clock: &mut Clock<'_>,
 ) -> Result<Made, Failed> {
     let limit = waiter.until.saturating_duration_since(Instant::now()).min(TCP_TIMEOUT);
-    let (stream, local): (Box<dyn Stream>, _) = match upstream {
+    let (stream, ends): (Box<dyn Stream>, _) = match upstream {
         None => {
             let tcp = tcp(hop, limit).await?;
-            let local = tcp.local_addr().ok().map(|address| address.ip());
-            (Box::new(keep(tcp, cut).map_err(|error| Failed::Again(io_error(hop, &error)))?), local)
+            let ends =
+                tcp.local_addr().and_then(|local| Ok((local.ip(), tcp.peer_addr()?.ip().to_canonical())));
+            (Box::new(keep(tcp, cut).map_err(|error| Failed::Again(io_error(hop, &error)))?), ends.ok())
         }
         Some(handle) => (Box::new(through(hop, handle, limit).await?), None),
     };
@@ -236,7 +240,7 @@ async fn attempt(
     }
     clock.host_key_begins(jump);
     let made = handshake(hop, jump, policy, algorithms, stream, waiter, console).await?;
-    Ok(Made { local, ..made })
+    Ok(Made { ends, ..made })
 }
 
 /// Keeps a second handle to the socket, for [`Cut`].
@@ -434,7 +438,7 @@ async fn handshake(
     if let Some((key, true)) = learned {
         learn(&files, &name, &key).map_err(Failed::Final)?;
     }
-    Ok(Made { handle, route, said, local: None })
+    Ok(Made { handle, route, said, ends: None })
 }
 
 fn learn(files: &[PathBuf], name: &str, key: &PublicKey) -> Result<(), BootstrapError> {
@@ -446,7 +450,7 @@ fn learn(files: &[PathBuf], name: &str, key: &PublicKey) -> Result<(), Bootstrap
     })
 }
 
-fn config(order: Vec<Algorithm>) -> Config {
+pub(crate) fn config(order: Vec<Algorithm>) -> Config {
     Config {
         client_id: SshId::Standard(concat!("SSH-2.0-Postern_", env!("CARGO_PKG_VERSION")).into()),
         preferred: Preferred { key: order.into(), ..Preferred::DEFAULT },

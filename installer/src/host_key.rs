@@ -73,6 +73,8 @@ pub(crate) struct Said {
     pub(crate) banner: String,
     /// When it ended the connection in an orderly way.
     pub(crate) farewell: Option<String>,
+    /// The key that it showed, once that was accepted.
+    pub(crate) key: Option<PublicKey>,
 }
 
 /// russh's handler.
@@ -100,6 +102,9 @@ impl Guard {
         if let Ok(mut accepted) = self.accepted.lock() {
             // A re-keying shows the same key again, by then on record.
             accepted.get_or_insert((key.clone(), learn));
+        }
+        if let Ok(mut said) = self.said.lock() {
+            said.key.get_or_insert_with(|| key.clone());
         }
     }
 

@@ -9,6 +9,7 @@ mod api;
 mod auth;
 mod bootstrap;
 mod connect;
+mod elsewhere;
 mod error;
 mod exec;
 mod host_key;

@@ -1,5 +1,6 @@
 //! What a bootstrap did.
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use postern_proto::ids::HostId;
@@ -46,6 +47,8 @@ pub struct Report {
     pub action: Action,
     /// The session that came up.
     pub session: SessionUp,
+    /// Other addresses at which the same SSH server was seen to answer.
+    pub also_at: Vec<IpAddr>,
     /// Whether the agent's only way to the controller is this process's SSH connection.
     pub temporary_route: bool,
     /// Keeps that route; it ends when this is dropped or closed. `None` otherwise: SSH is closed.

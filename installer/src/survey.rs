@@ -123,6 +123,8 @@ pub struct HostFacts {
     pub agent: Option<ExistingAgent>,
     /// Where the host sees the SSH connection come from.
     pub ssh_client: Option<IpAddr>,
+    /// The addresses that it says it has, without those of networks that are inside of it.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// Why the survey's output is no survey.
@@ -149,6 +151,7 @@ pub(crate) fn parse(output: &str, now_s: i64) -> Result<HostFacts, SurveyError> 
             "uid" => facts.uid = value.parse().unwrap_or(u32::MAX),
             "euid" => facts.surveyed_as_root = value == "0",
             "home" => value.clone_into(&mut facts.home),
+            "address" => facts.addresses.extend(address_line(value)),
             "ssh_connection" => facts.ssh_client = value.split(' ').next().and_then(parse_ip),
             "sudo" => {
                 facts.sudo = match value {
@@ -198,6 +201,16 @@ fn shorten(text: &str) -> String {
 fn parse_ip(text: &str) -> Option<IpAddr> {
     // A link-local address comes with a zone.
     text.split('%').next()?.parse::<IpAddr>().ok().map(|ip| ip.to_canonical())
+}
+
+/// `eth0 192.0.2.1/24`. Bridges and cables of containers and virtual machines are not where a host is reached.
+fn address_line(line: &str) -> Option<IpAddr> {
+    let (interface, address) = line.split_once(' ')?;
+    let inside = ["docker", "br-", "veth", "virbr", "cni", "lxc", "podman", "tap", "fwbr"];
+    if inside.iter().any(|prefix| interface.starts_with(prefix)) {
+        return None;
+    }
+    parse_ip(address.split('/').next()?)
 }
 
 fn os_line(line: &str, facts: &mut HostFacts) {

@@ -108,6 +108,9 @@ survey() {
     for tool in systemctl gzip sha256sum base64 cut tr head timeout stat mktemp; do
         command -v "$tool" >/dev/null 2>&1 || say missing "$tool"
     done
+    ip -o addr show scope global 2>/dev/null | while read -r _ name _ address _; do
+        say address "$name $address"
+    done
     cloud_state
     lock_holder
     agent_state
