@@ -4,6 +4,7 @@
 mod wire;
 
 use std::fmt;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -81,6 +82,37 @@ impl fmt::Display for Predicate {
     }
 }
 
+/// Why a text names nothing to watch.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is nothing to watch: want \"inbound PORT\", \"dns NAME\" or \"egress HOST:PORT\"")]
+pub struct NoPredicate {
+    text: String,
+}
+
+impl FromStr for Predicate {
+    type Err = NoPredicate;
+
+    /// The words of [`fmt::Display`], of those that a person can write: logins need keys.
+    fn from_str(text: &str) -> Result<Self, NoPredicate> {
+        let port = |text: &str| text.parse::<u16>().ok().filter(|port| *port != 0);
+        let name = |text: &str| {
+            let plain = |c: char| c.is_ascii_alphanumeric() || "-_.:[]".contains(c);
+            (!text.is_empty() && text.len() <= 255 && text.chars().all(plain)).then(|| text.to_owned())
+        };
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let predicate = match words.as_slice() {
+            ["inbound", at] => port(at).map(|port| Self::Inbound { port }),
+            ["dns", of] => name(of).map(|name| Self::Dns { name }),
+            ["egress", to] => to.rsplit_once(':').and_then(|(host, at)| {
+                let host = host.trim_start_matches('[').trim_end_matches(']');
+                Some(Self::Egress { host: name(host)?, port: port(at)? })
+            }),
+            _ => None,
+        };
+        predicate.ok_or_else(|| NoPredicate { text: text.chars().take(80).collect() })
+    }
+}
+
 /// What was found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "found", rename_all = "snake_case")]
@@ -120,4 +152,35 @@ pub struct Found {
     pub at: String,
     /// What was found.
     pub finding: Finding,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_watched_by_its_words() {
+        for text in ["inbound 22", "dns deb.debian.org", "egress deb.debian.org:80", "egress 2001:db8::1:443"]
+        {
+            assert_eq!(text.parse::<Predicate>().unwrap().to_string(), text);
+        }
+        let bracketed = Predicate::Egress { host: "2001:db8::1".to_owned(), port: 443 };
+        assert_eq!("egress  [2001:db8::1]:443".parse(), Ok(bracketed));
+        for text in [
+            "",
+            "inbound",
+            "inbound 0",
+            "inbound 65536",
+            "inbound ssh",
+            "dns",
+            "dns a b",
+            "dns a/b",
+            "egress a",
+            "egress :80",
+            "link",
+        ] {
+            let error = text.parse::<Predicate>().unwrap_err().to_string();
+            assert!(error.contains("want \"inbound PORT\""), "{text}: {error}");
+        }
+    }
 }

@@ -223,12 +223,13 @@ impl RunTask {
         watch: &Watch,
     ) -> Result<StepResult<()>, Stop> {
         let id = self.pseudo_step(index, "look at the host from outside").await?;
-        let (mut why, mut pause);
-        pause = PAUSE;
+        let (mut why, mut pause) = (String::new(), PAUSE);
         loop {
             let left = watch.until.saturating_duration_since(Instant::now());
             let looked = tokio::time::timeout(left, self.look_from_outside(&watch.predicates)).await;
             why = match looked {
+                // What was lacking at the look before says more.
+                Err(_) if !why.is_empty() => why,
                 Err(_) => "the controller could not be reached over a new connection in time".to_owned(),
                 Ok(looked) => match looked? {
                     Err(unseen) => {

@@ -33,13 +33,17 @@ pub trait Vantage: std::fmt::Debug + Send + Sync {
 }
 
 /// What keeps a change from being confirmed: each thing that held before and does not hold now, and each that the
-/// change was to bring about and that does not hold. Empty where it may stay. Pure.
+/// change was to bring about and that does not hold; those that fail alike at one address in one line. Empty where it
+/// may stay. Pure.
 #[must_use]
 pub fn lacking(predicates: &[Predicate], before: &[Found], after: &[Found]) -> Vec<String> {
-    let mut lacking = Vec::new();
-    let place = |found: &Found| {
-        let predicate = predicates.get(found.predicate).map_or_else(String::new, ToString::to_string);
-        if found.at.is_empty() { predicate } else { format!("{predicate} at {}", found.at) }
+    let mut lacking: Vec<(&str, &str, Vec<String>)> = Vec::new();
+    let mut add = |found: &Found, at, why| {
+        let name = predicates.get(found.predicate).map_or_else(String::new, ToString::to_string);
+        match lacking.iter_mut().find(|it| (it.0, it.1) == (at, why)) {
+            Some((_, _, names)) => names.push(name),
+            None => lacking.push((at, why, vec![name])),
+        }
     };
     for was in before.iter().filter(|was| was.finding == Finding::Holds) {
         if !predicates.get(was.predicate).is_some_and(Predicate::is_kept) {
@@ -48,10 +52,8 @@ pub fn lacking(predicates: &[Predicate], before: &[Found], after: &[Found]) -> V
         let is = after.iter().find(|is| (is.predicate, &is.at) == (was.predicate, &was.at));
         match is.map(|is| &is.finding) {
             Some(Finding::Holds) => {}
-            Some(Finding::Fails { why } | Finding::Unobservable { why }) => {
-                lacking.push(format!("{}: {why}", place(was)));
-            }
-            None => lacking.push(format!("{}: it was not looked at again", place(was))),
+            Some(Finding::Fails { why } | Finding::Unobservable { why }) => add(was, &was.at, why),
+            None => add(was, &was.at, "it was not looked at again"),
         }
     }
     // What is reached there must go on being reached; where nothing was, nothing can be asked for.
@@ -61,14 +63,16 @@ pub fn lacking(predicates: &[Predicate], before: &[Found], after: &[Found]) -> V
             continue;
         }
         match &is.finding {
-            Finding::Fails { why } => lacking.push(format!("{}: {why}", place(is))),
-            Finding::Unobservable { why } if was_reached(&is.at) => {
-                lacking.push(format!("{}: {why}", place(is)));
-            }
+            Finding::Fails { why } => add(is, &is.at, why),
+            Finding::Unobservable { why } if was_reached(&is.at) => add(is, &is.at, why),
             Finding::Holds | Finding::Unobservable { .. } => {}
         }
     }
-    lacking
+    let told = |(at, why, names): (&str, &str, Vec<String>)| {
+        let at = if at.is_empty() { String::new() } else { format!(" at {at}") };
+        format!("{}{at}: {why}", names.join(", "))
+    };
+    lacking.into_iter().map(told).collect()
 }
 
 /// One line on what is watched and what could not be, for people.
@@ -142,6 +146,12 @@ mod tests {
         assert_eq!(lacking(&predicates, &before, &moved_away).len(), 1);
         let never = [found(0, "v4", refused()), found(2, "v4", Finding::unobservable("no answer in time"))];
         assert_eq!(lacking(&predicates, &never, &never), [] as [&str; 0]);
+        // What fails alike at one place is told at once.
+        let gone = [found(0, "v4", refused()), found(0, "v6", Finding::Holds), found(2, "v4", refused())];
+        assert_eq!(
+            lacking(&predicates, &before, &gone),
+            ["inbound 22, ssh takes no password from root on port 22 at v4: refused"]
+        );
         // What the change is to bring about may have been so before: that counts once.
         let mut had = before.clone();
         had[3].finding = Finding::Holds;

@@ -72,7 +72,10 @@ impl Resource for Command {
     }
 
     fn protect(spec: &CommandSpec, _: &Seen) -> Option<Protect> {
-        spec.revert.as_ref().map(|argv| Protect { reload: vec![argv.clone()], ..Protect::default() })
+        // A plan that was validated has only words that are understood.
+        let predicates = spec.watch.iter().filter_map(|text| text.parse().ok()).collect();
+        let reload = spec.revert.iter().cloned().collect();
+        spec.revert.is_some().then(|| Protect { predicates, reload, ..Protect::default() })
     }
 
     fn undo(_: &CommandSpec, _: &Seen, _: &serde_json::Value, _: &Seen) -> Undo {

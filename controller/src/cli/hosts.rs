@@ -102,6 +102,7 @@ pub(crate) async fn show(context: &Context, name: &str) -> Result<Exit, CliError
         ("from", clean::line(&host.peer)),
         ("last seen", seen(&host)),
         ("ssh address", clean::line(&host.ssh_address)),
+        ("also at", clean::line(&host.also_at.join(", "))),
         ("hostname", clean::line(&host.hostname)),
         ("system", clean::line(format!("{} {} {}", host.os_id, host.os_version, host.arch).trim())),
         ("agent", clean::line(&host.agent_version)),

@@ -29,6 +29,7 @@ pub(crate) fn host(host: &HostInfo) -> Value {
         "id": host.id.to_string(),
         "name": host.name,
         "ssh_address": or_null(&host.ssh_address),
+        "also_at": host.also_at,
         "labels": host.labels,
         "link": host.link.as_str(),
         "agent_version": or_null(&host.agent_version),

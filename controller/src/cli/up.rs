@@ -25,7 +25,7 @@ use super::out::Volume;
 use super::terminal::{Terminal, secret};
 use super::{Context, Exit, addresses, admin_key, apply, clean};
 use crate::bundle::Bundle;
-use crate::client::{Client, HostInfo, Info, Link};
+use crate::client::{Client, HostChange, HostInfo, Info, Link};
 
 /// A password file that is longer holds no password, bytes.
 const MAX_PASSWORD: u64 = 4096;
@@ -81,8 +81,13 @@ pub(crate) async fn up(context: &Context, args: Up) -> Result<Exit, CliError> {
             let mut options = options.options(context, target)?;
             options.allow_temporary_route = !args.no_temporary_route;
             options.accept_clock = args.accept_clock;
-            let (host, report) = take_over(context, &mut client, &info, options, listed).await?;
+            let (mut host, report) = take_over(context, &mut client, &info, options, listed).await?;
             told(context, &host, &report);
+            let also_at: Vec<String> = report.also_at.iter().map(ToString::to_string).collect();
+            if host.also_at != also_at {
+                let change = HostChange { also_at: Some(report.also_at.clone()), ..HostChange::default() };
+                host = client.update_host(host.id, change).await?;
+            }
             (host, report.guard)
         }
     };

@@ -1,6 +1,7 @@
 //! What the daemon tells, in the program's own types: checked once, here.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use postern_proto::convert::WireError;
 use postern_proto::event::{LogFrame, RunEvent, RunState};
@@ -108,6 +109,8 @@ pub struct HostInfo {
     pub vars: BTreeMap<String, String>,
     /// Names of the assigned profiles, in order.
     pub profiles: Vec<String>,
+    /// Other addresses at which its SSH server was seen to answer.
+    pub also_at: Vec<String>,
 }
 
 impl TryFrom<v1::Host> for HostInfo {
@@ -138,6 +141,7 @@ impl TryFrom<v1::Host> for HostInfo {
             peer: host.peer,
             detail: host.detail,
             vars: host.vars.into_iter().collect(),
+            also_at: host.also_at,
             profiles: host.profiles,
         })
     }
@@ -271,6 +275,8 @@ pub struct HostChange {
     pub set_vars: BTreeMap<String, String>,
     /// Removed; those that are not there do not matter.
     pub remove_vars: Vec<String>,
+    /// Where else its SSH server answers; `None`: stays.
+    pub also_at: Option<Vec<IpAddr>>,
 }
 
 impl HostChange {
@@ -282,6 +288,9 @@ impl HostChange {
             remove_labels: self.remove_labels,
             set_vars: self.set_vars.into_iter().collect(),
             remove_vars: self.remove_vars,
+            also_at: self
+                .also_at
+                .map(|all| v1::Addresses { addresses: all.iter().map(ToString::to_string).collect() }),
         }
     }
 }

@@ -79,13 +79,15 @@ async fn look(shared: &Shared, peer: &AgentPeer, predicates: &[Predicate]) -> Re
             Err(_) => why = format!("looking up {name:?} takes too long"),
         }
     }
-    let addresses: Vec<IpAddr> = addresses.into_iter().take(MAX_ADDRESSES).collect();
+    // Where bootstrap saw the same server, by its host key.
+    let known = addresses.iter().copied().chain(host.also_at).take(MAX_ADDRESSES);
+    let addresses: BTreeSet<IpAddr> = known.collect();
     if addresses.is_empty() {
         let unobservable =
             |predicate| Found { predicate, at: String::new(), finding: Finding::unobservable(why.clone()) };
         return Ok((0..predicates.len()).map(unobservable).collect());
     }
-    let at = addresses.iter().map(|address| look_at(&shared.looks, predicates, *address));
+    let at = addresses.into_iter().map(|address| look_at(&shared.looks, predicates, address));
     Ok(join_all(at).await.concat())
 }
 

@@ -9,7 +9,7 @@ use super::sql::{all, execute, malformed, optional, parsed};
 use super::{Facts, HostChange, HostRecord, HostState, OpError, Store};
 
 const COLUMNS: &str = "id, name, ssh_address, labels, state, detail, agent_version, os_id, os_version, arch, \
-                       hostname, boot_id, last_seen_ms, vars";
+                       hostname, boot_id, last_seen_ms, vars, also_at";
 
 /// Labels on one host.
 const MAX_LABELS: usize = 64;
@@ -26,6 +26,7 @@ pub struct Forgotten {
 fn read(row: &Row<'_>) -> rusqlite::Result<HostRecord> {
     let labels: String = row.get("labels")?;
     let vars: String = row.get("vars")?;
+    let also_at: String = row.get("also_at")?;
     let boot_id: Option<String> = row.get("boot_id")?;
     Ok(HostRecord {
         id: parsed(row, "id")?,
@@ -44,6 +45,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<HostRecord> {
         },
         last_seen_ms: row.get("last_seen_ms")?,
         vars: serde_json::from_str(&vars).map_err(malformed)?,
+        also_at: serde_json::from_str(&also_at).map_err(malformed)?,
         // They are in a table of their own: see `whole`.
         profiles: Vec::new(),
     })
@@ -185,9 +187,11 @@ fn update(db: &Connection, mut host: HostRecord, change: HostChange) -> Result<H
     }
     edit(&mut host.labels, change.set_labels, &change.remove_labels, MAX_LABELS, "labels")?;
     edit(&mut host.vars, change.set_vars, &change.remove_vars, MAX_VARS, "variables")?;
-    let sql = "UPDATE hosts SET name = $1, labels = $2, vars = $3 WHERE id = $4";
+    host.also_at = change.also_at.unwrap_or(host.also_at);
+    let sql = "UPDATE hosts SET name = $1, labels = $2, vars = $3, also_at = $4 WHERE id = $5";
     let (labels, vars) = (map_json(&host.labels), map_json(&host.vars));
-    execute(db, sql, params![host.name, labels, vars, host.id.to_string()])?;
+    let also_at = serde_json::json!(host.also_at).to_string();
+    execute(db, sql, params![host.name, labels, vars, also_at, host.id.to_string()])?;
     Ok(host)
 }
 
@@ -226,6 +230,7 @@ fn insert(
         facts: Facts::default(),
         last_seen_ms: 0,
         vars: BTreeMap::new(),
+        also_at: Vec::new(),
         profiles: Vec::new(),
     };
     let sql = "INSERT INTO hosts (id, name, ssh_address, labels, state, created_ms, detail, epoch, next_seq, \

@@ -17,7 +17,8 @@ const APPLICATION_ID: i64 = 0x5053_544e;
 const CHECK_BYTES: u64 = 32 * 1024 * 1024;
 
 /// Each brings the schema from its index to the next; none is ever changed once released.
-const MIGRATIONS: &[&str] = &[include_str!("schema_1.sql"), include_str!("schema_2.sql")];
+const MIGRATIONS: &[&str] =
+    &[include_str!("schema_1.sql"), include_str!("schema_2.sql"), include_str!("schema_4.sql")];
 
 pub(super) fn database(state_dir: &Path) -> PathBuf {
     state_dir.join("postern.db")

@@ -1,6 +1,7 @@
 //! What the store keeps, in the domain's own words.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use postern_proto::event::{RunState, StepId, Stream};
@@ -74,6 +75,8 @@ pub struct HostRecord {
     pub last_seen_ms: i64,
     /// Values for profiles' variables, set by the operator.
     pub vars: BTreeMap<String, String>,
+    /// Other addresses at which its SSH server was seen to answer.
+    pub also_at: Vec<IpAddr>,
     /// Names of the assigned profiles, in the order in which they compose.
     pub profiles: Vec<String>,
 }
@@ -150,6 +153,8 @@ pub struct HostChange {
     pub set_vars: BTreeMap<String, String>,
     /// Removed, where they are there.
     pub remove_vars: Vec<String>,
+    /// Where else its SSH server answers; `None`: stays.
+    pub also_at: Option<Vec<IpAddr>>,
 }
 
 /// A run to be written down.

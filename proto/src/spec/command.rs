@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::guard::{MAX_PREDICATES, Predicate};
+
 use super::{Field, Holds, ResourceSpec, SpecError, check_account, check_path};
 
 /// One command. It has no state of its own to observe: `creates` and `unless` say when it is not needed.
@@ -43,6 +45,9 @@ pub struct CommandSpec {
     /// It could cut the host off, so it is run under guard; this program takes it back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revert: Option<Vec<String>>,
+    /// What must be as before once it was run, beside the link: see [`Predicate`]'s words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub watch: Vec<String>,
     /// Seconds until it is ended (TERM, then KILL); one hour when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_s: Option<u64>,
@@ -106,6 +111,11 @@ impl ResourceSpec for CommandSpec {
             "It could cut the host off: it is run under guard, and this command takes it back.",
         )
         .late(),
+        Field::optional(
+            "watch",
+            Holds::TextList,
+            "Under guard, what must still be so afterwards: \"inbound PORT\", \"dns NAME\", \"egress HOST:PORT\".",
+        ),
         Field::optional("timeout_s", Holds::Count, "Seconds until it is ended; 3600 when left out."),
     ];
     const DOC: &'static str = "An action, run where nothing says that it is not needed.";
@@ -150,6 +160,17 @@ impl ResourceSpec for CommandSpec {
             if self.late.is_some() {
                 let message = "a command that yields a late value changes nothing: leave revert out";
                 errors.push(SpecError::new("revert", message));
+            }
+        }
+        if !self.watch.is_empty() && self.revert.is_none() {
+            errors.push(SpecError::new("watch", "is for a command that can be taken back: add revert"));
+        }
+        if self.watch.len() > MAX_PREDICATES {
+            errors.push(SpecError::new("watch", format!("want up to {MAX_PREDICATES}")));
+        }
+        for (place, text) in self.watch.iter().enumerate() {
+            if let Err(error) = text.parse::<Predicate>() {
+                errors.push(SpecError::new(format!("watch[{place}]"), error.to_string()));
             }
         }
         if let Some(user) = &self.user {

@@ -306,6 +306,13 @@ mod tests {
             ("command", json!({"argv": ["true"], "revert": []}), &["revert"]),
             ("command", json!({"argv": ["true"], "revert": ["true"]}), &[]),
             ("command", json!({"argv": ["true"], "revert": ["true"], "late": "a"}), &["revert"]),
+            ("command", json!({"argv": ["true"], "revert": ["true"], "watch": ["inbound 22", "dns a"]}), &[]),
+            ("command", json!({"argv": ["true"], "watch": ["inbound 22"]}), &["watch"]),
+            (
+                "command",
+                json!({"argv": ["true"], "revert": ["true"], "watch": ["dns a", "ssh"]}),
+                &["watch[1]"],
+            ),
             ("command", json!({"argv": ["true"], "user": "r t"}), &["user"]),
             ("command", json!({"argv": ["true"], "timeout_s": 0}), &["timeout_s"]),
             ("command", json!({"argv": ["true"], "env": {"A=B": "c"}}), &["env.A=B"]),

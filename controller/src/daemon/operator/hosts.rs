@@ -1,6 +1,7 @@
 //! Hosts, as an operator registers, names, labels and forgets them, and the profiles that are theirs.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -107,6 +108,7 @@ fn host_message(shared: &Shared, host: HostRecord) -> v1::Host {
         detail: host.detail,
         vars: host.vars.into_iter().collect(),
         profiles: host.profiles,
+        also_at: host.also_at.iter().map(ToString::to_string).collect(),
     }
 }
 
@@ -132,6 +134,20 @@ pub(super) fn check_var(name: &str, value: &str) -> Result<(), Status> {
         return Err(Status::invalid_argument(why));
     }
     Ok(())
+}
+
+/// The most other addresses of one host.
+const MAX_ADDRESSES: usize = 8;
+
+fn check_addresses(texts: &[String]) -> Result<Vec<IpAddr>, Status> {
+    if texts.len() > MAX_ADDRESSES {
+        return Err(Status::invalid_argument(format!("more than {MAX_ADDRESSES} addresses")));
+    }
+    let address = |text: &String| {
+        let wrong = || Status::invalid_argument(format!("{text:?} is no IP address"));
+        text.parse().map_err(|_| wrong())
+    };
+    texts.iter().map(address).collect()
 }
 
 fn check_host_name(name: &str) -> Result<(), Status> {
@@ -188,6 +204,7 @@ impl OperatorService {
         name.as_deref().map_or(Ok(()), check_host_name)?;
         request.set_labels.iter().try_for_each(|(key, value)| check_label(key, value))?;
         request.set_vars.iter().try_for_each(|(name, value)| check_var(name, value))?;
+        let also_at = request.also_at.map(|it| check_addresses(&it.addresses)).transpose()?;
         let host = self.0.store.find_host(request.host).await.map_err(failed)?;
         let change = HostChange {
             name,
@@ -195,6 +212,7 @@ impl OperatorService {
             remove_labels: request.remove_labels,
             set_vars: request.set_vars.into_iter().collect(),
             remove_vars: request.remove_vars,
+            also_at,
         };
         let was = host.name;
         let host = self.0.store.update_host(host.id, change).await.map_err(failed)?;
