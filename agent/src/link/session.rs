@@ -6,18 +6,19 @@
 //! always holds, and is tested by simulation: unless the identity was revoked or the agent is leaving, there is
 //! a live session, an attempt, a renewal under way, or a time at which the next of them begins (T40).
 
+mod renewal;
+mod words;
+
 use std::time::Duration;
 
-use postern_proto::event::RunOffset;
-use postern_proto::ids::{ClusterId, RunId};
+use postern_proto::ids::ClusterId;
 use postern_proto::{WIRE_MAX, WIRE_MIN};
 
 use super::backoff::{Backoff, share};
 use super::wire::{FromController, Goodbye, GoodbyeReason, ToController, Welcome};
-use crate::engine::{Dispatch, Refusal, RefusalReason, SecretAnswer};
+use crate::engine::{Refusal, RefusalReason};
 
-/// Names one connection of this process; never reused.
-pub type ConnId = u64;
+pub use words::{ConnId, Effect, End, Event, Level};
 
 /// When something happens, and a number drawn evenly from all of `u32` for whoever needs one.
 #[derive(Clone, Copy, Debug)]
@@ -75,133 +76,8 @@ impl Default for Timing {
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 /// A dial has deadlines of its own; this one holds if they should fail.
 const DIAL_DEADLINE: Duration = Duration::from_secs(180);
-/// Not more often than this does a refused session lead to a renewal.
-const RENEWAL_PAUSE: Duration = Duration::from_secs(600);
 /// So many connections in a row that broke before `Welcome` look like a certificate that is not accepted.
 const UNWELCOME: u32 = 3;
-
-/// What happened.
-#[derive(Clone, Debug)]
-pub enum Event {
-    /// The process is ready.
-    Start,
-    /// The time given by [`Session::wake_at`] has come.
-    Tick,
-    /// The connection is there.
-    Dialled(ConnId),
-    /// It is not, and why.
-    DialFailed {
-        /// Which.
-        conn: ConnId,
-        /// For people.
-        why: String,
-        /// The controller did not take this agent's certificate.
-        certificate_refused: bool,
-    },
-    /// The controller said something.
-    Frame(ConnId, Box<FromController>),
-    /// A stream ended without a goodbye.
-    Ended(ConnId, End),
-    /// The engine does not take a plan.
-    NotTaken {
-        /// Its number.
-        seq: u64,
-        /// Its run.
-        run: String,
-        /// Why.
-        refusal: Refusal,
-    },
-    /// There is a new certificate, already stored.
-    Renewed {
-        /// When it begins and ends, seconds since the Unix epoch.
-        validity_s: (i64, i64),
-    },
-    /// There is none.
-    RenewFailed {
-        /// For people.
-        why: String,
-        /// The controller said that this identity is revoked.
-        revoked: bool,
-    },
-    /// The agent has removed itself from the host.
-    Removed {
-        /// What could not be removed.
-        left_behind: Vec<String>,
-    },
-}
-
-/// How a stream ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum End {
-    /// In order.
-    Closed,
-    /// The connection broke.
-    Broke(String),
-    /// The controller answered that it cannot now.
-    Unavailable(String),
-    /// The controller answered that it does not let this agent in.
-    Refused(String),
-    /// The controller answered that this identity is revoked.
-    Revoked(String),
-    /// The controller sent what cannot be read.
-    Invalid(String),
-}
-
-/// What is to be done, in this order.
-#[derive(Clone, Debug)]
-pub enum Effect {
-    /// Connect, with the certificate that is stored now.
-    Dial(ConnId),
-    /// Open the stream and say `Hello`.
-    Greet(ConnId),
-    /// Say something.
-    Send(ConnId, ToController),
-    /// Remember the epoch, durably.
-    SetEpoch(u64),
-    /// This authenticated controller said what time it is, milliseconds since the Unix epoch.
-    LearnTime(ConnId, i64),
-    /// Send what the controller lacks over this connection, and nothing over any other.
-    Attach {
-        /// Which.
-        conn: ConnId,
-        /// What it has.
-        acked: Vec<RunOffset>,
-        /// What it does not know.
-        hold: Vec<RunId>,
-    },
-    /// Hand a plan to the engine.
-    Dispatch(Dispatch),
-    /// Tell the engine what is committed.
-    Acked(RunOffset),
-    /// Tell the engine to end a run.
-    Cancel(RunId),
-    /// Hand the engine what the controller says about a run's secrets.
-    Secrets(RunId, Vec<SecretAnswer>),
-    /// Drop a connection.
-    Close(ConnId),
-    /// Get a new certificate.
-    Renew,
-    /// Send what is left, then remove the agent from the host.
-    Remove,
-    /// End the process.
-    End {
-        /// Nothing of the agent is left on the host.
-        clean: bool,
-    },
-    /// Tell the people who read the log.
-    Note(Level, String),
-}
-
-/// How much people should care.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Level {
-    /// As it should be.
-    Info,
-    /// Passes by itself.
-    Warn,
-    /// Takes a person.
-    Error,
-}
 
 #[derive(Debug)]
 struct Live {
@@ -591,64 +467,6 @@ impl Session {
             }
         };
         self.retry = Some(Retry { at: now.at + wait, first });
-    }
-
-    fn renewal_allowed(&self, now: Moment) -> First {
-        let recent = self.renewed_at.is_some_and(|at| now.at.saturating_sub(at) < RENEWAL_PAUSE);
-        if recent { First::Dial } else { First::Renew }
-    }
-
-    /// Half of the certificate's life, less up to a tenth of what is left until then, so that hosts that were
-    /// enrolled together do not renew together.
-    fn plan_renewal(&mut self, unix_ms: i64, now: Moment) {
-        let (from, to) = self.settings.validity_s;
-        let half_ms = (from / 2 + to / 2).saturating_mul(1000);
-        let wait = Duration::from_millis(u64::try_from(half_ms.saturating_sub(unix_ms)).unwrap_or(0));
-        let wait = wait - share(wait / 10, now.random);
-        let soonest = match self.renew_failures {
-            0 => Duration::ZERO,
-            failures => self.renewal_delay(failures, now),
-        };
-        self.renew_at = Some(now.at + wait.max(soonest));
-    }
-
-    fn renewal_delay(&self, failures: u32, now: Moment) -> Duration {
-        let timing = &self.settings.timing;
-        timing.backoff.delay(failures, now.random).max(timing.renewal_retry)
-    }
-
-    fn renew(&mut self, now: Moment) {
-        self.renew_at = None;
-        if !self.renewing && !self.leaving {
-            self.renewing = true;
-            self.renewed_at = Some(now.at);
-            self.out.push(Effect::Renew);
-        }
-    }
-
-    fn renewed(&mut self, validity_s: (i64, i64), now: Moment) {
-        self.renewing = false;
-        self.renew_failures = 0;
-        self.settings.validity_s = validity_s;
-        self.note(Level::Info, "the certificate was renewed".into());
-        self.plan_renewal(now.unix_ms, now);
-        if self.attempt.is_some() {
-            // It uses the old certificate; the session after it will not.
-            self.stale = true;
-        } else {
-            self.dial(now);
-        }
-    }
-
-    fn renew_failed(&mut self, why: &str, now: Moment) {
-        self.renewing = false;
-        self.renew_failures = self.renew_failures.saturating_add(1);
-        self.note(Level::Warn, format!("the certificate could not be renewed: {why}"));
-        self.renew_at = Some(now.at + self.renewal_delay(self.renew_failures, now));
-        if self.live.is_none() && self.attempt.is_none() && self.retry.is_none() && !self.leaving {
-            // The host's clock may be wrong and the certificate good: what there is, is tried.
-            self.plan(Delay::Normal(Duration::ZERO), First::Dial, now);
-        }
     }
 
     fn refuse(&mut self, seq: u64, run: String, refusal: Refusal) {
