@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use russh::client::{self, Handler};
-use russh::keys::{PublicKey, PublicKeyOrCertificate};
+use russh::keys::{Algorithm, HashAlg, PublicKey, PublicKeyOrCertificate};
 use tokio::net::TcpStream;
 
 use crate::connect::config;
@@ -26,10 +26,32 @@ fn is_elsewhere(address: IpAddr) -> bool {
     !(address.is_loopback() || address.is_unspecified() || address.is_multicast() || link_local)
 }
 
-/// Which of the addresses that a host says it has are worth a look; `known` is where it was reached. Pure.
+/// Whether an address leads to one host from everywhere, and not to another one from each network.
+fn is_public(address: IpAddr) -> bool {
+    match address {
+        // RFC 1918, and RFC 6598 of providers and meshes.
+        IpAddr::V4(v4) => !(v4.is_private() || v4.octets()[0] == 100 && v4.octets()[1] & 0xc0 == 64),
+        IpAddr::V6(v6) => !v6.is_unique_local(),
+    }
+}
+
+/// Which of the addresses that a host says it has are worth a look; `known` is where it was reached. A host that is
+/// reached at a public address is not looked for in private networks: there is somebody else. Pure.
 pub(crate) fn candidates(addresses: &[IpAddr], known: Option<IpAddr>) -> Vec<IpAddr> {
-    let others = addresses.iter().copied().filter(|it| Some(*it) != known && is_elsewhere(*it));
+    let private = known.is_some_and(|known| !is_public(known));
+    let others = addresses.iter().copied();
+    let others = others.filter(|it| Some(*it) != known && is_elsewhere(*it) && (private || is_public(*it)));
     others.take(MOST).collect()
+}
+
+/// By which names a server may sign with this key; RSA with SHA-1 is not one any more.
+fn algorithms(key: &PublicKey) -> Vec<Algorithm> {
+    match key.algorithm() {
+        Algorithm::Rsa { .. } => {
+            [HashAlg::Sha512, HashAlg::Sha256].map(|hash| Algorithm::Rsa { hash: Some(hash) }).to_vec()
+        }
+        other => vec![other],
+    }
 }
 
 /// Whether the server has this key.
@@ -58,7 +80,7 @@ pub(crate) async fn look(addresses: Vec<IpAddr>, port: u16, key: Option<PublicKe
             let server = SameServer { same: Arc::clone(&same), key: key.clone() };
             let look = async {
                 let tcp = TcpStream::connect(SocketAddr::new(address, port)).await.ok()?;
-                let config = Arc::new(config(vec![key.algorithm()]));
+                let config = Arc::new(config(algorithms(&key)));
                 let handle = client::connect_stream(config, tcp, server).await.ok()?;
                 handle.disconnect(russh::Disconnect::ByApplication, "", "").await.ok()
             };
@@ -88,8 +110,14 @@ mod tests {
             "10.0.0.1",
         ]);
         let known = Some("192.0.2.1".parse().unwrap());
-        assert_eq!(candidates(&all, known), parse(&["2001:db8::1", "10.0.0.1"]));
-        let many = parse(&["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5"]);
+        assert_eq!(candidates(&all, known), parse(&["2001:db8::1"]));
+        let inside = Some("10.0.0.1".parse().unwrap());
+        assert_eq!(candidates(&all, inside), parse(&["192.0.2.1", "2001:db8::1"]));
+        let net = parse(&["10.1.2.3", "172.16.0.1", "100.64.0.1", "fd00::1"]);
+        assert_eq!(candidates(&net, known), Vec::<IpAddr>::new());
+        assert_eq!(candidates(&net, inside), net);
+        let known = inside;
+        let many = parse(&["10.0.0.6", "10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5"]);
         assert_eq!(candidates(&many, known).len(), 4);
     }
 }

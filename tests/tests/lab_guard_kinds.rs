@@ -60,7 +60,7 @@ fn sshd_file(text: &str) -> String {
     )
 }
 
-/// sshd does not start, or starts where nobody looks for it, or takes no key: the file that did it is put back, and
+/// sshd does not start, or starts where nobody looks for it: the file that did it is put back, and
 /// what runs has read the old one.
 fn sshd_by_hand(name: &str, image: Image) -> Result<()> {
     let Some((rig, host)) = hasty(name, image)? else { return Ok(()) };

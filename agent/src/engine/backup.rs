@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use postern_proto::ids::{Address, PlanHash, RunId};
@@ -94,6 +94,29 @@ impl Kept {
         Self { dir: backup_dir.join(run.to_string()) }
     }
 
+    /// Those of all runs, the oldest first.
+    fn all(backup_dir: &Path) -> Vec<Self> {
+        let names = fs::read_dir(backup_dir).into_iter().flatten().flatten();
+        let mut runs: Vec<RunId> =
+            names.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+        // Their names begin with their time.
+        runs.sort_unstable();
+        runs.into_iter().map(|run| Self::of(backup_dir, run)).collect()
+    }
+
+    /// The places in its plan of which there is a record, and when that was written, nanoseconds since the Unix epoch.
+    fn written(&self) -> Vec<(usize, i128)> {
+        let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        let record = |entry: fs::DirEntry| {
+            let index = entry.file_name().to_str()?.strip_suffix(".before.json")?.parse().ok()?;
+            let meta = entry.metadata().ok()?;
+            Some((index, i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec())))
+        };
+        let mut records: Vec<_> = entries.filter_map(record).collect();
+        records.sort_unstable();
+        records
+    }
+
     fn before_path(&self, index: usize) -> PathBuf {
         self.dir.join(format!("{index}.before.json"))
     }
@@ -157,6 +180,29 @@ impl Kept {
     pub(super) fn keep_after(&self, index: usize, after: &After) -> io::Result<()> {
         write(&self.after_path(index), after)
     }
+}
+
+/// What a resource was before the first run that has changed it since then, and what it was after the last one that
+/// did; `run` counts in any case. Nanoseconds since the Unix epoch, by the host's clock: ids have the controller's.
+pub(super) fn first_before(
+    backup_dir: &Path,
+    run: RunId,
+    since_ns: Option<i128>,
+    address: &Address,
+) -> Result<Option<(Before, Option<After>)>, RecordError> {
+    let (mut first, mut last) = (None, None);
+    let this = Kept::of(backup_dir, run).dir;
+    for kept in Kept::all(backup_dir) {
+        for (index, written) in kept.written() {
+            if kept.dir != this && since_ns.is_none_or(|since| written < since) {
+                continue;
+            }
+            let Some(before) = kept.before(index)?.filter(|it| it.address == *address) else { continue };
+            first.get_or_insert(before);
+            last = kept.after(index)?;
+        }
+    }
+    Ok(first.map(|first| (first, last)))
 }
 
 fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, RecordError> {

@@ -8,8 +8,9 @@ use postern_proto::guard::{Found, MAX_KEYS, MAX_PREDICATES, Predicate};
 use postern_proto::plan::PlannedResource;
 use tokio::time::Instant;
 
-use super::backup::Kept;
+use super::backup::{After, Before, first_before};
 use super::exec::KILL_AFTER;
+use super::group::essence_of;
 use super::run::{Failure, RunTask, StepResult, Stop};
 use crate::guard::{Change, Ended, Guards, State, Stored, Unseen, Vantage, lacking, watched};
 use crate::resources::{Depth, Protect, Step, Undo};
@@ -108,9 +109,9 @@ impl RunTask {
         let guards = self.guards();
         let seen = watched(&predicates, &before);
         let window = self.ctx.config.limits.guard_window;
-        let (earlier, lost) = self.changed_before(index, &protect.reads).await?;
+        let (earlier, lost) = self.changed_before(index, &protect).await?;
         let summary =
-            format!("under guard, taken back after {} s unless confirmed: {seen}{lost}", window.as_secs());
+            format!("under guard, taken back after {} s unless confirmed: {lost}{seen}", window.as_secs());
         let id = self.pseudo_step(index, &summary).await?;
         let (address, attempt) = self.attempt_of(index);
         let name = format!("{}-{index}-{attempt}", self.run);
@@ -132,7 +133,7 @@ impl RunTask {
             Err(failure) => {
                 let why = failure.message.clone();
                 let taken = self.take_back_now(index, &guards, &stored, &why).await?;
-                Err(Failure { message: format!("{}; {taken}", failure.message), ..failure })
+                Err(Failure { message: format!("{taken}: {}", failure.message), ..failure })
             }
         };
         guards.clear(&stored).await;
@@ -140,10 +141,10 @@ impl RunTask {
         Ok(Done::Steps(result.map(note)))
     }
 
-    /// The steps back from what this run did before to these files, and what is to be said of those to which there
-    /// is no way back.
-    async fn changed_before(&mut self, index: usize, reads: &[String]) -> Result<(Vec<Step>, String), Stop> {
-        let (mut back, mut lost) = (Vec::new(), String::new());
+    /// The steps back from what this run, and those since what is changed has read them, did before to these files;
+    /// and what is to be said of those to which there is no way back.
+    async fn changed_before(&mut self, index: usize, protect: &Protect) -> Result<(Vec<Step>, String), Stop> {
+        let (mut back, mut lost, reads) = (Vec::new(), String::new(), &protect.reads);
         let read = |it: &PlannedResource| {
             let path = it.spec.get("path").and_then(serde_json::Value::as_str);
             path.filter(|path| reads.iter().any(|read| read == path)).map(str::to_owned)
@@ -152,19 +153,21 @@ impl RunTask {
             .filter(|other| *other != index)
             .filter_map(|other| Some((other, read(&self.plan.resources[other])?)))
             .collect();
-        let kept = Kept::of(&self.ctx.backup_dir, self.run);
         for (other, path) in others {
-            let kept = kept.clone();
-            let before = tokio::task::spawn_blocking(move || kept.before(other).map_err(|it| it.to_string()));
-            let before = match before.await.unwrap_or_else(|error| Err(error.to_string())) {
-                // This run did not touch it.
+            let (dir, run, since) = (self.ctx.backup_dir.clone(), self.run, protect.reads_since_ns);
+            let address = self.address(other).clone();
+            let found = tokio::task::spawn_blocking(move || {
+                first_before(&dir, run, since, &address).map_err(|error| error.to_string())
+            });
+            let found = match found.await.unwrap_or_else(|error| Err(error.to_string())) {
+                // No run has touched it since then.
                 Ok(None) => continue,
-                Ok(Some(before)) => before.withheld.map_or(Ok(before.seen), Err),
-                Err(why) => Err(why),
+                Ok(Some((Before { withheld: None, seen, .. }, after))) => Ok((seen, after)),
+                Ok(Some((Before { withheld: Some(why), .. }, _))) | Err(why) => Err(why),
             };
-            match self.way_back(other, before).await? {
+            match self.way_back(other, found).await? {
                 Ok(steps) => back.extend(steps),
-                Err(why) => lost += &format!("; {path} would stay as it is now: {why}"),
+                Err(why) => lost += &format!("{path} would stay as it is now ({why}); "),
             }
         }
         Ok((back, lost))
@@ -173,14 +176,17 @@ impl RunTask {
     async fn way_back(
         &mut self,
         index: usize,
-        before: Result<serde_json::Value, String>,
+        found: Result<(serde_json::Value, Option<After>), String>,
     ) -> Result<Result<Vec<Step>, String>, Stop> {
-        let (before, bound) = match (before, self.bind(index)) {
+        let (before, after, bound) = match (found, self.bind(index)) {
             (Err(why), _) | (_, Err(super::look::Unseen { why, .. })) => return Ok(Err(why)),
-            (Ok(before), Ok(bound)) => (before, bound),
+            (Ok((before, after)), Ok(bound)) => (before, after, bound),
         };
         let ctx = Arc::clone(&self.ctx);
         let now = match self.patiently(bound.view(&ctx.config.sys, Depth::Whole)).await? {
+            Ok(view) if after.is_some_and(|it| it.essence != essence_of(&view.essence)) => {
+                return Ok(Err("somebody has changed it since".to_owned()));
+            }
             Ok(view) => view.seen,
             Err(error) => return Ok(Err(error.to_string())),
         };
@@ -258,7 +264,8 @@ impl RunTask {
         let cancelled = *self.cancel.borrow();
         self.end_step(id, StepEnd::Error(why.clone()), 0);
         let taken = self.take_back_now(index, guards, stored, &why).await?;
-        Ok(Err(Failure { cancelled, ..Failure::new(format!("{why}; {taken}")) }))
+        // First: what was lacking may be more than is told.
+        Ok(Err(Failure { cancelled, ..Failure::new(format!("{taken}: {why}")) }))
     }
 
     /// Takes the change back; says how that went.

@@ -23,7 +23,7 @@ use crate::resources::{Protect, Step};
 use crate::sys::{Sys, SysError};
 
 /// One program that puts in force what was put back.
-const RELOAD: Duration = Duration::from_secs(60);
+const RELOAD: Duration = Duration::from_secs(120);
 /// How often taking it back is tried before it is left to its service, which goes on.
 const TRIES: u32 = 3;
 /// Between two tries.
@@ -131,6 +131,10 @@ impl Guards {
     /// systemd runs the timer.
     pub async fn arm(&self, name: &str, change: &Change<'_>, window: Duration) -> Result<Stored, GuardError> {
         for other in Stored::all(&self.state_dir)? {
+            // Nobody goes on with one whose units are gone: it would be in the way for ever.
+            if other.state() == Some(State::Reverting) && !self.units(&other).are_there()? {
+                self.revert(&other).await?;
+            }
             if !is_over(&other) {
                 return Err(GuardError::Busy(other.name));
             }
@@ -154,7 +158,8 @@ impl Guards {
         let since = Units::since_start(&self.sys).await;
         tokio::task::spawn_blocking(move || {
             let paths = snapshot::keep(&sys, &steps, &protect.also, &earlier)?;
-            let plan = Plan { version: store::VERSION, what: what.clone(), paths, reload: protect.reload };
+            let (first, reload) = (protect.first, protect.reload);
+            let plan = Plan { version: store::VERSION, what: what.clone(), paths, first, reload };
             on_disk.prepare(&plan)?;
             let units = Units { sys: &sys, name: &on_disk.name };
             units.write(&units::this_program()?, &state_dir, &what, since, window)
@@ -254,7 +259,11 @@ async fn revert(sys: &Sys, stored: &Stored, moment: Moment) -> Result<Ended, Gua
     let plan = stored.plan()?;
     tracing::warn!(guard = stored.name, what = plan.what, "a change is taken back");
     let (host, reload) = (sys.clone(), plan.reload.clone());
-    let mut failures = tokio::task::spawn_blocking(move || {
+    let mut failures = Vec::new();
+    for argv in &plan.first {
+        failures.extend(put_in_force(sys, argv, moment).await);
+    }
+    let unput = tokio::task::spawn_blocking(move || {
         let mut failures = Vec::new();
         // Backwards: what was made last lies in what was made before it.
         for kept in plan.paths.iter().rev() {
@@ -265,16 +274,9 @@ async fn revert(sys: &Sys, stored: &Stored, moment: Moment) -> Result<Ended, Gua
         failures
     })
     .await?;
+    failures.extend(unput);
     for argv in &reload {
-        let mut words: Vec<&str> = argv.iter().map(String::as_str).collect();
-        if moment == Moment::Boot && words.first() == Some(&"systemctl") {
-            words.insert(1, "--no-block");
-        }
-        match sys.run(&words, &[], RELOAD).await {
-            Ok(said) if said.ok() => {}
-            Ok(said) => failures.push(format!("{}: {}", argv.join(" "), said.last_line())),
-            Err(error) => failures.push(error.to_string()),
-        }
+        failures.extend(put_in_force(sys, argv, moment).await);
     }
     if !failures.is_empty() {
         if stored.count_try() < LAST_TRY {
@@ -286,6 +288,24 @@ async fn revert(sys: &Sys, stored: &Stored, moment: Moment) -> Result<Ended, Gua
     // The service that runs this may go on: its unit is in memory until it ends.
     Units { sys, name: &stored.name }.remove().await?;
     Ok(Ended::Reverted)
+}
+
+/// Runs one of the programs of a way back; why it failed.
+async fn put_in_force(sys: &Sys, argv: &[String], moment: Moment) -> Option<String> {
+    let mut words: Vec<&str> = argv.iter().map(String::as_str).collect();
+    if let ["systemctl", "start" | "restart" | "reload-or-restart", units @ ..] = words.as_slice() {
+        // One that was started in vain too often is not started any more. What is not known needs no reset.
+        let reset = [&["systemctl", "reset-failed"], units].concat();
+        let _ = sys.run(&reset, &[], RELOAD).await;
+    }
+    if moment == Moment::Boot && words.first() == Some(&"systemctl") {
+        words.insert(1, "--no-block");
+    }
+    match sys.run(&words, &[], RELOAD).await {
+        Ok(said) if said.ok() => None,
+        Ok(said) => Some(format!("{}: {}", argv.join(" "), said.last_line())),
+        Err(error) => Some(error.to_string()),
+    }
 }
 
 /// What `postern-agent guard-revert` does: for the units of a guard, not for people.

@@ -18,6 +18,9 @@ pub(super) struct Plan {
     pub(super) what: String,
     /// In the order in which the steps touch them.
     pub(super) paths: Vec<Kept>,
+    /// See [`crate::resources::Protect::first`].
+    #[serde(default)]
+    pub(super) first: Vec<Vec<String>>,
     /// See [`crate::resources::Protect::reload`].
     pub(super) reload: Vec<Vec<String>>,
 }
@@ -78,7 +81,10 @@ pub(super) fn keep(
     also: &[String],
     earlier: &[Step],
 ) -> Result<Vec<Kept>, SysError> {
-    let mut kept: Vec<Kept> = earlier.iter().filter_map(Kept::led_to).collect();
+    let mut kept: Vec<Kept> = Vec::new();
+    for step in earlier {
+        kept.extend(Kept::led_to(sys, step)?);
+    }
     let also = also.iter().map(|path| (path.as_str(), false));
     for (path, kernel) in steps.iter().filter_map(touched).chain(also) {
         if kept.iter().any(|old| old.path == path) {
@@ -113,18 +119,24 @@ fn look(sys: &Sys, path: &str) -> Result<Was, SysError> {
 }
 
 impl Kept {
-    /// What a step would leave at its path; `None` where that is not known from the step alone.
-    fn led_to(step: &Step) -> Option<Self> {
+    /// What a step would leave at its path; `None` where it touches none, or leaves what others decide.
+    fn led_to(sys: &Sys, step: &Step) -> Result<Option<Self>, SysError> {
         let (path, was) = match step {
+            // The content is as it was, and so is here now.
+            Step::SetAttributes { path, mode, uid, gid, .. } => match look(sys, path)? {
+                Was::File { content, .. } => (path, Was::File { content, mode: *mode, uid: *uid, gid: *gid }),
+                Was::Directory { .. } => (path, Was::Directory { mode: *mode, uid: *uid, gid: *gid }),
+                _ => return Ok(None),
+            },
             Step::WriteFile(file) => {
                 let (content, mode, uid, gid) = (file.content.clone(), file.mode, file.uid, file.gid);
                 (&file.path, Was::File { content, mode, uid, gid })
             }
             Step::Remove { path } => (path, Was::Missing),
             Step::Symlink { path, target } => (path, Was::Link { target: target.clone() }),
-            _ => return None,
+            _ => return Ok(None),
         };
-        Some(Self { path: path.clone(), was })
+        Ok(Some(Self { path: path.clone(), was }))
     }
 
     /// Which.
@@ -214,13 +226,16 @@ mod tests {
         fs::write(at("/earlier"), "changed before").unwrap();
         fs::write(at("/made-earlier"), "made before").unwrap();
         let (path, content) = ("/earlier".to_owned(), b"first".to_vec());
+        fs::write(at("/opened"), "secret").unwrap();
+        fs::set_permissions(at("/opened"), fs::Permissions::from_mode(0o644)).unwrap();
         let earlier = [
+            Step::SetAttributes { path: "/opened".into(), mode: 0o600, uid, gid, seen: None },
             Step::WriteFile(WriteFile { path, content, mode: 0o600, uid, gid, validate: None }),
             Step::Remove { path: "/made-earlier".into() },
         ];
         let also = ["/also".to_owned(), "/earlier".to_owned()];
         let kept = keep(&sys, &steps, &also, &earlier).unwrap();
-        assert_eq!(kept.len(), 10);
+        assert_eq!(kept.len(), 11);
         fs::write(at("/also"), "new").unwrap();
         let text = serde_json::to_string(&kept).unwrap();
         let kept: Vec<Kept> = serde_json::from_str(&text).unwrap();
@@ -248,6 +263,7 @@ mod tests {
                     && at("/dir").is_dir()
             );
             assert_eq!(fs::read(at("/earlier")).unwrap(), b"first");
+            assert_eq!(fs::metadata(at("/opened")).unwrap().permissions().mode() & 0o7777, 0o600);
             assert_eq!(fs::read_link(at("/link")).unwrap().to_str(), Some("file"));
             assert_eq!(fs::read(at("/value")).unwrap(), b"1\n");
         }

@@ -178,6 +178,11 @@ impl Units<'_> {
         self.systemctl(&["is-active", "--quiet", "--", &timer]).await
     }
 
+    /// Whether anybody would take the change back without the agent.
+    pub(super) fn are_there(&self) -> Result<bool, GuardError> {
+        Ok(self.sys.exists(&self.path(".service"))?)
+    }
+
     /// Stops the timer and removes the units. What is not there is fine. A service of theirs that runs goes on.
     pub(super) async fn remove(&self) -> Result<(), GuardError> {
         let timer = self.unit(".timer");

@@ -15,6 +15,11 @@ pub struct Protect {
     /// Files that the change puts in force and does not write: where the same run has changed one of them before, it
     /// is put back as it was before the run.
     pub reads: Vec<String>,
+    /// When those were last put in force, nanoseconds since the Unix epoch: what earlier runs have changed since then
+    /// comes back, too. `None` where that is not known.
+    pub reads_since_ns: Option<i128>,
+    /// Programs that come before anything is put back: what stops a thing may have to read its files.
+    pub first: Vec<Vec<String>>,
     /// Programs that put in force what was put back, in this order. They are run without the agent and maybe
     /// early in a boot, so each must do no harm when it is run twice or when what it reloads does not run yet.
     pub reload: Vec<Vec<String>>,

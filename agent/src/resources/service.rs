@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use postern_proto::guard::Predicate;
+use postern_proto::host::{AGENT_BINARY, UNIT};
 use postern_proto::spec::{Running, ServiceSpec};
 use serde::{Deserialize, Serialize};
 
@@ -22,7 +23,8 @@ const SETTLE: Duration = Duration::from_secs(60);
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Units that the way to this host may lie over: what listens, what sets up addresses, names and routes, what
-/// filters, what carries a tunnel, and what speaks to the controller. The last ones are names of instances.
+/// filters, what carries a tunnel. The last ones are names of instances. `netfilter-persistent` is not among them:
+/// nothing takes back what it loads.
 const CARRIES: &[&str] = &[
     "ssh.service",
     "sshd.service",
@@ -34,12 +36,10 @@ const CARRIES: &[&str] = &[
     "NetworkManager.service",
     "dhcpcd.service",
     "nftables.service",
-    "netfilter-persistent.service",
     "ufw.service",
     "firewalld.service",
     "tailscaled.service",
     "cloudflared.service",
-    "postern-agent.service",
     "ifup@",
     "wg-quick@",
     "openvpn@",
@@ -66,6 +66,9 @@ pub(super) struct Seen {
     /// Where SSH is served, asked only for a unit that the way to this host may lie over.
     #[serde(default)]
     ssh: BTreeSet<u16>,
+    /// When it was started, nanoseconds since the Unix epoch: only for such a unit.
+    #[serde(default)]
+    started_ns: Option<i128>,
 }
 
 impl Seen {
@@ -106,6 +109,10 @@ impl Resource for Service {
         let mut seen = ask(spec, host).await?;
         if let Some(why) = obstacle(spec, &seen, depth) {
             return Err(ObserveError::Obstacle(why));
+        }
+        if carries(&spec.unit()) && (depth == Depth::Whole || !Self::plan(spec, &seen).is_empty()) {
+            let units = listen::units(host, listen::SSH_PROPERTIES, &listen::SSH_UNITS).await?;
+            seen.ssh = listen::listen(host, &units)?.ports;
         }
         if depth == Depth::Cheap || spec.state.is_none() {
             return Ok(seen);
@@ -193,18 +200,24 @@ impl Resource for Service {
             return None;
         }
         let words = |argv: &[&str]| argv.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
-        let mut reload = vec![words(&["systemctl", "daemon-reload"])];
-        // Only where systemd can do it: the others are as they were, whatever was tried.
-        if spec.enabled.is_some() && matches!(seen.file_state.as_str(), "enabled" | "disabled") {
+        let (mut first, mut reload) = (Vec::new(), vec![words(&["systemctl", "daemon-reload"])]);
+        if spec.enabled.is_some_and(|enabled| enabled != seen.is_enabled()) {
             let verb = if seen.is_enabled() { "enable" } else { "disable" };
             reload.push(words(&["systemctl", verb, "--", &unit]));
         }
-        if spec.state.is_some() {
-            let verb = if seen.is_up() { "restart" } else { "stop" };
-            reload.push(words(&["systemctl", verb, "--", &unit]));
+        if spec.state.is_some() && seen.is_up() {
+            reload.push(words(&["systemctl", "restart", "--", &unit]));
+        } else if spec.state.is_some() {
+            // What takes its work back may have to read the very file that is going to be gone.
+            first.push(words(&["systemctl", "stop", "--", &unit]));
+        }
+        if unit == "nftables.service" {
+            // It flushes what is not its own.
+            reload.push(words(&[AGENT_BINARY, "firewall", "load"]));
         }
         let predicates = seen.ssh.iter().map(|port| Predicate::Inbound { port: *port }).collect();
-        Some(Protect { predicates, reads: spec.restart_on.clone(), reload, ..Protect::default() })
+        let (reads, reads_since_ns) = (spec.restart_on.clone(), seen.started_ns);
+        Some(Protect { predicates, reads, reads_since_ns, first, reload, ..Protect::default() })
     }
 
     fn undo_last(spec: &ServiceSpec, before: &Seen) -> bool {
@@ -251,8 +264,7 @@ async fn ask(spec: &ServiceSpec, host: &Sys) -> Result<Seen, ObserveError> {
         seen.stale = newest(&spec.restart_on, host, started)?;
     }
     if carries(&unit) {
-        let units = listen::units(host, listen::SSH_PROPERTIES, &listen::SSH_UNITS).await?;
-        seen.ssh = listen::listen(host, &units)?.ports;
+        seen.started_ns = started;
     }
     if let (true, Some(script)) = (seen.file_state == "generated", source.strip_prefix("/etc/init.d/")) {
         seen.sysv = Some(starts_at_boot(script, host)?);
@@ -275,6 +287,11 @@ fn starts_at_boot(script: &str, host: &Sys) -> Result<bool, SysError> {
 /// Why what is declared cannot be brought about by any step; `None` where it can, or is so already.
 fn obstacle(spec: &ServiceSpec, seen: &Seen, depth: Depth) -> Option<String> {
     let unit = spec.unit();
+    if unit == UNIT && (spec.state == Some(Running::Stopped) || spec.enabled == Some(false)) {
+        return Some(
+            "without its agent nobody could manage this host; `postern host forget` removes it".into(),
+        );
+    }
     let wants = spec.state == Some(Running::Running) || spec.enabled == Some(true);
     match seen.load.as_str() {
         "loaded" => {}
@@ -317,6 +334,7 @@ fn parse(text: &str, boot_ns: i128) -> (Seen, Option<i128>, String) {
         stale: None,
         sysv: None,
         ssh: BTreeSet::new(),
+        started_ns: None,
     };
     // The later of the two: a reload moves neither, a restart of the main process moves the second. Of all
     // stamps these are the exact ones, which every systemd writes alike: the others may be cut to a second,
@@ -394,7 +412,7 @@ mod tests {
         for name in ["nginx", "docker", "ssh-agent", "wg-quick", "network.target"] {
             assert_eq!(of(name, "running", &up), None, "{name}");
         }
-        for name in ["ssh", "ssh.socket", "systemd-networkd", "wg-quick@wg0", "postern-agent"] {
+        for name in ["ssh", "ssh.socket", "systemd-networkd", "wg-quick@wg0"] {
             assert!(of(name, "running", &up).is_some(), "{name}");
         }
         let last = |protect: &Protect| protect.reload.last().unwrap().join(" ");
@@ -406,13 +424,32 @@ mod tests {
         );
         assert_eq!(restarted.reload.len(), 2, "whether it starts at boot is not declared: {restarted:?}");
         assert_eq!(last(&of("ssh", "stopped", &up).unwrap()), "systemctl restart -- ssh.service");
-        let down = seen("inactive", "disabled");
-        assert_eq!(last(&of("nftables", "running", &down).unwrap()), "systemctl stop -- nftables.service");
-        let boot = spec(serde_json::json!({"name": "ssh", "enabled": false}));
-        let of_boot = |state: &str| last(&Service::protect(&boot, &seen("active", state)).unwrap());
-        assert_eq!(of_boot("enabled"), "systemctl enable -- ssh.service");
-        assert_eq!(of_boot("disabled"), "systemctl disable -- ssh.service");
-        assert_eq!(of_boot("static"), "systemctl daemon-reload");
+        // Before its file is gone, which it may have to read.
+        let new = of("wg-quick@wg0", "running", &seen("inactive", "disabled")).unwrap();
+        assert_eq!(new.first[0].join(" "), "systemctl stop -- wg-quick@wg0.service");
+        assert_eq!(last(&new), "systemctl daemon-reload");
+        let filter = of("nftables", "running", &seen("inactive", "disabled")).unwrap();
+        assert!(last(&filter).ends_with("firewall load"));
+        let boot = |state: &str, enabled: bool| {
+            let spec = spec(serde_json::json!({"name": "ssh", "enabled": enabled}));
+            last(&Service::protect(&spec, &seen("active", state)).unwrap())
+        };
+        assert_eq!(boot("enabled", false), "systemctl enable -- ssh.service");
+        assert_eq!(boot("disabled", true), "systemctl disable -- ssh.service");
+        assert_eq!(boot("enabled", true), "systemctl daemon-reload");
+    }
+
+    #[test]
+    fn the_agent_itself_is_not_switched_off() {
+        for (json, refused) in [
+            (serde_json::json!({"name": "postern-agent", "state": "stopped"}), true),
+            (serde_json::json!({"name": "postern-agent", "enabled": false}), true),
+            (serde_json::json!({"name": "postern-agent", "state": "running", "enabled": true}), false),
+            (serde_json::json!({"name": "nginx", "state": "stopped"}), false),
+        ] {
+            let seen = Seen { load: "loaded".into(), ..seen("active", "enabled") };
+            assert_eq!(obstacle(&spec(json.clone()), &seen, Depth::Cheap).is_some(), refused, "{json}");
+        }
     }
 
     fn verbs_of(steps: &[Step]) -> Vec<String> {

@@ -212,6 +212,7 @@ mod tests {
             detail: String::new(),
             vars: Default::default(),
             profiles: Vec::new(),
+            also_at: Vec::new(),
         }
     }
 

@@ -84,7 +84,8 @@ pub(crate) async fn up(context: &Context, args: Up) -> Result<Exit, CliError> {
             let (mut host, report) = take_over(context, &mut client, &info, options, listed).await?;
             told(context, &host, &report);
             let also_at: Vec<String> = report.also_at.iter().map(ToString::to_string).collect();
-            if host.also_at != also_at {
+            // None at all may be one moment's doing.
+            if !also_at.is_empty() && host.also_at != also_at {
                 let change = HostChange { also_at: Some(report.also_at.clone()), ..HostChange::default() };
                 host = client.update_host(host.id, change).await?;
             }
