@@ -99,6 +99,44 @@ async fn a_restart_that_cuts_the_host_off_is_taken_back_with_the_files_it_read()
     assert!(told.messages()[1].contains("link"), "{:?}", told.messages());
 }
 
+/// An earlier run wrote the file, and its unit was never restarted: what that run replaced is what comes back.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_earlier_run_wrote_and_nothing_has_read_is_taken_back_too() {
+    let mut host = with_ssh("true");
+    let work = open(&host, &[Says::Yes, Says::No]);
+    let [conf_only, _] = resources(None);
+    let dispatch = host.dispatch(&[conf_only]);
+    assert_eq!(outcomes(&complete(&work, dispatch).await), [Outcome::Changed]);
+    let dispatch = host.dispatch(&resources(None));
+    let told = complete(&work, dispatch).await;
+    assert_eq!(outcomes(&told), [Outcome::Unchanged, Outcome::Failed], "{:?}", told.messages());
+    assert_eq!((conf(&host).as_str(), text(&host, "read").as_str()), ("old\n", "new\nold\n"));
+}
+
+/// What somebody else wrote after the run did is his, and it is said that it stays.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_changed_since_is_left_alone_and_told() {
+    let mut host = with_ssh("true");
+    let work = open(&host, &[Says::Yes, Says::No]);
+    let [conf_only, service] = resources(None);
+    let path = host.root().join(CONF.trim_start_matches('/'));
+    let by_hand = ("hand", "command", json!({"shell": format!("echo by hand >{}", path.display())}));
+    let dispatch = host.dispatch(&[conf_only, by_hand, service]);
+    let told = complete(&work, dispatch).await;
+    assert_eq!(
+        outcomes(&told),
+        [Outcome::Changed, Outcome::Changed, Outcome::Failed],
+        "{:?}",
+        told.messages()
+    );
+    assert_eq!(conf(&host), "by hand\n");
+    let said = told.events.iter().any(|event| {
+        matches!(&event.kind, EventKind::StepStarted { summary, .. }
+            if summary.contains("/etc/sshd.conf would stay as it is now (somebody has changed it since)"))
+    });
+    assert!(said, "{:?}", told.events);
+}
+
 /// A file that was as declared before the run is not this run's to take back.
 #[tokio::test(flavor = "multi_thread")]
 async fn files_that_the_run_did_not_change_stay() {

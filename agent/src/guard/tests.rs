@@ -167,6 +167,40 @@ async fn a_way_back_that_never_works_is_given_up_in_the_end() {
     armed_as(&guards, "g-2", &["true"]).await.unwrap();
 }
 
+/// What has to be stopped may have to read the very file that is going to be gone.
+#[tokio::test]
+async fn what_is_stopped_first_finds_its_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let guards = host(dir.path(), "none");
+    let (fresh, seen) = (dir.path().join("etc/fresh"), dir.path().join("seen"));
+    let first = ["cp", &fresh.to_string_lossy(), &seen.to_string_lossy()].map(str::to_owned).to_vec();
+    let protect = Protect { first: vec![first], ..Protect::default() };
+    let change = Change { what: "a test", steps: &change(), earlier: &[], protect: &protect };
+    let stored = guards.arm("g-1", &change, Duration::from_secs(60)).await.unwrap();
+    act(dir.path());
+    assert_eq!(guards.revert(&stored).await.unwrap(), Ended::Reverted);
+    assert_eq!((fs::read(&seen).unwrap(), fresh.exists()), (b"new".to_vec(), false));
+}
+
+/// One that nobody goes on with is not in the way of the next one.
+#[tokio::test]
+async fn a_way_back_without_units_is_gone_on_with() {
+    let dir = tempfile::tempdir().unwrap();
+    let guards = host(dir.path(), "none");
+    let mended = dir.path().join("mended");
+    let stored = armed(&guards, &["test", "-e", &mended.to_string_lossy()]).await.unwrap();
+    assert!(revert(&guards.sys, &stored, Moment::Now).await.is_err());
+    // Its units go on with it.
+    assert!(
+        matches!(armed_as(&guards, "g-2", &["true"]).await, Err(GuardError::Busy(name)) if name == "g-1")
+    );
+    guards.units(&stored).remove().await.unwrap();
+    assert!(matches!(armed_as(&guards, "g-2", &["true"]).await, Err(GuardError::Incomplete(_))));
+    fs::write(&mended, "").unwrap();
+    armed_as(&guards, "g-2", &["true"]).await.unwrap();
+    assert_eq!(stored.state(), None);
+}
+
 /// A path that is as it was is left alone, also where it could not be replaced.
 #[tokio::test]
 async fn what_is_as_it_was_is_not_touched() {
