@@ -177,6 +177,45 @@ async fn trap_38_killed_with_a_child_running() {
 }
 
 /// It ended while no agent was there.
+/// What was told as done and had not reached the disk is done again where it shows; an action is never repeated.
+#[tokio::test]
+async fn trap_36_what_a_power_cut_took_back_is_done_again() {
+    for cut in [true, false] {
+        let mut host = Host::new();
+        let (marks, made, go) = (host.path("marks"), host.root().join("made"), host.path("go"));
+        let work = host.open();
+        let script = format!("echo made >>{marks}; touch {}", made.display());
+        let makes = json!({"shell": script, "creates": "/made"});
+        let acts = json!({"shell": format!("echo acts >>{marks}")});
+        let script = format!("echo waits >>{marks}; while ! test -e {go}; do sleep 0.01; done");
+        let waits = json!({"shell": script, "idempotent": true});
+        let dispatch = host.dispatch(&[
+            ("made", "command", makes),
+            ("file", "file", file("/etc/kept", "x")),
+            ("acts", "command", acts),
+            ("waits", "command", waits),
+        ]);
+        let run = dispatch.run;
+        work.engine.dispatch(dispatch).await.unwrap();
+        until("it waits", || lines(&marks) == 3).await;
+        work.kill().await;
+        std::fs::remove_file(&made).unwrap();
+        if cut {
+            kill_supervised(&host);
+            host.boot = NEXT_BOOT.parse().unwrap();
+        }
+        std::fs::write(&go, "").unwrap();
+        let work = host.open();
+        let told = whole(&work, run).await;
+        assert_eq!(told.end().0, RunState::Ok, "{:?}", told.messages());
+        // In the same boot nothing is lost, so whoever removed it did so after the run had made it.
+        let want: &[&str] =
+            if cut { &["made", "acts", "waits", "made", "waits"] } else { &["made", "acts", "waits"] };
+        assert!(std::fs::read_to_string(&marks).unwrap().lines().eq(want.iter().copied()), "cut: {cut}");
+        assert_eq!(made.exists(), cut);
+    }
+}
+
 #[tokio::test]
 async fn trap_38_ended_while_the_agent_was_away() {
     let mut host = Host::new();

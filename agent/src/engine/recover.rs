@@ -1,6 +1,7 @@
 //! What a run makes of steps that were cut off when the agent or the host went down.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use postern_proto::event::{Outcome, StepEnd, StepId};
@@ -10,7 +11,7 @@ use super::book::{Record, slot};
 use super::exec::{self, Ended, Place};
 use super::past::PastStep;
 use super::run::{End, Failure, MAX_ATTEMPTS, RunTask, StepResult, Stop};
-use crate::resources::bind_filled;
+use crate::resources::{Depth, bind_filled};
 use crate::supervise::Exit;
 use crate::supervise::spool::{Claim, claim};
 
@@ -35,6 +36,9 @@ impl RunTask {
         }
         let why = if boot == now { "the agent was restarted" } else { "the host was restarted" };
         let began = Instant::now();
+        // Its own restart was in good order: everything was written to the disk before.
+        let cut =
+            boot != now && !matches!(&step, Some(PastStep { reboot: Some((was, _)), .. }) if *was != now);
         let runs_on = matches!(&step, Some(PastStep { exec: Some(_), end: None, .. }) if boot == now);
         if !members.is_empty() && !runs_on {
             self.settle_guards(false).await?;
@@ -86,8 +90,35 @@ impl RunTask {
                 }
             }
         }
+        if cut {
+            self.reopen_what_was_lost().await?;
+        }
         if boot != now {
             self.pending.push(Record::Boot { run: self.run, boot: now });
+        }
+        Ok(())
+    }
+
+    /// What is told as changed was seen in force, but not all that others write is on the disk by then: a power cut
+    /// takes the last seconds back. So it is looked at once more, and what is not there any more is tried again. What
+    /// only acts leaves nothing to look at; what has holes, only we write, and we sync.
+    async fn reopen_what_was_lost(&mut self) -> Result<(), Stop> {
+        if self.terms.check || self.terms.undo_of.is_some() {
+            return Ok(());
+        }
+        for index in 0..self.past.len() {
+            let past = &self.past[index];
+            let told = matches!(past.outcome, Some((Outcome::Changed, _)));
+            let bound = self.bound.get(index).and_then(Option::as_ref).filter(|it| it.foreseen().is_none());
+            let Some(bound) = bound.filter(|_| told && past.attempts < MAX_ATTEMPTS).cloned() else {
+                continue;
+            };
+            let ctx = Arc::clone(&self.ctx);
+            let view = self.patiently(bound.view(&ctx.config.sys, Depth::Cheap)).await?;
+            if view.is_ok_and(|view| !view.steps.is_empty()) {
+                tracing::warn!(address = %self.address(index), "what was done is gone with the power: it is done again");
+                self.past[index].outcome = None;
+            }
         }
         Ok(())
     }

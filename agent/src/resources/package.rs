@@ -12,11 +12,15 @@ use serde::{Deserialize, Serialize};
 
 use super::apt::{FRONTEND_LOCK, INSTALL_LIMIT, OPTIONS, lists_outdated, quiet, transaction, update};
 use super::{Depth, Exec, ObserveError, Resource, Step, Undo};
-use crate::sys::Sys;
+use crate::sys::{Dpkg, Sys};
 use back::{Snapshot, Trace, mark, snapshot};
 
 /// What a look into apt's cache may take.
 const POLICY_LIMIT: Duration = Duration::from_secs(60);
+/// Where dpkg keeps what it has not taken over into its status yet, one package a file.
+const UPDATES: &str = "/var/lib/dpkg/updates";
+/// The most that is read of one of these files, bytes.
+const UPDATE_BYTES: u64 = 1 << 20;
 /// The most providers of a virtual package that are named.
 const PROVIDERS: usize = 8;
 
@@ -33,6 +37,9 @@ pub(super) struct Seen {
     fetch_lists: bool,
     /// Whether dpkg was cut off and has to finish first.
     unfinished: bool,
+    /// Packages at which it was cut off while it unpacked them.
+    #[serde(default)]
+    half: Vec<String>,
     /// All packages of the host: before a change and after it, for the way back.
     all: Option<Snapshot>,
 }
@@ -70,8 +77,11 @@ impl Resource for Package {
         let present = spec.state == Presence::Present;
         // With a journal left behind apt refuses all work. A package that was unpacked only is not in the way
         // of a removal, and may be the one to be removed because it cannot be configured.
-        let names = host.list("/var/lib/dpkg/updates")?;
-        seen.unfinished = is_journal(&names) || present && dpkg.has_unconfigured();
+        let journal = journal(host.list(UPDATES)?);
+        seen.unfinished = !journal.is_empty() || present && dpkg.has_unconfigured();
+        if present {
+            seen.half = half_unpacked(host, &dpkg, &journal)?;
+        }
         if present && !is_there(spec, &seen) {
             let outdated = depth == Depth::Cheap && lists_outdated(host)?;
             seen.fetch_lists = outdated
@@ -100,6 +110,9 @@ impl Resource for Package {
         }
         if seen.fetch_lists {
             steps.push(update());
+        }
+        if !seen.half.is_empty() {
+            steps.push(again(&seen.half));
         }
         let mut args = vec!["install", "--no-install-recommends"];
         match spec.state {
@@ -181,8 +194,8 @@ impl Resource for Package {
         })
     }
 
-    /// dpkg's unfinished work and one `apt-get update` where any needs it, one transaction with every name, and
-    /// the holds.
+    /// dpkg's unfinished work, one `apt-get update` where any needs it, what is half unpacked, one transaction with
+    /// every name, and the holds.
     fn merge(plans: Vec<Vec<Step>>) -> Vec<Step> {
         let mut merged: Vec<Exec> = Vec::new();
         for step in plans.into_iter().flatten() {
@@ -204,6 +217,7 @@ impl Resource for Package {
 enum Stage {
     Finish,
     Update,
+    Again,
     Transaction,
     Hold,
     Unhold,
@@ -216,6 +230,7 @@ fn stage(exec: &Exec) -> Stage {
         (Some("apt-mark"), Some("hold"), _) => Stage::Hold,
         (Some("apt-mark"), ..) => Stage::Unhold,
         (.., Some("update")) => Stage::Update,
+        _ if word(2 + OPTIONS.len()) == Some(REINSTALL) => Stage::Again,
         _ => Stage::Transaction,
     }
 }
@@ -224,6 +239,15 @@ fn stage(exec: &Exec) -> Stage {
 fn finish() -> Step {
     let argv = ["dpkg", "--force-confdef", "--force-confold", "--configure", "-a"];
     quiet(&argv, &[FRONTEND_LOCK], INSTALL_LIMIT)
+}
+
+/// The option without which apt takes a package that is half unpacked for installed, does nothing and ends well.
+const REINSTALL: &str = "--reinstall";
+
+/// Unpacks again what dpkg was cut off at. All of it: the one that was declared may need the others.
+fn again(half: &[String]) -> Step {
+    let args = ["install", REINSTALL, "--no-install-recommends"];
+    transaction(&args.into_iter().chain(half.iter().map(String::as_str)).collect::<Vec<_>>())
 }
 
 fn in_state(spec: &PackageSpec, seen: &Seen) -> bool {
@@ -240,10 +264,22 @@ fn is_there(spec: &PackageSpec, seen: &Seen) -> bool {
     }
 }
 
-/// Whether these names in dpkg's `updates` directory are a journal that was not merged: numbers, as dpkg and
-/// apt look for them.
-fn is_journal(names: &[String]) -> bool {
-    names.iter().any(|name| name.bytes().all(|byte| byte.is_ascii_digit()))
+/// Of these names in dpkg's `updates` directory those of a journal that was not merged, oldest first: numbers, as dpkg
+/// and apt look for them.
+fn journal(mut names: Vec<String>) -> Vec<String> {
+    names.retain(|name| name.bytes().all(|byte| byte.is_ascii_digit()));
+    names.sort_unstable();
+    names
+}
+
+/// What dpkg was cut off at while it unpacked it. The last of it stands in the journal alone.
+fn half_unpacked(host: &Sys, dpkg: &Dpkg, journal: &[String]) -> Result<Vec<String>, ObserveError> {
+    let mut later = Vec::with_capacity(journal.len());
+    for name in journal {
+        let text = host.read(&format!("{UPDATES}/{name}"), UPDATE_BYTES)?.unwrap_or_default();
+        later.push(Dpkg::parse(&String::from_utf8_lossy(&text)));
+    }
+    Ok(dpkg.half_installed(&later))
 }
 
 /// What apt's lists have for it.
@@ -374,10 +410,10 @@ mod tests {
 
     #[test]
     fn dpkg_that_was_cut_off_finishes_first() {
-        let journals = [(&["0001", "tmp.i"][..], true), (&["tmp.i"], false), (&[], false)];
+        let journals: [(&[&str], &[&str]); 3] =
+            [(&["0002", "tmp.i", "0001"], &["0001", "0002"]), (&["tmp.i"], &[]), (&[], &[])];
         for (names, want) in journals {
-            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-            assert_eq!(is_journal(&names), want, "{names:?}");
+            assert_eq!(journal(names.iter().map(|name| (*name).to_owned()).collect()), want, "{names:?}");
         }
         let cut = Seen { unfinished: true, ..seen(None, true) };
         let plan = |name: &str| Package::plan(&spec(serde_json::json!({"name": name})), &cut);
@@ -390,6 +426,17 @@ mod tests {
                 "dpkg --force-confdef --force-confold --configure -a",
                 "apt-get -y update",
                 "apt-get -y install --no-install-recommends cc aa bb",
+            ]
+        );
+        let half = Seen { half: vec!["dd:amd64".to_owned(), "ee".to_owned()], ..seen(None, true) };
+        let plan = |name: &str| Package::plan(&spec(serde_json::json!({"name": name})), &half);
+        let lines: Vec<_> = Package::merge(vec![plan("aa"), plan("ee")]).iter().map(Step::summary).collect();
+        assert_eq!(
+            lines,
+            [
+                "apt-get -y update",
+                "apt-get -y install --reinstall --no-install-recommends dd:amd64 ee",
+                "apt-get -y install --no-install-recommends aa ee",
             ]
         );
         let Step::Exec(finish) = &merged[0] else { panic!() };

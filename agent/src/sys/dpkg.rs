@@ -1,6 +1,6 @@
 //! What dpkg has on this host, read once for each state of its file: thirty packages are one parse.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -22,6 +22,8 @@ pub enum DpkgState {
     Triggers,
     /// Unpacked, and not configured.
     Unconfigured,
+    /// Wanted, and cut off while it was unpacked: to be unpacked again from the start.
+    HalfInstalled,
     /// Removed; its configuration files are still there.
     ConfigFiles,
     /// Anything else.
@@ -77,9 +79,11 @@ impl Dpkg {
         // want, error flag, state: hold is a wish about upgrades, not about being there.
         let mut words = fields.status.trim().split(' ');
         let (want, flag, state) = (words.next(), words.next(), words.next());
+        let wanted = matches!(want, Some("install" | "hold"));
         let state = match (flag, state) {
             (Some("ok"), Some("installed")) => DpkgState::Whole,
             (Some("ok"), Some("triggers-pending" | "triggers-awaited")) => DpkgState::Triggers,
+            (Some("reinstreq"), _) | (_, Some("half-installed")) if wanted => DpkgState::HalfInstalled,
             (_, Some("unpacked" | "half-configured")) => DpkgState::Unconfigured,
             (_, Some("config-files")) => DpkgState::ConfigFiles,
             _ => DpkgState::Other,
@@ -112,6 +116,24 @@ impl Dpkg {
     #[must_use]
     pub fn has_unconfigured(&self) -> bool {
         self.all().any(|(_, package)| package.state == DpkgState::Unconfigured)
+    }
+
+    /// The packages that dpkg was cut off at while it unpacked them, as apt names them, sorted. `journal` has what it
+    /// has not taken over into its status yet, oldest first.
+    #[must_use]
+    pub fn half_installed(&self, journal: &[Self]) -> Vec<String> {
+        let mut half = BTreeSet::new();
+        for (name, package) in std::iter::once(self).chain(journal).flat_map(Self::all) {
+            let name = match &*package.arch {
+                "" | "all" => name.to_owned(),
+                arch => format!("{name}:{arch}"),
+            };
+            match package.state {
+                DpkgState::HalfInstalled => half.insert(name),
+                _ => half.remove(&name),
+            };
+        }
+        half.into_iter().collect()
     }
 }
 
@@ -211,10 +233,36 @@ mod tests {
             ("Status: install ok half-configured\n", true),
             ("Status: install ok triggers-pending\n", false),
             ("Description: Status: install ok unpacked\n", false),
+            ("Status: install reinstreq half-installed\n", false),
         ];
         for (status, want) in states {
             assert_eq!(Dpkg::parse(&format!("Package: a\n{status}")).has_unconfigured(), want, "{status:?}");
         }
+    }
+
+    #[test]
+    fn what_is_half_unpacked_is_told() {
+        let package = |name: &str, status: &str, arch: &str| {
+            format!("Package: {name}\nStatus: {status}\nArchitecture: {arch}\nVersion: 1\n\n")
+        };
+        let text = [
+            package("b", "install reinstreq half-installed", "amd64"),
+            package("a", "install ok half-installed", "all"),
+            package("c", "hold reinstreq unpacked", "i386"),
+            // Its removal was cut off.
+            package("d", "deinstall ok half-installed", "all"),
+            package("e", "install ok unpacked", "all"),
+            package("f", "install ok installed", "all"),
+        ];
+        let status = Dpkg::parse(&text.concat());
+        assert_eq!(status.half_installed(&[]), ["a", "b:amd64", "c:i386"]);
+        // What dpkg wrote last counts.
+        let journal = [
+            package("a", "install ok installed", "all"),
+            package("g", "install reinstreq half-installed", "all"),
+        ];
+        let journal = journal.map(|text| Dpkg::parse(&text));
+        assert_eq!(status.half_installed(&journal), ["b:amd64", "c:i386", "g"]);
     }
 
     #[test]

@@ -50,7 +50,7 @@ pub(super) fn snapshot(host: &Sys) -> Result<Snapshot, ObserveError> {
         let installed = match package.state {
             DpkgState::Whole | DpkgState::Triggers | DpkgState::Unconfigured => true,
             DpkgState::ConfigFiles => false,
-            DpkgState::Other => continue,
+            DpkgState::HalfInstalled | DpkgState::Other => continue,
         };
         let every = &*package.arch == "all";
         // apt writes its own architecture for a package that is of every one.
