@@ -39,7 +39,9 @@ fn with_ssh(does: &str) -> Host {
                       echo "ExecMainStartTimestampMonotonic=$(cat {started})"; echo "Names=$unit"; echo
                   done;;
                esac;;
-           restart) echo "$@" >>{calls}; cat {conf} >>{read}; echo 999999999999999 >{started};;
+           restart) echo "$@" >>{calls}; cat {conf} >>{read}
+               # What a way back starts is older than what is written after it.
+               [ $(($(grep -c restart {calls}) % 2)) = 0 ] && echo 1 >{started} || echo 999999999999999 >{started};;
            enable) echo "$@" >>{calls}; touch {enabled}; {does};;
            disable) echo "$@" >>{calls}; rm -f {enabled};;
            esac"#,
@@ -111,6 +113,25 @@ async fn what_an_earlier_run_wrote_and_nothing_has_read_is_taken_back_too() {
     let told = complete(&work, dispatch).await;
     assert_eq!(outcomes(&told), [Outcome::Unchanged, Outcome::Failed], "{:?}", told.messages());
     assert_eq!((conf(&host).as_str(), text(&host, "read").as_str()), ("old\n", "new\nold\n"));
+}
+
+/// The agent is gone before the restart is confirmed: unit and file are taken back, and both are done again.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_is_killed_before_it_confirmed_does_all_of_it_again() {
+    let mut host = with_ssh("true");
+    let work = open(&host, &[Says::Yes, Says::Nothing]);
+    let dispatch = host.dispatch(&resources(None));
+    let run = dispatch.run;
+    work.engine.dispatch(dispatch).await.unwrap();
+    support::until("the restart", || text(&host, "read") == "new\n").await;
+    work.kill().await;
+    std::fs::write(host.path("started"), "1").unwrap();
+    let work = open(&host, &[Says::Yes]);
+    let mut outbox = work.engine.attach(vec![], vec![]).await;
+    let mut told = Told::default();
+    to_the_end(&work.engine, &mut outbox, run, &mut told).await;
+    assert_eq!(told.end().0, postern_proto::event::RunState::Ok, "{:?}", told.messages());
+    assert_eq!((conf(&host).as_str(), text(&host, "read").as_str()), ("new\n", "new\nold\nnew\n"));
 }
 
 /// What somebody else wrote after the run did is his, and it is said that it stays.

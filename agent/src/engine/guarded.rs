@@ -300,19 +300,22 @@ impl RunTask {
         })
     }
 
-    /// Takes back what an agent that is gone had not confirmed in this run.
-    pub(super) async fn settle_guards(&mut self, again: bool) -> Result<(), Stop> {
+    /// Takes back what an agent that is gone had not confirmed in this run; whether there was something.
+    pub(super) async fn settle_guards(&mut self, again: bool) -> Result<bool, Stop> {
         let (guards, prefix) = (self.guards(), format!("{}-", self.run));
         match self.patiently(guards.settle(&prefix, again)).await? {
             Ok(settled) => {
-                for (name, ended) in settled {
+                for (name, ended) in &settled {
                     tracing::warn!(guard = name, ?ended, "a guard of an earlier agent was settled");
                 }
+                Ok(settled.iter().any(|(_, ended)| *ended == Ended::Reverted))
             }
             // The units go on with it; a new guard is refused meanwhile.
-            Err(error) => tracing::error!(%error, "a guard of an earlier agent could not be settled"),
+            Err(error) => {
+                tracing::error!(%error, "a guard of an earlier agent could not be settled");
+                Ok(true)
+            }
         }
-        Ok(())
     }
 }
 

@@ -39,9 +39,10 @@ impl RunTask {
         // Its own restart was in good order: everything was written to the disk before.
         let cut =
             boot != now && !matches!(&step, Some(PastStep { reboot: Some((was, _)), .. }) if *was != now);
+        let mut taken_back = false;
         let runs_on = matches!(&step, Some(PastStep { exec: Some(_), end: None, .. }) if boot == now);
         if !members.is_empty() && !runs_on {
-            self.settle_guards(false).await?;
+            taken_back |= self.settle_guards(false).await?;
         }
         match step {
             _ if members.is_empty() => {}
@@ -79,7 +80,7 @@ impl RunTask {
                 let result = self.step_ended(id, spool, ended).await?;
                 if runs_on {
                     // Only now: it would have changed again what was taken back.
-                    self.settle_guards(true).await?;
+                    taken_back |= self.settle_guards(true).await?;
                 }
                 if told && (last || result.is_err()) {
                     self.resume(&members, result, began).await?;
@@ -90,7 +91,8 @@ impl RunTask {
                 }
             }
         }
-        if cut {
+        // A guard also takes back what other resources had done, where its change put that in force.
+        if cut || taken_back {
             self.reopen_what_was_lost().await?;
         }
         if boot != now {
@@ -100,7 +102,7 @@ impl RunTask {
     }
 
     /// What is told as changed was seen in force, but not all that others write is on the disk by then: a power cut
-    /// takes the last seconds back. So it is looked at once more, and what is not there any more is tried again. What
+    /// takes the last seconds back, and so may a guard. So it is looked at once more, and what is not there any more is tried again. What
     /// only acts leaves nothing to look at; what has holes, only we write, and we sync.
     async fn reopen_what_was_lost(&mut self) -> Result<(), Stop> {
         if self.terms.check || self.terms.undo_of.is_some() {
@@ -116,7 +118,7 @@ impl RunTask {
             let ctx = Arc::clone(&self.ctx);
             let view = self.patiently(bound.view(&ctx.config.sys, Depth::Cheap)).await?;
             if view.is_ok_and(|view| !view.steps.is_empty()) {
-                tracing::warn!(address = %self.address(index), "what was done is gone with the power: it is done again");
+                tracing::warn!(address = %self.address(index), "what was done is gone: it is done again");
                 self.past[index].outcome = None;
             }
         }
