@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::diff::unified;
-use super::listen::{self, Listen};
+use super::listen;
 use super::owned::{self, Owned};
 use super::{Depth, Exec, ObserveError, Protect, Resource, Step, Undo};
 use crate::firewall::{DOCKER_CHAIN, Family, Jump, Place, Table, has_docker, hooks, text};
@@ -64,9 +64,8 @@ impl Resource for Firewall {
             return obstacle("the package iptables is not installed: declare it before this".to_owned());
         }
         let names: Vec<&str> = listen::SSH_UNITS.into_iter().chain(foreign::UNITS).collect();
-        let states = listen::units(host, listen::SSH_PROPERTIES, &names).await?;
-        let Listen { ports: ssh, .. } = listen::listen(host, &states)?;
-        let mut seen = Seen { ssh, mirror: mirror(host)?, ..Seen::default() };
+        let (states, ssh) = listen::served(host, listen::SSH_PROPERTIES, &names).await?;
+        let mut seen = Seen { ssh: ssh.ports, mirror: mirror(host)?, ..Seen::default() };
         let docker = has_docker(|path| host.exists(path))?;
         let mut tables = Vec::new();
         for (at, family) in Family::ALL.into_iter().enumerate() {
