@@ -24,6 +24,7 @@ mod supervise;
 mod sys;
 mod tcp;
 mod teardown;
+mod venv;
 mod vm;
 
 use std::io::Write;
@@ -33,12 +34,13 @@ pub use error::{LabError, Result};
 pub use guest::HostKey;
 pub use host::Host;
 pub use image::ImageInfo;
-pub use requirements::{Missing, requirements, vm_requirements};
+pub use requirements::{Missing, audit_requirements, requirements, vm_requirements};
 pub use run::{HostInfo, Lab};
 pub use spec::{FileSpec, Flavour, HostSpec, Image, Release, Sudo, UserSpec, VmSpec};
 pub use supervise::{guard, supervise};
 pub use sys::Output;
 pub use tcp::{TcpConnection, TcpState};
+pub use venv::{ssh_audit, venv};
 
 /// The one gate of all lab tests: a lab, or none after a line `SKIPPED lab: …` where the machine cannot run one. With
 /// `POSTERN_REQUIRE_LAB=1` that is a failure, and so is a lab that should run here but does not.
