@@ -6,20 +6,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use postern_tests::controls::{listen, others};
 use postern_tests::lab::{Host, HostSpec, Image, Release};
 use postern_tests::rig::{BOOT_DEADLINE, Rig, apply, managed, managed_with, said, wait_for};
-
-/// Answers on these ports, IPv4 and IPv6, whatever is asked.
-fn listen(host: &Host, ports: &[u16]) -> Result<()> {
-    for port in ports {
-        host.sh(&format!(
-            "printf '[Socket]\\nListenStream=[::]:{port}\\nBindIPv6Only=both\\nAccept=yes\\n[Install]\\nWantedBy=sockets.target\\n' >/etc/systemd/system/lab{port}.socket
-             printf '[Service]\\nExecStart=/bin/cat\\nStandardInput=socket\\n' >/etc/systemd/system/lab{port}@.service
-             systemctl daemon-reload; systemctl enable --quiet --now lab{port}.socket"
-        ))?;
-    }
-    Ok(())
-}
 
 /// Whether a fresh connection is taken, over IPv4 and over IPv6.
 fn open(host: &Host, port: u16) -> (bool, bool) {
@@ -31,14 +20,6 @@ fn open(host: &Host, port: u16) -> (bool, bool) {
 
 const OPEN: (bool, bool) = (true, true);
 const CLOSED: (bool, bool) = (false, false);
-
-/// The chains and rules of everybody else, all tables, without counters and what is ours. Where Docker is, its
-/// empty chain for rules of others is made for IPv6, too.
-fn others(host: &Host) -> Result<String> {
-    Ok(host.sh(
-        "for s in iptables-save ip6tables-save; do $s | grep -v -e '^[#*]' -e POSTERN -e '^:DOCKER-USER' -e '^:[A-Z]* ACCEPT' -e COMMIT | sed 's/ \\[.*//'; done",
-    )?)
-}
 
 /// What we have in the filter tables.
 fn ours(host: &Host) -> Result<String> {

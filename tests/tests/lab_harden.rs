@@ -2,11 +2,10 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail as tests do")]
 
 use std::net::{IpAddr, TcpStream};
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use postern_tests::lab::{FileSpec, Host, HostSpec, Image, Release, UserSpec};
+use postern_tests::lab::{FileSpec, Host, HostSpec, Image, Peer, Release, UserSpec};
 use postern_tests::rig::{Rig, apply, managed_with, said, wait_for};
 
 fn last_run(rig: &Rig, host: &Host) -> Result<String> {
@@ -186,54 +185,28 @@ fn trap_06_a_socket_is_told_of_ports() -> Result<()> {
     Ok(())
 }
 
-/// An address of the lab's bridge that only this test uses; gone when this is dropped.
-struct Peer {
-    address: String,
-    bridge: String,
+/// Whether a fresh connection from this peer to sshd is taken.
+fn reaches(peer: &Peer, host: &Host) -> Result<bool> {
+    let ssh = host.ssh_with("ada", &["ConnectTimeout=3"]);
+    let ssh = peer.command("timeout").args(["15", "ssh"]).args(ssh.get_args()).arg("true").output()?;
+    Ok(ssh.status.success())
 }
 
-impl Peer {
-    fn new(rig: &Rig, last: u8) -> Result<Self> {
-        let gateway = rig.lab.gateway_v4().octets();
-        let address = format!("{}.{}.{}.{last}", gateway[0], gateway[1], gateway[2]);
-        let bridge = format!("plb{}", rig.lab.run());
-        let added =
-            Command::new("ip").args(["addr", "add", &format!("{address}/24"), "dev", &bridge]).status()?;
-        assert!(added.success());
-        Ok(Self { address, bridge })
-    }
-
-    /// Whether a fresh connection from here to sshd is taken.
-    fn reaches(&self, host: &Host) -> Result<bool> {
-        let ssh = host.ssh_with("ada", &[&format!("BindAddress={}", self.address), "ConnectTimeout=3"]);
-        let ssh = Command::new("timeout").args(["15", "ssh"]).args(ssh.get_args()).arg("true").output()?;
-        Ok(ssh.status.success())
-    }
-
-    /// Tries to log in without a key, once.
-    fn fails(&self, host: &Host) -> Result<()> {
-        let bind = format!("BindAddress={}", self.address);
-        let options = [&*bind, "PubkeyAuthentication=no", "ConnectTimeout=3"];
-        let ssh = host.ssh_with("nobody-such", &options);
-        // Banned in the middle of it, nobody tells this end.
-        Command::new("timeout").args(["8", "ssh"]).args(ssh.get_args()).arg("true").output()?;
-        Ok(())
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        let address = format!("{}/24", self.address);
-        let _ = Command::new("ip").args(["addr", "del", &address, "dev", &self.bridge]).status();
-    }
+/// Tries to log in without a key, once.
+fn fails(peer: &Peer, host: &Host) -> Result<()> {
+    let ssh = host.ssh_with("nobody-such", &["PubkeyAuthentication=no", "ConnectTimeout=3"]);
+    // Banned in the middle of it, nobody tells this end.
+    peer.command("timeout").args(["8", "ssh"]).args(ssh.get_args()).arg("true").output()?;
+    Ok(())
 }
 
 /// T09: a banned peer's connection is refused, another's is not. T10: neither the controller nor who is declared
 /// is ever banned; `unban` lets a peer in again.
 fn bans(name: &str, image: Image) -> Result<()> {
     let Some((rig, host)) = loose(name, image)? else { return Ok(()) };
-    let (bad, good, friend) = (Peer::new(&rig, 250)?, Peer::new(&rig, 251)?, Peer::new(&rig, 252)?);
-    let kind = |more: &str| format!("  - fail2ban: {{tries: 3, ignore: ['{}']{more}}}\n", friend.address);
+    let (bad, good, friend) = (rig.lab.peer()?, rig.lab.peer()?, rig.lab.peer()?);
+    let bad_address = bad.v4.to_string();
+    let kind = |more: &str| format!("  - fail2ban: {{tries: 3, ignore: ['{}']{more}}}\n", friend.v4);
     let refused = apply(&rig, &host, &kind(""), &[])?.expect(1);
     assert!(said(&refused).contains("the package fail2ban is not installed"), "{refused:?}");
     let all = format!(
@@ -248,29 +221,29 @@ fn bans(name: &str, image: Image) -> Result<()> {
         "the proof left no ban"
     );
     for peer in [&bad, &good, &friend] {
-        assert!(peer.reaches(&host)?, "{} before", peer.address);
+        assert!(reaches(peer, &host)?, "{} before", peer.v4);
     }
 
     for _ in 0..4 {
-        bad.fails(&host)?;
-        friend.fails(&host)?;
+        fails(&bad, &host)?;
+        fails(&friend, &host)?;
     }
     let status = || host.sh("fail2ban-client status sshd | grep 'Banned IP'");
-    wait_for("the peer is banned", Duration::from_secs(30), || Ok(status()?.contains(&bad.address)))?;
-    wait_for("and shut out", Duration::from_secs(10), || Ok(!bad.reaches(&host)?))?;
-    assert!(good.reaches(&host)?, "another peer was shut out");
-    assert!(friend.reaches(&host)? && !status()?.contains(&friend.address), "{}", status()?);
+    wait_for("the peer is banned", Duration::from_secs(30), || Ok(status()?.contains(&bad_address)))?;
+    wait_for("and shut out", Duration::from_secs(10), || Ok(!reaches(&bad, &host)?))?;
+    assert!(reaches(&good, &host)?, "another peer was shut out");
+    assert!(reaches(&friend, &host)? && !status()?.contains(&friend.v4.to_string()), "{}", status()?);
     let ignored = host.sh("fail2ban-client get sshd ignoreip")?;
     assert!(ignored.contains(&rig.lab.gateway_v4().to_string()), "the controller: {ignored}");
 
     // The firewall is loaded anew, and the ban holds.
     host.sh("/usr/local/bin/postern-agent firewall load")?;
-    assert!(!bad.reaches(&host)? && good.reaches(&host)?);
+    assert!(!reaches(&bad, &host)? && reaches(&good, &host)?);
 
-    let unbanned = rig.run(&["unban", &host.name, &bad.address])?.expect(0);
+    let unbanned = rig.run(&["unban", &host.name, &bad_address])?.expect(0);
     assert!(said(&unbanned).contains("was banned, and is no longer"), "{unbanned:?}");
-    assert!(bad.reaches(&host)?);
-    let not = rig.run(&["unban", &host.name, &bad.address])?.expect(0);
+    assert!(reaches(&bad, &host)?);
+    let not = rig.run(&["unban", &host.name, &bad_address])?.expect(0);
     assert!(said(&not).contains("was not banned"), "{not:?}");
 
     // A ban that blocks nothing is none, whatever fail2ban counts.
