@@ -263,3 +263,42 @@ fn trap_09_a_banned_peer_is_refused_on_debian_12() -> Result<()> {
 fn trap_09_a_banned_peer_is_refused_on_debian_13() -> Result<()> {
     bans("f2b-13", Image::TRIXIE)
 }
+
+/// T09: where there is no iptables, bans are nftables' own.
+#[test]
+fn trap_09_a_banned_peer_is_refused_by_nftables_alone() -> Result<()> {
+    let Some((rig, host)) = loose("f2b-nft", Image::TRIXIE)? else { return Ok(()) };
+    let (bad, good) = (rig.lab.peer()?, rig.lab.peer()?);
+    let bad_address = bad.v4.to_string();
+    let packages = "  - package: {name: iptables, state: absent}\n  - package: {name: fail2ban}\n  - package: {name: python3-systemd}\n";
+    let ban = "  - fail2ban: {tries: 3}\n";
+    let refused = apply(&rig, &host, &format!("{packages}{ban}"), &[])?.expect(1);
+    assert!(said(&refused).contains("nothing here can block an address"), "{refused:?}");
+    let all = format!("{packages}  - package: {{name: nftables}}\n{ban}");
+    apply(&rig, &host, &all, &[])?.expect(0);
+    host.sh("! ls /usr/sbin/iptables* /usr/sbin/ip6tables* 2>/dev/null")?;
+    assert!(host.sh("cat /etc/fail2ban/jail.d/postern.local")?.contains("banaction = nftables-multiport"));
+    let again = apply(&rig, &host, &all, &[])?.expect(0);
+    assert!(again.stdout.contains("5 unchanged"), "{again:?}");
+    assert!(
+        host.sh("fail2ban-client status sshd")?.contains("Currently banned:\t0"),
+        "the proof left no ban"
+    );
+    assert!(reaches(&bad, &host)? && reaches(&good, &host)?, "before");
+    for _ in 0..4 {
+        fails(&bad, &host)?;
+    }
+    wait_for("the peer is banned", Duration::from_secs(30), || {
+        Ok(host.sh("fail2ban-client status sshd | grep 'Banned IP'")?.contains(&bad_address))
+    })?;
+    wait_for("and shut out", Duration::from_secs(10), || Ok(!reaches(&bad, &host)?))?;
+    assert!(reaches(&good, &host)?, "another peer was shut out");
+    rig.run(&["unban", &host.name, &bad_address])?.expect(0);
+    assert!(reaches(&bad, &host)?);
+
+    // A ban that blocks nothing is none here either.
+    host.sh("printf '[sshd]\\nbanaction = dummy\\n' >/etc/fail2ban/jail.d/zz.local; systemctl restart fail2ban; touch /etc/fail2ban/jail.d/postern.local")?;
+    let blind = apply(&rig, &host, "  - fail2ban: {tries: 3, ban_s: 1800}\n", &[])?.expect(1);
+    assert!(said(&blind).contains("by nftables-multiport, and no rule of INPUT blocks it"), "{blind:?}");
+    Ok(())
+}
