@@ -322,7 +322,7 @@ async fn blocked(seen: &Seen, address: &str, ports: &[u16], host: &Sys) -> Resul
     let program = match (seen.action.starts_with("iptables"), address.contains(':')) {
         (true, false) => vec!["iptables-save", "-t", "filter"],
         (true, true) => vec!["ip6tables-save", "-t", "filter"],
-        (false, _) => vec![NFT, "list", "ruleset"],
+        (false, _) => vec!["nft", "list", "ruleset"],
     };
     let said = host.run(&program, &[], ASK_LIMIT).await?;
     let text = String::from_utf8_lossy(&said.stdout);
