@@ -19,6 +19,7 @@ use crate::link::names::Names;
 use crate::link::route::ProxyEnv;
 use crate::link::time::host_clock;
 use crate::link::{AgentOptions, open_exit_code, run_agent};
+use crate::sys::Sys;
 use crate::{config, engine, facts, guard};
 
 const USAGE: &str = "\
@@ -29,6 +30,7 @@ usage: postern-agent COMMAND [--config PATH] [--state-dir PATH]
   probe       can a controller be reached from here?
   status      who this host is, as JSON
   firewall    load or unload the host's firewall (what its units run)
+  reload-ssh  have sshd read its files anew, and wait until it listens again (what runs do)
   uninstall   stop, and remove the agent with all of its state from this host
   version     the version
 
@@ -98,6 +100,7 @@ pub fn main(args: &[String]) -> i32 {
         "enrol" => runtime.block_on(Box::pin(enrol(&args))),
         "probe" => runtime.block_on(Box::pin(probe(&args))),
         "status" => status(&args.state_dir),
+        "reload-ssh" => runtime.block_on(reload_ssh()),
         "guard-revert" => runtime.block_on(guard_revert(&args.state_dir, guard, Moment::Now)),
         "guard-revert-boot" => runtime.block_on(guard_revert(&args.state_dir, guard, Moment::Boot)),
         "uninstall" => runtime.block_on(uninstall(args.state_dir)),
@@ -278,6 +281,16 @@ async fn guard_revert(state_dir: &Path, name: Option<&String>, moment: Moment) -
         }
         Err(error) => {
             tracing::error!(guard = name, error = chain(&error), "the change was not taken back");
+            exit::FAILED
+        }
+    }
+}
+
+async fn reload_ssh() -> i32 {
+    match crate::resources::reload_ssh(&Sys::host()).await {
+        Ok(()) => exit::OK,
+        Err(why) => {
+            let _ = writeln!(std::io::stderr(), "postern-agent reload-ssh: {why}");
             exit::FAILED
         }
     }

@@ -1,7 +1,9 @@
 //! The lab (throw-away VPSs), the fault proxy, and what end-to-end tests and benchmarks share.
 pub mod bench;
+pub mod controls;
 pub mod fingerprint;
 pub mod lab;
 pub mod proxy;
 pub mod rig;
+pub mod scan;
 pub mod time_server;

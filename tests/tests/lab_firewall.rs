@@ -6,20 +6,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use postern_tests::controls::{listen, others};
 use postern_tests::lab::{Host, HostSpec, Image, Release};
-use postern_tests::rig::{BOOT_DEADLINE, Rig, apply, managed, managed_with, said, wait_for};
-
-/// Answers on these ports, IPv4 and IPv6, whatever is asked.
-fn listen(host: &Host, ports: &[u16]) -> Result<()> {
-    for port in ports {
-        host.sh(&format!(
-            "printf '[Socket]\\nListenStream=[::]:{port}\\nBindIPv6Only=both\\nAccept=yes\\n[Install]\\nWantedBy=sockets.target\\n' >/etc/systemd/system/lab{port}.socket
-             printf '[Service]\\nExecStart=/bin/cat\\nStandardInput=socket\\n' >/etc/systemd/system/lab{port}@.service
-             systemctl daemon-reload; systemctl enable --quiet --now lab{port}.socket"
-        ))?;
-    }
-    Ok(())
-}
+use postern_tests::rig::{BOOT_DEADLINE, Ended, Rig, apply, managed, managed_with, said, wait_for};
 
 /// Whether a fresh connection is taken, over IPv4 and over IPv6.
 fn open(host: &Host, port: u16) -> (bool, bool) {
@@ -31,14 +20,6 @@ fn open(host: &Host, port: u16) -> (bool, bool) {
 
 const OPEN: (bool, bool) = (true, true);
 const CLOSED: (bool, bool) = (false, false);
-
-/// The chains and rules of everybody else, all tables, without counters and what is ours. Where Docker is, its
-/// empty chain for rules of others is made for IPv6, too.
-fn others(host: &Host) -> Result<String> {
-    Ok(host.sh(
-        "for s in iptables-save ip6tables-save; do $s | grep -v -e '^[#*]' -e POSTERN -e '^:DOCKER-USER' -e '^:[A-Z]* ACCEPT' -e COMMIT | sed 's/ \\[.*//'; done",
-    )?)
-}
 
 /// What we have in the filter tables.
 fn ours(host: &Host) -> Result<String> {
@@ -226,6 +207,147 @@ fn trap_30b_another_firewall_is_named_and_taken_over_when_told() -> Result<()> {
     host.sh("systemctl disable --quiet nftables; nft add table inet lab; nft 'add chain inet lab in { type filter hook input priority 5; policy drop; }'; nft add rule inet lab in accept")?;
     let refused = apply(&rig, &host, &over, &[])?.expect(1);
     assert!(said(&refused).contains("the chain in of nftables' table inet lab"), "{refused:?}");
+    Ok(())
+}
+
+/// T30b: whoever managed the firewall before is back after an undo, and so are his rules.
+fn taken_over_and_back(name: &str, image: Image, other: &Other) -> Result<()> {
+    let Some((rig, host)) = managed(name, image)? else { return Ok(()) };
+    listen(&host, &[80, 9005, 8080])?;
+    host.sh(
+        "sed -i 's/^{/{\"limits\":{\"guard_window_s\":20},/' /etc/postern-agent/config.json; systemctl restart postern-agent",
+    )?;
+    wait_for("the agent is back", Duration::from_secs(60), || {
+        Ok(rig.run(&["exec", &host.name, "--", "true"])?.code == Some(0))
+    })?;
+    apply(&rig, &host, &format!("  - package: {{name: {}}}\n", other.name), &[])?.expect(0);
+    host.sh(other.switch_on)?;
+    wait_for("its own rules are in force", Duration::from_secs(30), || {
+        Ok(open(&host, 8080) == CLOSED && open(&host, 9005) == OPEN && (other.is_on)(&host)?)
+    })?;
+    let refused = apply(&rig, &host, RULES, &[])?.expect(1);
+    assert!(said(&refused).contains(&format!("{} manages this host's firewall", other.name)), "{refused:?}");
+    assert!((other.is_on)(&host)? && ours(&host)?.is_empty(), "refused, and something was done");
+
+    let over = RULES.replace("allow:", "takeover: true, allow:");
+    let check = apply(&rig, &host, &over, &["--check", "--verbose"])?.expect(0);
+    assert!(said(&check).contains(&format!("{}: is switched off", other.name)), "{check:?}");
+    apply(&rig, &host, &over, &[])?.expect(0);
+    let run = last_run(&rig, &host)?;
+    assert!(!(other.is_on)(&host)?);
+    in_force(&host);
+    let again = apply(&rig, &host, &over, &[])?.expect(0);
+    assert!(again.stdout.contains("1 unchanged"), "{again:?}");
+    host.reboot()?;
+    host.wait_ssh(BOOT_DEADLINE)?;
+    in_force(&host);
+    assert!(!(other.is_on)(&host)?, "it came back at boot");
+
+    // An undo that is not confirmed, and one that is.
+    let undo = || rig.run(&["run", "undo", &run]);
+    not_confirmed(&rig, undo, || Ok(ours(&host)?.is_empty()))?;
+    in_force(&host);
+    assert!(!(other.is_on)(&host)?);
+    let again = apply(&rig, &host, &over, &[])?.expect(0);
+    assert!(again.stdout.contains("1 unchanged"), "{again:?}");
+    undo()?.expect(0);
+    let as_before = || -> Result<()> {
+        assert!((other.is_on)(&host)? && ours(&host)?.is_empty());
+        // firewalld is up before its rules are.
+        wait_for("its own rules are in force", Duration::from_secs(30), || {
+            Ok((open(&host, 22), open(&host, 80), open(&host, 8080)) == (OPEN, CLOSED, CLOSED))
+        })?;
+        host.sh("! ls /etc/systemd/system/postern-firewall* /etc/systemd/system/*/postern-firewall* /etc/postern-agent/firewall* 2>/dev/null")?;
+        Ok(())
+    };
+    as_before()?;
+    not_confirmed(&rig, || apply(&rig, &host, &over, &[]), || Ok(!(other.is_on)(&host)?))?;
+    as_before()
+}
+
+/// Another firewall, which lets 22 and 9005 in.
+struct Other {
+    name: &'static str,
+    switch_on: &'static str,
+    /// Now and at boot.
+    is_on: fn(&Host) -> Result<bool>,
+}
+
+/// Does this, and shuts the way over which the controller would be asked to confirm it once it is half done.
+fn not_confirmed(
+    rig: &Rig,
+    act: impl FnOnce() -> Result<Ended> + Send,
+    half: impl FnMut() -> Result<bool>,
+) -> Result<()> {
+    let ended = std::thread::scope(|scope| -> Result<_> {
+        let run = scope.spawn(act);
+        wait_for("it is half done", Duration::from_secs(60), half)?;
+        // For new connections. On the host somebody else may just be loading his rules.
+        rig.lab.deny_port(rig.port())?;
+        run.join().unwrap_or_else(|panicked| std::panic::resume_unwind(panicked))
+    })?;
+    assert!(said(&ended.expect(1)).contains("the change was taken back"));
+    rig.lab.allow_port(rig.port())?;
+    Ok(())
+}
+
+#[test]
+fn trap_30b_ufw_is_taken_over_and_comes_back() -> Result<()> {
+    let ufw = Other {
+        name: "ufw",
+        switch_on: "ufw allow 22/tcp >/dev/null; ufw allow 9005/tcp >/dev/null; ufw --force enable",
+        is_on: |host| {
+            Ok(host.sh("ufw status")?.contains("Status: active")
+                && host.sh("cat /etc/ufw/ufw.conf")?.contains("ENABLED=yes"))
+        },
+    };
+    taken_over_and_back("fw-ufw-back", Image::TRIXIE, &ufw)
+}
+
+#[test]
+fn trap_30b_firewalld_is_taken_over_and_comes_back() -> Result<()> {
+    let firewalld = Other {
+        name: "firewalld",
+        switch_on: "systemctl enable --quiet --now firewalld; firewall-cmd -q --permanent --add-port=9005/tcp; firewall-cmd -q --reload",
+        is_on: |host| {
+            Ok(host.sh("systemctl is-active firewalld; systemctl is-enabled firewalld; :")?
+                == "active\nenabled")
+        },
+    };
+    taken_over_and_back("fw-firewalld", Image::BOOKWORM, &firewalld)
+}
+
+/// T30b: Docker that filters by itself, past every chain that there is for others. Debian's Docker cannot yet: what
+/// tells of it is put there in its place.
+#[test]
+fn trap_30b_dockers_own_tables_are_named() -> Result<()> {
+    let Some((rig, host)) = managed("fw-docker-nft", Image::TRIXIE)? else { return Ok(()) };
+    use std::io::Write as _;
+    let _ = writeln!(
+        std::io::stdout(),
+        "STAND-IN: Docker with firewall-backend nftables: its setting and a table of its name, which prove nothing about its rules"
+    );
+    apply(&rig, &host, "  - package: {name: nftables}\n", &[])?.expect(0);
+    let traces = [
+        (
+            "mkdir -p /etc/docker; echo '{\"firewall-backend\": \"nftables\"}' >/etc/docker/daemon.json",
+            "rm /etc/docker/daemon.json",
+        ),
+        (
+            "nft add table ip docker-bridges; nft 'add chain ip docker-bridges filter-FORWARD { type filter hook forward priority 0; }'",
+            "nft delete table ip docker-bridges",
+        ),
+    ];
+    for (put, take) in traces {
+        host.sh(put)?;
+        let refused = apply(&rig, &host, RULES, &[])?.expect(1);
+        assert!(said(&refused).contains("Docker filters with nftables here"), "{put}: {refused:?}");
+        assert_eq!(ours(&host)?, "");
+        let ignored = apply(&rig, &host, &RULES.replace("allow:", "docker: ignored, allow:"), &["--check"])?;
+        assert!(ignored.expect(0).stdout.contains("1 would change"), "{put}");
+        host.sh(take)?;
+    }
+    apply(&rig, &host, RULES, &[])?.expect(0);
     Ok(())
 }
 

@@ -127,8 +127,8 @@ impl Programs {
     }
 }
 
-/// Installs what the lab lacks where that can be done here; with [`MACHINES`], what its virtual machines lack. Returns
-/// what is missing after that.
+/// Installs what the lab lacks where that can be done here; with [`MACHINES`], what its virtual machines lack, with
+/// [`AUDIT`] what that test does. Returns what is missing after that.
 pub(crate) fn install(lab: &Path, more: &[&str]) -> Result<Option<String>> {
     let Some(missing) = requirements(lab, more)? else { return Ok(None) };
     let packages = packages(&missing);
@@ -159,6 +159,9 @@ pub(crate) fn install(lab: &Path, more: &[&str]) -> Result<Option<String>> {
 
 /// Makes `lab requirements` and `lab images` speak of virtual machines as well.
 pub(crate) const MACHINES: &[&str] = &["--vm"];
+
+/// Makes `lab requirements` speak of what `ssh-audit` needs, and of nothing else.
+pub(crate) const AUDIT: &[&str] = &["--audit"];
 
 /// The lines of `lab requirements`, none when nothing is missing.
 fn requirements(lab: &Path, more: &[&str]) -> Result<Option<Vec<String>>> {

@@ -222,7 +222,7 @@ async fn look(host: &Sys) -> Result<Seen, ObserveError> {
     };
     let properties = format!("{},ExecMainStartTimestampMonotonic", listen::SSH_PROPERTIES);
     let names = [listen::SSH_UNITS[0], listen::SSH_UNITS[1], UNIT];
-    let units = listen::units(host, &properties, &names).await?;
+    let (units, ssh) = listen::served(host, &properties, &names).await?;
     let running = property(&units, UNIT, "ActiveState") == "active";
     let started = property(&units, UNIT, "ExecMainStartTimestampMonotonic").parse::<i128>();
     let started = started.map_or(0, |micros| micros * 1000 + crate::sys::boot_ns());
@@ -237,7 +237,7 @@ async fn look(host: &Sys) -> Result<Seen, ObserveError> {
         stale,
         live,
         action: action.to_owned(),
-        ports: listen::listen(host, &units)?.ports,
+        ports: ssh.ports,
         controllers: controllers(host)?,
     })
 }
@@ -322,7 +322,7 @@ async fn blocked(seen: &Seen, address: &str, ports: &[u16], host: &Sys) -> Resul
     let program = match (seen.action.starts_with("iptables"), address.contains(':')) {
         (true, false) => vec!["iptables-save", "-t", "filter"],
         (true, true) => vec!["ip6tables-save", "-t", "filter"],
-        (false, _) => vec![NFT, "list", "ruleset"],
+        (false, _) => vec!["nft", "list", "ruleset"],
     };
     let said = host.run(&program, &[], ASK_LIMIT).await?;
     let text = String::from_utf8_lossy(&said.stdout);

@@ -8,6 +8,10 @@ use crate::sys::{Sys, SysError};
 use super::ObserveError;
 
 const ASK_LIMIT: Duration = Duration::from_secs(30);
+/// How long a server that is up may listen on nothing, as it does while it starts and while it reads its files anew:
+/// that takes it milliseconds.
+const SETTLE: Duration = Duration::from_secs(5);
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// A table of sockets of a busy host, bytes.
 const TABLE_LIMIT: u64 = 32 << 20;
 
@@ -15,7 +19,7 @@ const TABLE_LIMIT: u64 = 32 << 20;
 pub(super) type Units = BTreeMap<String, BTreeMap<String, String>>;
 
 /// Asks systemd for these properties of these units; one that it does not know is `not-found` as its `LoadState`.
-pub(super) async fn units(host: &Sys, properties: &str, names: &[&str]) -> Result<Units, ObserveError> {
+async fn units(host: &Sys, properties: &str, names: &[&str]) -> Result<Units, ObserveError> {
     let properties = format!("--property=Id,{properties}");
     let mut argv = vec!["systemctl", "show", "--no-pager", &properties, "--"];
     argv.extend(names);
@@ -65,8 +69,41 @@ pub(super) const SSH_PROPERTIES: &str = "ActiveState,UnitFileState,LoadState,Mai
 /// The same, which units.
 pub(super) const SSH_UNITS: [&str; 2] = ["ssh.service", "ssh.socket"];
 
+/// What systemd says of these units, and where SSH is served. A server in the middle of a reload is waited for:
+/// taken for one that listens nowhere, its port would count as one that may be closed.
+pub(super) async fn served(
+    host: &Sys,
+    properties: &str,
+    names: &[&str],
+) -> Result<(Units, Listen), ObserveError> {
+    served_within(host, properties, names, SETTLE).await
+}
+
+async fn served_within(
+    host: &Sys,
+    properties: &str,
+    names: &[&str],
+    limit: Duration,
+) -> Result<(Units, Listen), ObserveError> {
+    let until = tokio::time::Instant::now() + limit;
+    loop {
+        let units = units(host, properties, names).await?;
+        let listen = listen(host, &units)?;
+        let settled = listen.socket || !listen.ports.is_empty() || !is_up(&units, SSH_UNITS[0]);
+        if settled || tokio::time::Instant::now() >= until {
+            return Ok((units, listen));
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
+/// Whether a unit runs, also while it is told to read its files.
+pub(super) fn is_up(units: &Units, unit: &str) -> bool {
+    matches!(property(units, unit, "ActiveState"), "active" | "reloading")
+}
+
 /// Where SSH is served now, by what is listened on and not by what is written down.
-pub(super) fn listen(host: &Sys, units: &Units) -> Result<Listen, SysError> {
+fn listen(host: &Sys, units: &Units) -> Result<Listen, SysError> {
     if property(units, "ssh.socket", "ActiveState") == "active" {
         let ports = property(units, "ssh.socket", "Listen").lines().filter_map(socket_port).collect();
         return Ok(Listen { ports, socket: true });
@@ -134,6 +171,45 @@ mod tests {
         assert_eq!(socket_port("[::]:22 (Stream)"), Some(22));
         assert_eq!(socket_port("22 (Stream)"), Some(22));
         assert_eq!(socket_port("/run/x (Datagram)"), None);
+    }
+
+    /// A host whose sshd, `state` in systemd's words, listens once it was looked at that often; and how often it
+    /// was looked at.
+    async fn looks(state: &str, listens_at: u32) -> (Listen, usize) {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let at = |path: &str| dir.path().join(path);
+        for path in ["proc/7/fd", "proc/net"] {
+            std::fs::create_dir_all(at(path)).unwrap();
+        }
+        std::os::unix::fs::symlink("socket:[4711]", at("proc/7/fd/3")).unwrap();
+        let table = "head\n0: 00000000:0016 00000000:0000 0A 0:0 0:0 0 0 0 4711 1\n";
+        std::fs::write(at("table"), table).unwrap();
+        let script = format!(
+            "#!/bin/sh\ncd {}\necho x >>asked; test $(wc -l <asked) -lt {listens_at} || cp table proc/net/tcp\n\
+             printf 'MainPID=7\\nActiveState={state}\\nId=ssh.service\\n'\n",
+            dir.path().display()
+        );
+        std::fs::write(at("systemctl"), script).unwrap();
+        std::fs::set_permissions(at("systemctl"), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let path = format!("{}:/usr/bin:/bin", dir.path().display());
+        let sys = Sys::rooted(dir.path().to_owned(), path);
+        // Two looks at least are within it, also on a slow machine.
+        let limit = Duration::from_secs(if listens_at > 100 { 1 } else { 30 });
+        let (_, listen) = served_within(&sys, SSH_PROPERTIES, &SSH_UNITS, limit).await.unwrap();
+        (listen, std::fs::read_to_string(at("asked")).unwrap().lines().count())
+    }
+
+    #[tokio::test]
+    async fn a_server_that_reads_its_files_anew_is_waited_for() {
+        let ssh = Listen { ports: [22].into(), socket: false };
+        assert_eq!(looks("active", 1).await, (ssh.clone(), 1));
+        assert_eq!(looks("active", 3).await, (ssh.clone(), 3));
+        assert_eq!(looks("reloading", 3).await, (ssh, 3));
+        // One that is down listens nowhere, and one that never does is not waited for without end.
+        assert_eq!(looks("failed", 3).await, (Listen::default(), 1));
+        let (never, looked) = looks("active", 1000).await;
+        assert!(never == Listen::default() && looked > 1, "{looked}");
     }
 
     /// This process listens, and is found to do so.

@@ -29,6 +29,7 @@ mod user;
 pub(crate) use diff::{hidden, unified};
 pub(crate) use firewall::unit_paths as firewall_units;
 pub use protect::Protect;
+pub(crate) use sshd::reload as reload_ssh;
 pub use step::{Exec, Step, WriteFile};
 
 use std::future::Future;

@@ -1,5 +1,7 @@
 //! Each kind's last look against programs that say another thing: what is on the disk does not decide.
 
+mod hardening;
+
 use serde_json::json;
 
 use super::*;

@@ -73,6 +73,9 @@ enum Cmd {
         /// For virtual machines
         #[arg(long)]
         vm: bool,
+        /// For the test of an SSH server's algorithms
+        #[arg(long, conflicts_with = "vm")]
+        audit: bool,
     },
     /// Boots a host again and again (the lab starts this itself)
     #[command(hide = true)]
@@ -134,8 +137,12 @@ fn run(command: Cmd) -> anyhow::Result<ExitCode> {
             Lab::sweep()?;
         }
         Cmd::Images { build, vm } => images(build, vm)?,
-        Cmd::Requirements { vm } => {
-            let missing = if vm { lab::vm_requirements() } else { lab::requirements() };
+        Cmd::Requirements { vm, audit } => {
+            let missing = match (vm, audit) {
+                (true, _) => lab::vm_requirements(),
+                (_, true) => lab::audit_requirements(),
+                _ => lab::requirements(),
+            };
             for one in &missing {
                 say(&one.to_string())?;
             }

@@ -190,13 +190,18 @@ impl Host {
 
     /// The same with options (`Name=value`) that go before the usual ones, and so win over them.
     pub fn ssh_with(&self, user: &str, options: &[&str]) -> Command {
+        self.ssh_to(self.v4.into(), user, options)
+    }
+
+    /// The same to one of its addresses.
+    pub fn ssh_to(&self, address: IpAddr, user: &str, options: &[&str]) -> Command {
         let usual = ["BatchMode=yes", "IdentitiesOnly=yes", "ConnectTimeout=10"];
         let mut command = Command::new("ssh");
         command.args(["-F", "none"]).args(options.iter().chain(&usual).flat_map(|option| ["-o", option]));
         command.args(["-o", "StrictHostKeyChecking=yes", "-o", "GlobalKnownHostsFile=none"]);
         command.arg("-o").arg(format!("UserKnownHostsFile={}", self.known_hosts.display()));
         command.arg("-i").arg(&self.private_key).arg("-p").arg(self.ssh_port.to_string());
-        command.arg(format!("{user}@{}", self.v4)).stdin(Stdio::null());
+        command.arg(format!("{user}@{address}")).stdin(Stdio::null());
         command
     }
 

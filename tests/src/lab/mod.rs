@@ -15,6 +15,7 @@ mod host;
 mod image;
 mod mirror;
 mod net;
+mod peer;
 mod recipe;
 mod requirements;
 mod run;
@@ -24,6 +25,7 @@ mod supervise;
 mod sys;
 mod tcp;
 mod teardown;
+mod venv;
 mod vm;
 
 use std::io::Write;
@@ -33,12 +35,14 @@ pub use error::{LabError, Result};
 pub use guest::HostKey;
 pub use host::Host;
 pub use image::ImageInfo;
-pub use requirements::{Missing, requirements, vm_requirements};
+pub use peer::Peer;
+pub use requirements::{Missing, audit_requirements, requirements, vm_requirements};
 pub use run::{HostInfo, Lab};
 pub use spec::{FileSpec, Flavour, HostSpec, Image, Release, Sudo, UserSpec, VmSpec};
 pub use supervise::{guard, supervise};
 pub use sys::Output;
 pub use tcp::{TcpConnection, TcpState};
+pub use venv::{ssh_audit, venv};
 
 /// The one gate of all lab tests: a lab, or none after a line `SKIPPED lab: …` where the machine cannot run one. With
 /// `POSTERN_REQUIRE_LAB=1` that is a failure, and so is a lab that should run here but does not.

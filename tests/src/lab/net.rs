@@ -51,7 +51,7 @@ impl Net {
         format!("{}{name}", self.prefix())
     }
 
-    fn chain(self, what: &str) -> String {
+    pub(super) fn chain(self, what: &str) -> String {
         format!("PLAB-{}-{what}", self.run)
     }
 
@@ -279,7 +279,7 @@ pub(super) fn destroy(net: Net) -> Result<()> {
     }
     remove_link(&net.bridge())?;
     for tool in ["iptables", "ip6tables"] {
-        for table in ["filter", "nat"] {
+        for table in ["filter", "nat", "raw"] {
             remove_chains(tool, table, &format!("PLAB-{}-", net.run))?;
         }
     }

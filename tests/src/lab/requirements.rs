@@ -111,6 +111,23 @@ pub fn vm_requirements() -> Vec<Missing> {
     missing
 }
 
+/// What keeps the test that has `ssh-audit` from getting it; empty when nothing does but the network maybe.
+pub fn audit_requirements() -> Vec<Missing> {
+    // Debian's python3 has the module venv without what fills an environment.
+    let makes = std::process::Command::new("python3")
+        .args(["-c", "import ensurepip, venv"])
+        .env("PATH", SAFE_PATH)
+        .stderr(std::process::Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success());
+    let missing = Missing {
+        what: "Python's venv".to_owned(),
+        package: Some("python3-venv"),
+        remedy: "apt-get install python3-venv".to_owned(),
+    };
+    if makes { Vec::new() } else { vec![missing] }
+}
+
 fn on_path(program: &str) -> bool {
     SAFE_PATH.split(':').any(|dir| Path::new(dir).join(program).exists())
 }

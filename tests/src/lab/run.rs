@@ -2,7 +2,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use super::guest;
 use super::host::Host;
 use super::image::{self, ImageInfo};
 use super::net::{self, MAX_SLOTS, Net, SLOT_BASE};
+use super::peer::{MAX_PEERS, Peer};
 use super::requirements::requirements;
 use super::spec::{Flavour, HostSpec, Image, VmSpec};
 use super::store::{HostRecord, Lock, MAX_RUNS, Owner, Places, RECORD_VERSION, RunRecord, load, save};
@@ -33,6 +34,7 @@ pub(super) struct Inner {
     pub(super) kept: bool,
     nonce: u64,
     slots: Mutex<Vec<u8>>,
+    peers: AtomicU8,
     guardian: Mutex<Option<Child>>,
     gone: AtomicBool,
 }
@@ -87,6 +89,7 @@ impl Lab {
             kept,
             nonce,
             slots: Mutex::new(Vec::new()),
+            peers: AtomicU8::new(0),
             guardian: Mutex::new(None),
             gone: AtomicBool::new(false),
         };
@@ -164,6 +167,15 @@ impl Lab {
                 super::warn(&format!("clearing up after a host that could not be made: {e}"));
             }
         })
+    }
+
+    /// Somebody else on this lab's network, with addresses that nobody had before.
+    pub fn peer(&self) -> Result<Peer> {
+        let next = |made: u8| (made < MAX_PEERS).then_some(made + 1);
+        let made = self.inner.peers.fetch_update(Ordering::SeqCst, Ordering::SeqCst, next);
+        let made =
+            made.map_err(|_| LabError::Invalid(format!("this lab has made {MAX_PEERS} peers already")))?;
+        Peer::make(Arc::clone(&self.inner), made + 1)
     }
 
     /// The cached root folder of an image, built first if need be.

@@ -25,6 +25,8 @@ const LAB_PACKAGE: &str = "postern-tests";
 const LAB_PREFIX: &str = "lab_";
 /// The suite whose hosts are virtual machines. The emulator is heavy, so it is installed for that one only.
 const MACHINES_SUITE: &str = "lab_tier2";
+/// The suite that fetches `ssh-audit` from PyPI, for which it needs Python.
+const AUDIT_SUITE: &str = "lab_audit";
 
 /// What `cargo xtask test` was asked for.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -44,8 +46,12 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let lab_runs = !options.no_lab && report.stage("requirements", || lab_can_run(&programs))?;
     // Images are made by the package manager and agents by the linker: side by side, neither waits for the other.
     let machines = lab_runs
-        && wants_machines(&programs, options.filter.as_deref())?
-        && report.stage("emulator", || Ok(machines_can_run(&programs)))?;
+        && std::env::var_os("POSTERN_LAB_VMS").is_some_and(|value| value == "1")
+        && wants(MACHINES_SUITE, &programs, options.filter.as_deref())?
+        && report.stage("emulator", || Ok(can_have(&programs, lab::MACHINES, "virtual machines")))?;
+    if lab_runs && wants(AUDIT_SUITE, &programs, options.filter.as_deref())? {
+        report.stage("ssh-audit", || Ok(can_have(&programs, lab::AUDIT, "ssh-audit")))?;
+    }
     let more = if machines { lab::MACHINES } else { &[] };
     let images = if lab_runs { Some(Images::prepare(programs.find("lab")?, more)?) } else { None };
     let agent = report
@@ -100,29 +106,23 @@ fn lab_can_run(programs: &Programs) -> Result<bool> {
     Ok(missing.is_none())
 }
 
-/// Whether a test with a virtual machine is among those that were asked for.
-fn wants_machines(programs: &Programs, filter: Option<&str>) -> Result<bool> {
-    if std::env::var_os("POSTERN_LAB_VMS").is_none_or(|value| value != "1") {
-        return Ok(false);
-    }
-    let is = |e: &&Executable| makes_hosts(e) && e.target == MACHINES_SUITE;
+/// Whether a test of this suite is among those that were asked for.
+fn wants(suite: &str, programs: &Programs, filter: Option<&str>) -> Result<bool> {
+    let is = |e: &&Executable| makes_hosts(e) && e.target == suite;
     let Some(executable) = suites(&programs.0).find(is) else { return Ok(false) };
     Ok(!suite::list(&name(executable), harness(executable, filter))?.0.is_empty())
 }
 
-/// Says what is missing when virtual machines cannot run, which is no reason to give the other tests up.
-fn machines_can_run(programs: &Programs) -> bool {
-    match programs.find("lab").and_then(|lab| lab::install(lab, lab::MACHINES)) {
-        Ok(None) => true,
-        Ok(Some(missing)) => {
-            eprintln!("xtask: no virtual machine can run here: {missing}");
-            false
-        }
-        Err(error) => {
-            eprintln!("xtask: no virtual machine can run here: {error:#}");
-            false
-        }
-    }
+/// Installs what these need and says what is missing when they cannot be had here, which is no reason to give the other
+/// tests up.
+fn can_have(programs: &Programs, more: &[&str], what: &str) -> bool {
+    let why = match programs.find("lab").and_then(|lab| lab::install(lab, more)) {
+        Ok(None) => return true,
+        Ok(Some(missing)) => missing,
+        Err(error) => format!("{error:#}"),
+    };
+    eprintln!("xtask: {what} cannot be had here: {why}");
+    false
 }
 
 /// The lab's base images being built beside us.

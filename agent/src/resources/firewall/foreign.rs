@@ -11,6 +11,7 @@ use crate::sys::Sys;
 
 const ASK_LIMIT: Duration = Duration::from_secs(30);
 const NFT: &str = "/usr/sbin/nft";
+const UFW_PROGRAM: &str = "/usr/sbin/ufw";
 const UFW: &str = "/etc/ufw/ufw.conf";
 const DAEMON_JSON: &str = "/etc/docker/daemon.json";
 /// The most that is read of a settings file, bytes.
@@ -23,6 +24,8 @@ pub(super) const UNITS: [&str; 2] = ["firewalld.service", "nftables.service"];
 pub(super) struct Found {
     /// Names of those that can be switched off.
     pub(super) switchable: Vec<String>,
+    /// Names of those that are there and are switched off.
+    pub(super) off: Vec<String>,
     /// Why ours cannot be, for people.
     pub(super) obstacle: Option<String>,
 }
@@ -39,16 +42,21 @@ pub(super) async fn look(
             .map(|bytes| String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned())
     };
     let mut found = Found::default();
-    if ufw_is_on(&read(UFW)?)
-        && tables.iter().any(|table| table.has("ufw-before-input") || table.has("ufw6-before-input"))
-    {
-        found.switchable.push("ufw".to_owned());
-    }
-    if is_on(units, "firewalld.service") {
-        found.switchable.push("firewalld".to_owned());
+    let ufw = ufw_is_on(&read(UFW)?)
+        && tables.iter().any(|table| table.has("ufw-before-input") || table.has("ufw6-before-input"));
+    let firewalld = is_on(units, "firewalld.service");
+    for (name, there, on) in [
+        ("ufw", host.exists(UFW_PROGRAM)?, ufw),
+        ("firewalld", property(units, "firewalld.service", "LoadState") == "loaded", firewalld),
+    ] {
+        if on {
+            found.switchable.push(name.to_owned());
+        } else if there {
+            found.off.push(name.to_owned());
+        }
     }
     let nft = if host.exists(NFT)? {
-        let said = host.run(&[NFT, "list", "chains"], &[], ASK_LIMIT).await?;
+        let said = host.run(&["nft", "list", "chains"], &[], ASK_LIMIT).await?;
         String::from_utf8_lossy(&said.stdout).into_owned()
     } else {
         String::new()

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::diff::unified;
-use super::listen::{self, Listen};
+use super::listen;
 use super::owned::{self, Owned};
 use super::{Depth, Exec, ObserveError, Protect, Resource, Step, Undo};
 use crate::firewall::{DOCKER_CHAIN, Family, Jump, Place, Table, has_docker, hooks, text};
@@ -48,6 +48,9 @@ pub(super) struct Seen {
     wrong: Vec<String>,
     /// Other firewalls that are to be switched off.
     others: Vec<String>,
+    /// Those that are there and are switched off.
+    #[serde(default)]
+    off: Vec<String>,
     /// Where SSH is served.
     ssh: BTreeSet<u16>,
     /// Where the host gets its packages, name and port: it must still get there.
@@ -64,9 +67,8 @@ impl Resource for Firewall {
             return obstacle("the package iptables is not installed: declare it before this".to_owned());
         }
         let names: Vec<&str> = listen::SSH_UNITS.into_iter().chain(foreign::UNITS).collect();
-        let states = listen::units(host, listen::SSH_PROPERTIES, &names).await?;
-        let Listen { ports: ssh, .. } = listen::listen(host, &states)?;
-        let mut seen = Seen { ssh, mirror: mirror(host)?, ..Seen::default() };
+        let (states, ssh) = listen::served(host, listen::SSH_PROPERTIES, &names).await?;
+        let mut seen = Seen { ssh: ssh.ports, mirror: mirror(host)?, ..Seen::default() };
         let docker = has_docker(|path| host.exists(path))?;
         let mut tables = Vec::new();
         for (at, family) in Family::ALL.into_iter().enumerate() {
@@ -89,7 +91,7 @@ impl Resource for Firewall {
         }
         seen.enabled = host.exists(units::AT_BOOT)? && host.exists(units::WITH_DOCKER)?;
         let found = foreign::look(spec, host, &states, &tables).await?;
-        seen.others = found.switchable;
+        (seen.others, seen.off) = (found.switchable, found.off);
         // Around an undo what is declared is being taken back: nothing is in its way.
         if depth != Depth::Whole {
             if let Some(why) = found.obstacle {
@@ -120,10 +122,7 @@ impl Resource for Firewall {
                 reload = true;
             }
         }
-        steps.extend(seen.others.iter().map(|other| match other.as_str() {
-            "ufw" => run(&["ufw", "disable"]),
-            other => run(&["systemctl", "disable", "--now", "--", other]),
-        }));
+        steps.extend(seen.others.iter().map(|other| run(&switched(other, false))));
         // A unit is reloaded along with it.
         if !seen.enabled {
             steps.push(run(&["systemctl", "enable", "--", units::UNIT, units::DOCKER_UNIT]));
@@ -186,15 +185,15 @@ impl Resource for Firewall {
             steps.push(load(if there { "load" } else { "unload" }));
         }
         let back = before.others.iter().filter(|other| !now.others.contains(other));
-        steps.extend(back.map(|other| match other.as_str() {
-            "ufw" => run(&["ufw", "--force", "enable"]),
-            other => run(&["systemctl", "enable", "--now", "--", other]),
-        }));
+        steps.extend(back.map(|other| run(&switched(other, true))));
         Undo::Steps(steps)
     }
 
     fn protect(spec: &FirewallSpec, seen: &Seen) -> Option<Protect> {
-        let rules = spec.rules();
+        // Where all is as declared, it is about to be taken back: what this opened may be shut then, and another
+        // firewall on.
+        let taken_back = Self::plan(spec, seen).is_empty();
+        let rules = if taken_back { Vec::new() } else { spec.rules() };
         let anywhere = rules.iter().filter(|rule| rule.protocol == Protocol::Tcp && rule.from.is_empty());
         let single = anywhere.flat_map(|rule| rule.ports.iter().filter(|(first, last)| first == last));
         let mut ports: Vec<u16> = single.map(|(port, _)| *port).collect();
@@ -210,15 +209,28 @@ impl Resource for Firewall {
             predicates.push(Predicate::Egress { host: host.clone(), port: *port });
         }
         let words = |argv: &[&str]| argv.iter().map(|word| (*word).to_owned()).collect();
-        let mut reload =
-            vec![words(&["systemctl", "daemon-reload"]), words(&[AGENT_BINARY, "firewall", "load"])];
+        let mut reload = vec![words(&["systemctl", "daemon-reload"])];
+        if taken_back && spec.takeover {
+            reload.extend(seen.off.iter().map(|other| words(&switched(other, false))));
+        }
+        reload.push(words(&[AGENT_BINARY, "firewall", "load"]));
         // What was switched off for it is on again where it is taken back.
-        reload.extend(seen.others.iter().map(|other| match other.as_str() {
-            "ufw" => words(&["ufw", "--force", "enable"]),
-            other => words(&["systemctl", "enable", "--now", "--", other]),
-        }));
-        let also = [units::AT_BOOT, units::WITH_DOCKER].map(str::to_owned).to_vec();
+        reload.extend(seen.others.iter().map(|other| words(&switched(other, true))));
+        // A directory after what lies in it, as they are put back backwards: the last link in one takes it along.
+        let links = [units::AT_BOOT, units::WITH_DOCKER];
+        let dirs = links.map(|link| link.rsplit_once('/').map_or(link, |(dir, _)| dir));
+        let also = links.into_iter().chain(dirs).map(str::to_owned).collect();
         Some(Protect { predicates, also, reload, ..Protect::default() })
+    }
+}
+
+/// What switches another firewall on or off, now and at boot.
+fn switched(other: &str, on: bool) -> Vec<&str> {
+    match (other, on) {
+        ("ufw", true) => vec!["ufw", "--force", "enable"],
+        ("ufw", false) => vec!["ufw", "disable"],
+        (unit, true) => vec!["systemctl", "enable", "--now", "--", unit],
+        (unit, false) => vec!["systemctl", "disable", "--now", "--", unit],
     }
 }
 
@@ -464,12 +476,54 @@ mod tests {
         let spec =
             spec(json!({"allow": ["80,443/tcp", "22/tcp", "53/udp", "5432/tcp from 192.0.2.1", "1-9/tcp"]}));
         let seen = Seen { ssh: [22].into(), mirror: Some(("deb.debian.org".into(), 80)), ..Seen::default() };
+        let load = format!("{AGENT_BINARY} firewall load");
         let protect = Firewall::protect(&spec, &seen).unwrap();
         let watched: Vec<_> = protect.predicates.iter().map(Predicate::to_string).collect();
         let want =
             ["inbound 22", "inbound 80", "inbound 443", "dns deb.debian.org", "egress deb.debian.org:80"];
         assert_eq!(watched, want);
-        assert_eq!(protect.reload.last().unwrap()[1..], ["firewall", "load"]);
+        assert_eq!(lines(&protect.reload), ["systemctl daemon-reload", &load]);
+        // A range, another protocol and what is not for everybody: not seen from there. Never more than one look takes.
+        let many: Vec<String> = (1..60).map(|port| format!("{port}/tcp")).collect();
+        let many = Firewall::protect(&self::spec(json!({"allow": many})), &seen).unwrap();
+        assert_eq!(many.predicates.len(), WATCHED + 2);
+        // Meant to be shut.
+        let closed = Firewall::protect(&self::spec(json!({"ssh": "closed"})), &seen).unwrap();
+        assert_eq!(closed.predicates.len(), 2);
+    }
+
+    fn lines(programs: &[Vec<String>]) -> Vec<String> {
+        programs.iter().map(|argv| argv.join(" ")).collect()
+    }
+
+    /// T30b: a change that is not confirmed leaves the other firewall as it was, whichever way it went.
+    #[test]
+    fn trap_30b_a_guard_switches_others_back() {
+        let load = format!("{AGENT_BINARY} firewall load");
+        let over = spec(json!({"allow": ["22/tcp", "80/tcp"], "takeover": true}));
+        let two = vec!["ufw".to_owned(), "firewalld".to_owned()];
+        let bare = Seen { ssh: [22].into(), wrong: vec!["x".to_owned()], ..Seen::default() };
+        let to_off = Firewall::protect(&over, &Seen { others: two.clone(), ..bare.clone() }).unwrap();
+        let on = ["ufw --force enable", "systemctl enable --now -- firewalld"];
+        assert_eq!(lines(&to_off.reload), ["systemctl daemon-reload", &load, on[0], on[1]]);
+        // Ours is undone, and theirs is on after it: where that is taken back, they are off again before ours is loaded.
+        let ours = Seen { off: two, ..in_force(&over) };
+        let to_on = Firewall::protect(&over, &ours).unwrap();
+        let off = ["ufw disable", "systemctl disable --now -- firewalld"];
+        assert_eq!(lines(&to_on.reload), ["systemctl daemon-reload", off[0], off[1], &load]);
+        // What only this opened may be shut then.
+        let watched: Vec<_> = to_on.predicates.iter().map(Predicate::to_string).collect();
+        assert_eq!(watched, ["inbound 22"]);
+        let beside = spec(json!({"allow": ["22/tcp", "80/tcp"]}));
+        let left = Firewall::protect(&beside, &Seen { off: ours.off.clone(), ..in_force(&beside) }).unwrap();
+        assert_eq!(lines(&left.reload), ["systemctl daemon-reload", &load], "somebody else's choice");
+        // What `systemctl disable` takes along comes back before what lies in it.
+        let at = |path: &str| to_on.also.iter().position(|it| it == path);
+        assert!(at("/etc/systemd/system/docker.service.wants") > at(units::WITH_DOCKER));
+        assert!(
+            at(units::AT_BOOT).is_some()
+                && at("/etc/systemd/system/sysinit.target.wants") > at(units::AT_BOOT)
+        );
     }
 
     #[test]

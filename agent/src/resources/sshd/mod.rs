@@ -3,19 +3,22 @@
 mod algorithms;
 mod files;
 mod keys;
+mod reload;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::time::Duration;
 
 use postern_proto::guard::Predicate;
+use postern_proto::host::AGENT_BINARY;
 use postern_proto::spec::SshdSpec;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use self::files::Line;
+pub(crate) use self::reload::reload;
 use super::diff::unified;
-use super::listen::{self, Listen, property};
+use super::listen::{self, Listen};
 use super::owned::{self, Owned};
 use super::{Depth, Exec, ObserveError, Protect, Resource, Step, Undo, WriteFile};
 use crate::sys::{Sys, SysError};
@@ -117,7 +120,7 @@ impl Resource for Sshd {
         }
         if depth == Depth::Proof {
             let until = tokio::time::Instant::now() + SETTLE;
-            while !listens(spec, &seen) && tokio::time::Instant::now() < until {
+            while (seen.stale || !listens(spec, &seen)) && tokio::time::Instant::now() < until {
                 tokio::time::sleep(LOOK_AGAIN).await;
                 let keys = std::mem::take(&mut seen.keys);
                 seen = Seen { keys, ..look(spec, host).await? };
@@ -233,7 +236,9 @@ fn in_force(seen: &Seen, conf: bool, socket: bool) -> Vec<Step> {
     let systemctl = |argv: &[&str]| Step::Exec(Exec::new(&[&["systemctl"], argv].concat(), ACT_LIMIT));
     let mut steps = Vec::new();
     if !seen.socket {
-        steps.extend((conf && seen.active).then(|| systemctl(&["reload", "--", SERVICE])));
+        // Not systemd's own reload: that is over before sshd has read anything.
+        let reload = || Step::Exec(Exec::new(&[AGENT_BINARY, "reload-ssh"], ACT_LIMIT));
+        steps.extend((conf && seen.active).then(reload));
         return steps;
     }
     // A connection may have started the service since it was looked at; the next one starts it anew.
@@ -313,9 +318,9 @@ async fn look(spec: &SshdSpec, host: &Sys) -> Result<Seen, ObserveError> {
             "this OpenSSH knows no algorithm that is sound (ssh -Q): {why}"
         )));
     };
-    let units = listen::units(host, listen::SSH_PROPERTIES, &listen::SSH_UNITS).await?;
-    let Listen { ports, socket } = listen::listen(host, &units)?;
-    let active = property(&units, SERVICE, "ActiveState") == "active";
+    let (units, listen) = listen::served(host, listen::SSH_PROPERTIES, &listen::SSH_UNITS).await?;
+    let Listen { ports, socket } = listen;
+    let active = listen::is_up(&units, SERVICE);
     Ok(Seen {
         conf: Owned::look(host, CONF)?,
         socket_conf: Owned::look(host, SOCKET_CONF)?,
@@ -418,7 +423,7 @@ mod tests {
         let plain = spec(json!({"users": ["ada"]}));
         let moved = spec(json!({"users": ["ada"], "ports": ["2222"]}));
         let now = up(&plain);
-        let (write, reload) = (format!("write {CONF}"), "systemctl reload -- ssh.service");
+        let (write, reload) = (format!("write {CONF}"), &*format!("{AGENT_BINARY} reload-ssh"));
         let socket = Seen { active: false, socket: true, run_dir: false, ..up(&moved) };
         let (make_run, make) = (
             format!("make the directory {RUN_DIR} (0755)"),

@@ -10,12 +10,13 @@ use serde_json::json;
 use super::super::record::{Record, first_line};
 use super::super::site::Site;
 use super::super::timed::timed;
+use crate::lab::venv;
 
 const ANSIBLE: &str = "2.19.14";
 const PYINFRA: &str = "3.10.0";
 const PLAYBOOK: &str = include_str!("../../../bench/no-change/playbook.yaml");
 const DEPLOY: &str = include_str!("../../../bench/no-change/deploy.py");
-/// Some twenty packages are fetched.
+/// Python and what it needs is fetched.
 const INSTALL_DEADLINE: Duration = Duration::from_secs(900);
 const SHORT: Duration = Duration::from_secs(30);
 
@@ -28,24 +29,11 @@ pub(super) struct Tools {
 impl Tools {
     /// Makes the environment below `dir`, unless it is there with these versions.
     pub(super) fn ready(dir: &Path, out: &mut dyn Write) -> Result<Tools> {
-        let home = dir.join(format!("venv-ansible-core-{ANSIBLE}-pyinfra-{PYINFRA}"));
-        let bin = home.join("bin");
-        // Written last: without it, what is there is half an installation.
-        let done = home.join("complete");
-        if !done.exists() {
-            writeln!(out, "installing ansible-core {ANSIBLE} and pyinfra {PYINFRA} in {}", home.display())?;
-            std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-            let mut make = Command::new("python3");
-            make.args(["-m", "venv", "--clear"]).arg(&home);
-            run(make, INSTALL_DEADLINE).context("Python's venv is needed (Debian: python3-venv)")?;
-            let mut install = Command::new(bin.join("pip"));
-            install.args(["install", "--quiet", "--disable-pip-version-check"]);
-            install.args([format!("ansible-core=={ANSIBLE}"), format!("pyinfra=={PYINFRA}")]);
-            run(install, INSTALL_DEADLINE)?;
-            std::fs::write(&done, "").with_context(|| format!("cannot write {}", done.display()))?;
-        }
-        // Absolute: they are started elsewhere.
-        let bin = bin.canonicalize().with_context(|| format!("cannot find {}", bin.display()))?;
+        writeln!(out, "ansible-core {ANSIBLE} and pyinfra {PYINFRA} are looked for in {}", dir.display())?;
+        let packages = [format!("ansible-core=={ANSIBLE}"), format!("pyinfra=={PYINFRA}")];
+        let bin = venv(dir, "baselines", &packages.each_ref().map(String::as_str))
+            .context("Python's venv is needed (Debian: python3-venv)")?
+            .map_err(anyhow::Error::msg)?;
         Ok(Tools { bin })
     }
 
