@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::diff::unified;
 use super::listen::{self, property};
-use super::owned::{self, Owned};
+use super::owned::{self, Owned, Reader};
 use super::{Depth, Exec, ObserveError, Resource, Step, Undo};
 use crate::firewall::Table;
 use crate::sys::{Output, Sys, SysError};
@@ -50,6 +50,12 @@ pub(super) struct Seen {
     ports: BTreeSet<u16>,
     /// The controllers' addresses, as far as the agent has addresses and not names.
     controllers: Vec<IpAddr>,
+}
+
+impl Seen {
+    fn reader(&self) -> Reader<'_> {
+        Reader { conf: self.conf.as_ref(), running: self.running, enabled: self.enabled }
+    }
 }
 
 impl Resource for Fail2ban {
@@ -127,24 +133,7 @@ impl Resource for Fail2ban {
     }
 
     fn undo(_: &Fail2banSpec, before: &Seen, _: &serde_json::Value, now: &Seen) -> Undo {
-        let mut steps = Vec::new();
-        let conf = owned::back(CONF, before.conf.as_ref(), now.conf.as_ref());
-        let restart = conf.is_some() && before.running && now.running;
-        steps.extend(conf);
-        if restart {
-            steps.push(systemctl("restart"));
-        }
-        if now.running && !before.running {
-            steps.push(systemctl("stop"));
-        } else if before.running && !now.running {
-            steps.push(systemctl("start"));
-        }
-        if now.enabled && !before.enabled {
-            steps.push(systemctl("disable"));
-        } else if before.enabled && !now.enabled {
-            steps.push(systemctl("enable"));
-        }
-        Undo::Steps(steps)
+        Undo::Steps(owned::back_with_reader(CONF, before.reader(), now.reader(), systemctl))
     }
 }
 

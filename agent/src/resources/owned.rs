@@ -73,6 +73,33 @@ pub(super) fn back(path: &str, was: Option<&Owned>, is: Option<&Owned>) -> Optio
     })
 }
 
+/// A unit that reads such a file.
+#[derive(Clone, Copy)]
+pub(super) struct Reader<'a> {
+    pub(super) conf: Option<&'a Owned>,
+    pub(super) running: bool,
+    pub(super) enabled: bool,
+}
+
+/// The steps back to what file and unit were; `systemctl` makes one of a verb.
+pub(super) fn back_with_reader(
+    path: &str,
+    was: Reader<'_>,
+    is: Reader<'_>,
+    systemctl: impl Fn(&str) -> Step,
+) -> Vec<Step> {
+    let conf = back(path, was.conf, is.conf);
+    let restart = conf.is_some() && was.running && is.running;
+    let verbs = [
+        restart.then_some("restart"),
+        (is.running && !was.running).then_some("stop"),
+        (was.running && !is.running).then_some("start"),
+        (is.enabled && !was.enabled).then_some("disable"),
+        (was.enabled && !is.enabled).then_some("enable"),
+    ];
+    conf.into_iter().chain(verbs.into_iter().flatten().map(systemctl)).collect()
+}
+
 /// What identifies it.
 pub(super) fn essence(there: Option<&Owned>) -> Value {
     there.map_or(Value::Null, |there| {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::diff::unified;
-use super::owned::{self, Owned};
+use super::owned::{self, Owned, Reader};
 use super::{Depth, Exec, ObserveError, Resource, Step, Undo};
 use crate::sys::Sys;
 
@@ -45,6 +45,12 @@ struct Tracking {
     synchronised: bool,
     /// How wrong the clock is, microseconds.
     offset_us: i64,
+}
+
+impl Seen {
+    fn reader(&self) -> Reader<'_> {
+        Reader { conf: self.conf.as_ref(), running: self.running, enabled: self.enabled }
+    }
 }
 
 impl Resource for TimeSync {
@@ -109,25 +115,8 @@ impl Resource for TimeSync {
     }
 
     fn undo(_: &TimeSyncSpec, before: &Seen, _: &serde_json::Value, now: &Seen) -> Undo {
-        let mut steps = Vec::new();
         let systemctl = |verb: &str| Step::Exec(Exec::new(&["systemctl", verb, "--", UNIT], ACT_LIMIT));
-        let conf = owned::back(CONF, before.conf.as_ref(), now.conf.as_ref());
-        let restart = conf.is_some() && before.running && now.running;
-        steps.extend(conf);
-        if restart {
-            steps.push(systemctl("restart"));
-        }
-        if now.running && !before.running {
-            steps.push(systemctl("stop"));
-        } else if before.running && !now.running {
-            steps.push(systemctl("start"));
-        }
-        if now.enabled && !before.enabled {
-            steps.push(systemctl("disable"));
-        } else if before.enabled && !now.enabled {
-            steps.push(systemctl("enable"));
-        }
-        Undo::Steps(steps)
+        Undo::Steps(owned::back_with_reader(CONF, before.reader(), now.reader(), systemctl))
     }
 
     fn diff(spec: &TimeSyncSpec, seen: &Seen) -> String {
