@@ -111,8 +111,7 @@ impl Resource for Service {
             return Err(ObserveError::Obstacle(why));
         }
         if carries(&spec.unit()) && (depth == Depth::Whole || !Self::plan(spec, &seen).is_empty()) {
-            let units = listen::units(host, listen::SSH_PROPERTIES, &listen::SSH_UNITS).await?;
-            seen.ssh = listen::listen(host, &units)?.ports;
+            seen.ssh = listen::served(host, listen::SSH_PROPERTIES, &listen::SSH_UNITS).await?.1.ports;
         }
         if depth == Depth::Cheap || spec.state.is_none() {
             return Ok(seen);
