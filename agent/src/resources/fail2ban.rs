@@ -378,6 +378,7 @@ mod tests {
             (bare.clone(), vec![&*write, enable, restart]),
             (Seen { stale: true, ..now.clone() }, vec![restart]),
             (Seen { live: false, ..now.clone() }, vec![restart]),
+            (Seen { running: false, ..now.clone() }, vec![restart]),
             (Seen { ports: [2222].into(), ..now.clone() }, vec![&*write, restart]),
         ];
         for (seen, want) in cases {
@@ -392,6 +393,18 @@ mod tests {
         assert_eq!(undo(&Seen { conf: None, ..now.clone() }), [&*remove, restart]);
         let (stop, disable) = ("systemctl stop -- fail2ban.service", "systemctl disable -- fail2ban.service");
         assert_eq!(undo(&bare), [&*remove, stop, disable]);
+        // Somebody stopped it in between, and it is to be as it was.
+        let off = Seen { enabled: false, running: false, ..now.clone() };
+        let Undo::Steps(steps) = Fail2ban::undo(&plain, &now, &json!(null), &off) else { panic!() };
+        assert_eq!(lines(&steps), ["systemctl start -- fail2ban.service", enable]);
+    }
+
+    #[test]
+    fn a_peer_is_shut_out_of_where_ssh_is_served() {
+        let at = |ports: &[u16]| Seen { ports: ports.iter().copied().collect(), ..Seen::default() };
+        assert_eq!(ports(&spec(json!({})), &at(&[22, 2222])), [22, 2222]);
+        assert_eq!(ports(&spec(json!({})), &at(&[])), [22], "where it would listen");
+        assert_eq!(ports(&spec(json!({"ports": ["2200"]})), &at(&[22])), [2200], "as declared");
     }
 
     /// T10: neither the host nor a controller nor who is declared.

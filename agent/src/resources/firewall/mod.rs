@@ -396,6 +396,11 @@ mod tests {
             ),
             (drifted.clone(), vec![loads("load")]),
             (Seen { enabled: false, ..now.clone() }, vec![enable.to_owned()]),
+            // All is in force, and so is another's: what he takes along at his end is put in force again.
+            (
+                Seen { others: vec!["ufw".to_owned()], ..now.clone() },
+                vec!["ufw disable".to_owned(), loads("load")],
+            ),
             (
                 Seen { units: [None, now.units[1].clone()], ..now.clone() },
                 vec![unit[0].clone(), "systemctl daemon-reload".to_owned()],
@@ -431,6 +436,9 @@ mod tests {
         back.push("ufw --force enable".to_owned());
         assert_eq!(undo(&ufw), back);
         assert_eq!(undo(&drifted), [loads("load")]);
+        let off = Seen { enabled: false, ..now.clone() };
+        let Undo::Steps(steps) = Firewall::undo(&spec, &now, &json!(null), &off) else { panic!() };
+        assert_eq!(shown(&steps), [enable]);
     }
 
     #[test]

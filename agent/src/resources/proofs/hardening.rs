@@ -353,8 +353,31 @@ async fn trap_07_a_server_that_is_late_is_waited_for() {
     );
     // Whatever the proof then says of the sshd of this machine.
     let _ = host.steps::<sshd::Sshd>(json!({"users": ["ada"]}), Depth::Proof).await;
-    let asked = std::fs::read_to_string(host.dir.path().join("asked")).unwrap().lines().count();
-    assert!(asked >= 3, "looked {asked} times");
+    let asked = || std::fs::read_to_string(host.dir.path().join("asked")).unwrap().lines().count();
+    assert!(asked() >= 3, "looked {} times", asked());
+
+    // And it listens where it is told to later still.
+    host.write("/moved", "head\n0: 00000000:08AE 00000000:0000 0A 0:0 0:0 0 0 0 4711 1\n");
+    host.program(
+        "systemctl",
+        &format!(
+            "echo x >>{0}/asked; test $(wc -l <{0}/asked) -lt {1} || cp {0}/moved {0}/proc/net/tcp\n\
+             printf 'Id=ssh.service\\nMainPID=7\\nActiveState=active\\n'",
+            host.dir.path().display(),
+            asked() + 3
+        ),
+    );
+    let before = asked();
+    let proof = host.steps::<sshd::Sshd>(json!({"users": ["ada"], "ports": ["2222"]}), Depth::Proof).await;
+    assert!(asked() >= before + 3, "looked {} times", asked() - before);
+
+    // What sshd itself says it would do decides. It has to be called by its real path, and so it reads this machine's
+    // files, which ask for something else than ours.
+    let works = std::process::Command::new("/usr/sbin/sshd").arg("-T").output();
+    if works.is_ok_and(|said| said.status.success()) {
+        let why = proof.unwrap_err();
+        assert!(why.contains("sshd would have "), "{why}");
+    }
 }
 
 /// A fail2ban that is set up as declared and answers for its jail, with `client` before its own answers.
@@ -409,8 +432,7 @@ async fn trap_09_the_jail_that_runs_decides() {
         ("case \"$*\" in *ignoreip) echo '`- ::1'; exit;; esac", "the jail sshd does not ignore 127.0.0.0/8"),
         ("case \"$*\" in *' banip'*) echo no >&2; exit 1;; esac", "a ban fails: no"),
         ("case \"$*\" in *unbanip*) echo no >&2; exit 1;; esac", "a ban cannot be taken back: no"),
-        // It takes its time to be up, and to ban.
-        ("case \"$*\" in status*) echo x >>s; test $(wc -l <s) -ge 5; exit;; esac", ""),
+        // It takes its time to ban.
         ("case \"$*\" in *' banip'*) (sleep 0.6; echo $4 >banned) >/dev/null 2>&1 & exit;; esac", ""),
     ] {
         let host = banning(client).await;
@@ -420,6 +442,14 @@ async fn trap_09_the_jail_that_runs_decides() {
             "{client}: it is still banned"
         );
     }
+    // It was waited for; and what is not set up is not proved.
+    let late = banning("case \"$*\" in status*) echo x >>s; test $(wc -l <s) -ge 5; exit;; esac").await;
+    found.note("", late.proof::<fail2ban::Fail2ban>(json!({})).await);
+    let asked = std::fs::read_to_string(late.dir.path().join("s")).unwrap().lines().count();
+    assert!(asked >= 5, "looked {asked} times");
+    let unset = banning("case \"$*\" in *bantime) echo 60; exit;; esac").await;
+    unset.remove("/etc/fail2ban/jail.d/postern.local");
+    found.note("", unset.proof::<fail2ban::Fail2ban>(json!({})).await);
     // IPv6 is banned where there is IPv6.
     let no_v6 = "case \"$*\" in *' banip 2001'*) echo no v6 >&2; exit 1;; esac";
     let host = banning(no_v6).await;

@@ -451,6 +451,14 @@ mod tests {
             (&moved, right.clone(), vec![]),
             (
                 &moved,
+                Seen { ports: [22].into(), ..right.clone() },
+                vec!["systemctl daemon-reload", stop, start],
+            ),
+            // One that does not run listens nowhere, and one that runs does somewhere.
+            (&moved, Seen { active: false, ports: [].into(), ..up(&moved) }, vec![]),
+            (&plain, Seen { ports: [].into(), ..now.clone() }, vec![reload]),
+            (
+                &moved,
                 Seen { stale: true, active: true, ..right.clone() },
                 vec!["systemctl stop -- ssh.service"],
             ),
@@ -513,6 +521,22 @@ mod tests {
         assert!(stale(&sys).unwrap());
         read(0);
         assert!(!stale(&sys).unwrap());
+        // A file that was taken out leaves no trace but in its directory.
+        let conf_dir = sys.ctime_ns(CONF_DIR).unwrap().unwrap();
+        let newest = conf_dir.max(sys.ctime_ns("/etc/ssh/sshd_config").unwrap().unwrap());
+        let nanos = Duration::from_nanos(u64::try_from(newest + 1).unwrap());
+        std::fs::File::create(at("run/sshd.pid"))
+            .unwrap()
+            .set_modified(std::time::UNIX_EPOCH + nanos)
+            .unwrap();
+        assert!(!stale(&sys).unwrap());
+        // The clock of files goes in steps of some milliseconds.
+        let until = std::time::Instant::now() + Duration::from_secs(5);
+        while sys.ctime_ns(CONF_DIR).unwrap().unwrap() <= newest + 1 && std::time::Instant::now() < until {
+            std::fs::write(at("etc/ssh/sshd_config.d/x.conf"), "").unwrap();
+            std::fs::remove_file(at("etc/ssh/sshd_config.d/x.conf")).unwrap();
+        }
+        assert!(stale(&sys).unwrap());
     }
 
     #[test]
@@ -523,6 +547,9 @@ mod tests {
         let watched: Vec<_> = protect.predicates.iter().map(Predicate::to_string).collect();
         assert_eq!(watched, ["inbound 22", "inbound 2222", "ssh login of ada on port 22"]);
         assert_eq!(protect.reload[1], ["systemctl", "reload-or-restart", "ssh.service"]);
+        let socket = Sshd::protect(&spec, &Seen { socket: true, ..up(&spec) }).unwrap();
+        let programs: Vec<_> = socket.reload[1..].iter().map(|argv| argv.join(" ")).collect();
+        assert_eq!(programs, ["systemctl stop ssh.socket ssh.service", "systemctl start ssh.socket"]);
         let new = Sshd::protect(&spec, &Seen { conf: None, ..up(&spec) }).unwrap();
         let watched: Vec<_> = new.predicates.iter().skip(2).map(Predicate::to_string).collect();
         let none = |user| format!("ssh takes no password from {user} on port 22");
