@@ -194,12 +194,24 @@ pub(crate) fn is_root() -> bool {
 
 /// Tests with hosts at the same time: each takes some 150 MB and mostly waits.
 pub(crate) fn parallel_hosts() -> usize {
+    (available_mib() >> 10).clamp(1, 8).min(cores() * 2)
+}
+
+/// Tests with virtual machines at the same time: each takes 1 GB, and a core while it boots.
+pub(crate) fn machines_at_once() -> usize {
+    (available_mib() / 1500).clamp(1, 4).min(cores())
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from)
+}
+
+fn available_mib() -> usize {
     let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let available = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
     let kib: usize =
         available.and_then(|v| v.trim().strip_suffix("kB")?.trim().parse().ok()).unwrap_or(2 << 20);
-    let cores = std::thread::available_parallelism().map_or(2, usize::from);
-    (kib >> 20).clamp(1, 8).min(cores * 2)
+    kib >> 10
 }
 
 #[cfg(test)]
@@ -219,5 +231,6 @@ mod tests {
     #[test]
     fn there_is_room_for_at_least_one_host() {
         assert!((1..=8).contains(&parallel_hosts()));
+        assert!((1..=4).contains(&machines_at_once()));
     }
 }

@@ -22,6 +22,7 @@ Usage: cargo xtask <COMMAND>
   test [FILTER]        All tests, the lab's included
       --require-lab      A test that the lab cannot run fails (also with CI=true)
       --no-lab           Leave out the tests that need throw-away hosts
+                         (POSTERN_LAB_VMS=1: those with virtual machines, too)
       --locked           Cargo.lock must be up to date (also with CI=true)
   demo                 Make a throw-away VPS and run the real `postern up` against it
       --release NAME     Debian release of the VPS: bookworm (default) or trixie

@@ -138,11 +138,10 @@ fn run(command: Cmd) -> anyhow::Result<ExitCode> {
         }
         Cmd::Images { build, vm } => images(build, vm)?,
         Cmd::Requirements { vm, audit } => {
-            let missing = match (vm, audit) {
-                (true, _) => lab::vm_requirements(),
-                (_, true) => lab::audit_requirements(),
-                _ => lab::requirements(),
-            };
+            let mut missing = if audit { lab::audit_requirements() } else { lab::requirements() };
+            if vm {
+                missing.extend(lab::machine_requirements());
+            }
             for one in &missing {
                 say(&one.to_string())?;
             }
@@ -168,7 +167,7 @@ fn make(name: String, image: Image, key: Option<PathBuf>) -> anyhow::Result<()> 
         bail!("there is a host {name} already; `lab destroy {name}` removes it");
     }
     let vm = image.flavour == Flavour::Kernel;
-    if vm && let missing @ [_, ..] = lab::vm_requirements().as_slice() {
+    if vm && let missing @ [_, ..] = lab::machine_requirements().as_slice() {
         let list: Vec<String> = missing.iter().map(ToString::to_string).collect();
         bail!("no virtual machine can run here: {}", list.join("; "));
     }

@@ -36,10 +36,10 @@ pub use guest::HostKey;
 pub use host::Host;
 pub use image::ImageInfo;
 pub use peer::Peer;
-pub use requirements::{Missing, audit_requirements, requirements, vm_requirements};
+pub use requirements::{Missing, audit_requirements, machine_requirements, requirements};
 pub use run::{HostInfo, Lab};
 pub use spec::{FileSpec, Flavour, HostSpec, Image, Release, Sudo, UserSpec, VmSpec};
-pub use supervise::{guard, supervise};
+pub use supervise::{guard, guardian_log, supervise};
 pub use sys::Output;
 pub use tcp::{TcpConnection, TcpState};
 pub use venv::{ssh_audit, venv};
@@ -47,32 +47,58 @@ pub use venv::{ssh_audit, venv};
 /// The one gate of all lab tests: a lab, or none after a line `SKIPPED lab: …` where the machine cannot run one. With
 /// `POSTERN_REQUIRE_LAB=1` that is a failure, and so is a lab that should run here but does not.
 pub fn require() -> Option<Lab> {
-    gate(requirements())
+    gate(verdict(&requirements(), is_required()))
 }
 
 /// The same for tests that need a virtual machine. A boot of one takes half a minute and more on a busy machine, so
 /// they run only where `POSTERN_LAB_VMS=1` asks for them.
 pub fn require_vm() -> Option<Lab> {
-    if std::env::var_os("POSTERN_LAB_VMS").is_none_or(|v| v != "1") {
-        let _ = writeln!(
-            std::io::stdout(),
-            "SKIPPED virtual machines are made where POSTERN_LAB_VMS=1 asks for them"
-        );
-        return None;
+    let wish = std::env::var("POSTERN_LAB_VMS").ok();
+    gate(vm_verdict(wish.as_deref(), &requirements(), &machine_requirements(), is_required()))
+}
+
+fn is_required() -> bool {
+    std::env::var_os("POSTERN_REQUIRE_LAB").is_some_and(|v| v == "1")
+}
+
+/// What becomes of a test.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Run,
+    Skip(String),
+    Fail(String),
+}
+
+fn in_words(missing: &[Missing]) -> String {
+    missing.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+fn verdict(missing: &[Missing], required: bool) -> Verdict {
+    match (missing, required) {
+        ([], _) => Verdict::Run,
+        (_, true) => Verdict::Fail(format!("the lab is required but cannot run: {}", in_words(missing))),
+        (_, false) => Verdict::Skip(format!("lab: {}", in_words(missing))),
     }
-    gate(vm_requirements())
+}
+
+/// `wish` is what `POSTERN_LAB_VMS` says, `own` what only virtual machines lack.
+fn vm_verdict(wish: Option<&str>, missing: &[Missing], own: &[Missing], required: bool) -> Verdict {
+    match wish {
+        Some("1") => verdict(&[missing, own].concat(), required),
+        _ => Verdict::Skip("virtual machines are made where POSTERN_LAB_VMS=1 asks for them".to_owned()),
+    }
 }
 
 #[expect(clippy::panic, reason = "only tests call this, and a panic is how a test fails")]
-fn gate(missing: Vec<Missing>) -> Option<Lab> {
-    if !missing.is_empty() {
-        let reason = missing.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-        if std::env::var_os("POSTERN_REQUIRE_LAB").is_some_and(|v| v == "1") {
-            panic!("the lab is required but cannot run: {reason}");
+fn gate(verdict: Verdict) -> Option<Lab> {
+    match verdict {
+        Verdict::Run => {}
+        Verdict::Fail(why) => panic!("{why}"),
+        Verdict::Skip(why) => {
+            // Not print!, which the test harness would swallow: a skipped test must be seen.
+            let _ = writeln!(std::io::stdout(), "SKIPPED {why}");
+            return None;
         }
-        // Not print!, which the test harness would swallow: a skipped test must be seen.
-        let _ = writeln!(std::io::stdout(), "SKIPPED lab: {reason}");
-        return None;
     }
     match Lab::open() {
         Ok(lab) => Some(lab),
@@ -100,4 +126,34 @@ fn causes(error: &dyn std::error::Error) -> String {
 /// Where nothing can be returned: a drop that failed must still be seen.
 fn warn(text: &str) {
     let _ = writeln!(std::io::stderr(), "lab: {text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_runs_by_table() {
+        let lacks =
+            |what: &str| vec![Missing { what: what.to_owned(), package: None, remedy: "get it".to_owned() }];
+        let (none, root, qemu) = (Vec::new(), lacks("root"), lacks("qemu"));
+        let cases = [
+            (None, &none, &none, "skip virtual machines are made where POSTERN_LAB_VMS=1 asks for them"),
+            (Some("0"), &none, &none, "skip virtual machines are made where POSTERN_LAB_VMS=1 asks for them"),
+            (Some("1"), &none, &none, "run"),
+            (Some("1"), &root, &none, "fail the lab is required but cannot run: root is missing (get it)"),
+            (Some("1"), &none, &qemu, "fail the lab is required but cannot run: qemu is missing (get it)"),
+        ];
+        for (wish, missing, own, want) in cases {
+            let got = match vm_verdict(wish, missing, own, true) {
+                Verdict::Run => "run".to_owned(),
+                Verdict::Skip(why) => format!("skip {why}"),
+                Verdict::Fail(why) => format!("fail {why}"),
+            };
+            assert_eq!(got, want, "{wish:?}");
+        }
+        let skipped = Verdict::Skip("lab: root is missing (get it)".to_owned());
+        assert_eq!(verdict(&root, false), skipped);
+        assert_eq!(vm_verdict(Some("1"), &root, &none, false), skipped);
+    }
 }

@@ -94,9 +94,9 @@ const VM_PROGRAMS: &[(&str, &str)] =
 /// The emulator.
 pub(super) const QEMU: &str = "qemu-system-x86_64";
 
-/// Everything that keeps virtual machines from running here; empty when they can.
-pub fn vm_requirements() -> Vec<Missing> {
-    let mut missing = requirements();
+/// What keeps virtual machines from running where a lab can; empty when they can.
+pub fn machine_requirements() -> Vec<Missing> {
+    let mut missing = Vec::new();
     if !cfg!(target_arch = "x86_64") {
         let remedy = "run these tests on an x86_64 machine: the kernel of their image is for that".to_owned();
         missing.push(Missing { what: "x86_64".to_owned(), package: None, remedy });

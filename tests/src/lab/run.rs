@@ -1,7 +1,7 @@
 //! A lab: the hosts of one process, with a network of their own.
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::Child;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -324,8 +324,7 @@ impl Inner {
     fn start(&self) -> Result<()> {
         let run = self.net.run;
         if !self.kept {
-            let args = ["guardian", &run.to_string(), &self.nonce.to_string()];
-            let child = supervise::spawn(&self.places, &args, None, Stdio::piped())?;
+            let child = supervise::spawn_guardian(&self.places, run, self.nonce)?;
             *self.guardian.lock().unwrap_or_else(PoisonError::into_inner) = Some(child);
         }
         net::forward_on(&self.places)?;

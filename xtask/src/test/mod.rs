@@ -23,7 +23,8 @@ const DOC_DEADLINE: Duration = Duration::from_secs(10 * 60);
 /// The package whose integration tests make hosts, in files with this prefix.
 const LAB_PACKAGE: &str = "postern-tests";
 const LAB_PREFIX: &str = "lab_";
-/// The suite whose hosts are virtual machines. The emulator is heavy, so it is installed for that one only.
+/// The suite whose hosts are virtual machines. The emulator is heavy, so it is installed for that one only. Like every
+/// suite it has the machine to itself: an emulator takes whole cores, and others wait for states with deadlines.
 const MACHINES_SUITE: &str = "lab_tier2";
 /// The suite that fetches `ssh-audit` from PyPI, for which it needs Python.
 const AUDIT_SUITE: &str = "lab_audit";
@@ -72,7 +73,9 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
                 continue;
             }
             if with_hosts {
-                command.arg(format!("--test-threads={}", lab::parallel_hosts()));
+                let hosts =
+                    if is_of_machines(executable) { lab::machines_at_once } else { lab::parallel_hosts };
+                command.arg(format!("--test-threads={}", hosts()));
             }
             let plan = Plan {
                 deadline: if with_hosts { LAB_DEADLINE } else { UNIT_DEADLINE },
@@ -164,6 +167,10 @@ fn makes_hosts(executable: &Executable) -> bool {
         && executable.target.starts_with(LAB_PREFIX)
 }
 
+fn is_of_machines(executable: &Executable) -> bool {
+    makes_hosts(executable) && executable.target == MACHINES_SUITE
+}
+
 fn name(executable: &Executable) -> String {
     match executable.kind.as_str() {
         "lib" => executable.package.clone(),
@@ -181,11 +188,13 @@ fn harness(executable: &Executable, filter: Option<&str>) -> Command {
 }
 
 /// Whether the source of a suite has tests, so that a harness which runs none is found out. A binary's tests are
-/// looked for in its root file and in folders beside it only where it has no library.
+/// looked for in its root file and in folders beside it only where it has no library; those of a suite that is a
+/// folder, in all of it.
 fn has_tests(executable: &Executable) -> bool {
     let Some(folder) = executable.source.parent() else { return false };
     let library_beside = executable.kind == "bin" && executable.dir.join("src/lib.rs").exists();
-    if executable.kind == "test" || library_beside {
+    let is_file = executable.kind == "test" && !executable.source.ends_with("main.rs");
+    if is_file || library_beside {
         return file_has_tests(&executable.source);
     }
     folder_has_tests(folder)
@@ -242,5 +251,25 @@ mod tests {
         assert!(!makes_hosts(&me));
         assert_eq!(name(&me), "xtask (bin xtask)");
         assert!(!file_has_tests(&dir.join("src/dist.rs")));
+    }
+
+    #[test]
+    fn a_suite_that_is_a_folder_is_seen_to_have_tests() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests");
+        let source = dir.join("tests/lab_tier2/main.rs");
+        assert!(source.exists() && !file_has_tests(&source), "it only names the files that have them");
+        let suite = |target: &str, source: std::path::PathBuf| Executable {
+            package: LAB_PACKAGE.into(),
+            target: target.into(),
+            kind: "test".into(),
+            harness: true,
+            path: "/nowhere".into(),
+            dir: dir.clone(),
+            source,
+        };
+        let machines = suite(MACHINES_SUITE, source);
+        assert!(has_tests(&machines) && is_of_machines(&machines));
+        let other = suite("lab_up", dir.join("tests/lab_up.rs"));
+        assert!(makes_hosts(&other) && !is_of_machines(&other));
     }
 }

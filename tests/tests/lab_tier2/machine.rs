@@ -1,33 +1,17 @@
-//! Virtual machines: the lab's second kind of host, with a kernel, a clock and a disk of its own.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "helpers and figures of tests")]
+//! The machine itself: what it has of its own, how it loses its power, and that nothing is left of it.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
-use postern_tests::lab::{self, Host, Release, VmSpec};
-use postern_tests::rig::{VM_BOOT_DEADLINE, wait_for};
+use postern_tests::lab::{self, Release, VmSpec};
+use postern_tests::rig::VM_BOOT_DEADLINE;
 
-/// What a program in a virtual machine may take.
-const BACK: Duration = Duration::from_secs(120);
-
-/// How long something took, for whoever reads the output.
-fn timed<T>(what: &str, work: impl FnOnce() -> T) -> T {
-    let start = Instant::now();
-    let out = work();
-    println!("{what}: {:.1} s", start.elapsed().as_secs_f32());
-    out
-}
+use super::{BACK, again, timed};
 
 fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs()
-}
-
-/// Switches a host that lost its power on again.
-fn again(host: &Host) -> Result<()> {
-    host.start()?;
-    Ok(timed("boot after a power cut", || host.wait_ssh(VM_BOOT_DEADLINE))?)
 }
 
 /// Command lines of this machine's processes that have this text.
@@ -117,24 +101,29 @@ fn nothing_is_left_of_a_virtual_machine_whose_lab_was_killed() -> Result<()> {
     if lab::require_vm().is_none() {
         return Ok(());
     }
+    // What went wrong is known to the victim and to the lab's guardian alone.
+    let complaints = tempfile::NamedTempFile::new()?;
     let mut child = Command::new(std::env::current_exe()?)
-        .args(["--exact", "victim", "--ignored", "--nocapture"])
+        .args(["--exact", "machine::victim", "--ignored", "--nocapture"])
         .env("LAB_VICTIM", "1")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
+        .stderr(complaints.reopen()?)
         .spawn()?;
+    let said = || std::fs::read_to_string(complaints.path()).unwrap_or_default();
     let mut lines = BufReader::new(child.stdout.take().context("no output")?).lines().map_while(Result::ok);
     let run = lines.find_map(|line| Some(line.strip_prefix("MADE ")?.trim().to_owned()));
-    let run = run.context("the victim ended before it had made its machine")?;
+    let run = run.with_context(|| format!("the victim ended before it had made its machine:\n{}", said()))?;
     let mark = format!("runs/{run}/hosts/orphan/disk.img");
     let cable = std::path::PathBuf::from(format!("/sys/class/net/plv{run}h1"));
-    wait_for("the machine runs", Duration::from_secs(20), || {
-        Ok(!processes(&mark).is_empty() && cable.exists())
-    })?;
+    let left = || (processes(&mark), cable.exists());
+    assert!(!left().0.is_empty() && left().1, "the machine does not run: {:?}\n{}", left(), said());
     child.kill()?;
     child.wait()?;
-    wait_for("the machine is gone", Duration::from_secs(60), || {
-        Ok(processes(&mark).is_empty() && !cable.exists())
-    })
+    let end = Instant::now() + BACK;
+    while left() != (Vec::new(), false) {
+        assert!(Instant::now() < end, "left: {:?}\n{}{}", left(), said(), lab::guardian_log());
+        std::thread::park_timeout(Duration::from_millis(50));
+    }
+    Ok(())
 }
