@@ -53,7 +53,8 @@ fn traces(run: u8) -> BTreeMap<&'static str, Vec<String>> {
     let pick = |text: String, marks: &[&String]| -> Vec<String> {
         text.lines().filter(|l| marks.iter().any(|m| l.contains(m.as_str()))).map(str::to_owned).collect()
     };
-    let ours = [prefix.clone(), format!("lab supervise {run} "), format!("lab guardian {run} ")];
+    let ours =
+        [prefix.clone(), folder.clone(), format!("lab supervise {run} "), format!("lab guardian {run} ")];
     let processes = processes().into_iter().filter(|l| ours.iter().any(|o| l.contains(o))).collect();
     BTreeMap::from([
         ("network namespaces", pick(output(&["ip", "netns", "list"]), &[&prefix])),
@@ -85,7 +86,9 @@ fn victim() {
         Ok("host") => {
             let lab = lab::require().unwrap();
             writeln!(out, "\nOPEN {}", lab.run()).unwrap();
-            let first = lab.make(HostSpec::new("one", Image::BOOKWORM)).unwrap();
+            let mut first = HostSpec::new("one", Image::BOOKWORM);
+            first.internet = true;
+            let first = lab.make(first).unwrap();
             first.wait_ssh(BOOT).unwrap();
             let mut small = HostSpec::new("two", Image::TRIXIE);
             small.disk_limit = Some(32 << 20);

@@ -85,6 +85,12 @@ enum Cmd {
         /// The host
         name: String,
     },
+    /// Runs the servers of a run's small internet (the lab starts this itself)
+    #[command(hide = true)]
+    Serve {
+        /// The run
+        run: u8,
+    },
     /// Clears up when its standard input closes (the lab starts this itself)
     #[command(hide = true)]
     Guardian {
@@ -157,6 +163,7 @@ fn run(command: Cmd) -> anyhow::Result<ExitCode> {
             say("nothing is missing")?;
         }
         Cmd::Supervise { run, name } => lab::supervise(run, &name)?,
+        Cmd::Serve { run } => return Err(lab::serve(run)?.into()),
         Cmd::Guardian { run, nonce } => lab::guard(run, nonce)?,
     }
     Ok(ExitCode::SUCCESS)
@@ -254,5 +261,11 @@ fn images(build: bool, vm: bool) -> anyhow::Result<()> {
         let state = if build || info.built { "built" } else { "not built" };
         say(&format!("{:18} {state:10} {}", info.image.to_string(), info.dir.display()))?;
     }
-    Ok(())
+    let (dir, mut made) = Lab::internet_info()?;
+    if build && !made {
+        writeln!(std::io::stderr(), "making what the small internet serves").ok();
+        Lab::prepare_internet()?;
+        made = true;
+    }
+    say(&format!("{:18} {:10} {}", "internet", if made { "built" } else { "not built" }, dir.display()))
 }

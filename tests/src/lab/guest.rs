@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::error::{LabError, Result};
+use super::internet::Internet;
+use super::mirror;
 use super::recipe::cloud_seed;
 use super::spec::{Flavour, HostSpec, Sudo};
 use super::store::HostRecord;
@@ -23,8 +25,8 @@ pub struct HostKey {
     pub fingerprint: String,
 }
 
-/// Mounts the host's root: image below, the host's own layer above.
-pub(super) fn mount(dir: &Path, base: &Path, disk_limit: Option<u64>) -> Result<()> {
+/// Mounts the host's root: the layers below (the first of them on top), the host's own layer above.
+pub(super) fn mount(dir: &Path, below: &[&Path], disk_limit: Option<u64>) -> Result<()> {
     let (layer, root) = (dir.join("layer"), dir.join("root"));
     make_dir(&layer)?;
     make_dir(&root)?;
@@ -38,8 +40,8 @@ pub(super) fn mount(dir: &Path, base: &Path, disk_limit: Option<u64>) -> Result<
     make_dir(&work)?;
     // The mode of the upper folder is what the guest sees on `/`.
     set_mode(&upper, 0o755)?;
-    let options =
-        format!("lowerdir={},upperdir={},workdir={}", base.display(), upper.display(), work.display());
+    let below = below.iter().map(|dir| dir.display().to_string()).collect::<Vec<_>>().join(":");
+    let options = format!("lowerdir={below},upperdir={},workdir={}", upper.display(), work.display());
     let args = ["mount", "-t", "overlay", "-o", &options, "postern-lab"].map(OsStr::new);
     Cmd::new(args.iter().copied().chain([root.as_os_str()])).run()?;
     Ok(())
@@ -52,6 +54,7 @@ pub(super) fn populate(
     spec: &HostSpec,
     lab_key: &str,
     run: u64,
+    internet: Option<&Internet>,
 ) -> Result<Vec<HostKey>> {
     let root = dir.join("root");
     let name = &spec.name;
@@ -60,7 +63,10 @@ pub(super) fn populate(
     write_file(root.join("etc/hosts"), hosts, 0o644)?;
     // A link into /run would be followed out of the guest.
     remove(root.join("etc/resolv.conf"))?;
-    write_file(root.join("etc/resolv.conf"), resolvers()?, 0o644)?;
+    match internet {
+        None => write_file(root.join("etc/resolv.conf"), resolvers()?, 0o644)?,
+        Some(internet) => lead_to(&root, internet)?,
+    }
 
     let keys = |given: &[String]| {
         let mut all: Vec<String> = given.iter().map(|k| k.trim().to_owned()).collect();
@@ -156,8 +162,22 @@ fn authorize(home: &Path, keys: &[String], owner: Option<(u32, u32)>) -> Result<
     Ok(())
 }
 
+/// Makes a host ask the lab's name server, and trust the lab's authority as a user would make it.
+fn lead_to(root: &Path, internet: &Internet) -> Result<()> {
+    write_file(root.join("etc/resolv.conf"), format!("nameserver {}\n", internet.name_server()), 0o644)?;
+    let ca = root.join("usr/local/share/ca-certificates/postern-lab.crt");
+    write_file(ca, internet.ca_certificate(), 0o644)?;
+    chroot(root, &["update-ca-certificates"])?;
+    if mirror::apt_settings().iter().any(|line| line.contains("::Proxy")) {
+        // A proxy of the machine knows nothing of our names.
+        let direct = internet.names().iter().map(|n| format!("Acquire::https::Proxy::{n} \"DIRECT\";\n"));
+        write_file(root.join("etc/apt/apt.conf.d/99lab-internet"), direct.collect::<String>(), 0o644)?;
+    }
+    Ok(())
+}
+
 /// The machine's resolvers. One on the machine's own loopback is of no use to a guest.
-fn resolvers() -> Result<String> {
+pub(super) fn resolvers() -> Result<String> {
     let usable = |text: &str| -> Vec<String> {
         let entries = text.lines().filter_map(|l| l.strip_prefix("nameserver"));
         entries.map(|a| a.trim().to_owned()).filter(|a| !a.starts_with("127.") && a != "::1").collect()

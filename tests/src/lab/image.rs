@@ -34,26 +34,35 @@ pub(super) fn info(places: &Places, image: Image) -> Result<ImageInfo> {
 /// The root folder of an image, which is built first when it is not in the cache.
 pub(super) fn ensure(places: &Places, image: Image) -> Result<PathBuf> {
     let recipe = recipe(image);
-    let key = recipe.key();
-    let done = places.cache.join(&key);
-    if !done.is_dir() {
-        make_dir(&places.cache)?;
-        let lock = places.cache.join(format!(".{key}.lock"));
-        let _lock = Lock::wait(&lock, BUILD_DEADLINE)?;
-        // Another process may have built it while we waited.
-        if !done.is_dir() {
-            build(&places.cache, image, &recipe, &key, &done)?;
-        }
-    }
-    Ok(done.join("root"))
+    Ok(once(&places.cache, &recipe.key(), |temp| fill(temp, image, &recipe))?.join("root"))
+}
+
+/// Follows all that decides what an image holds.
+pub(super) fn key(image: Image) -> String {
+    recipe(image).key()
 }
 
 fn recipe(image: Image) -> Recipe {
     Recipe::of(image, mirror::apt_settings(), mirror::sources(image.release))
 }
 
-fn build(cache: &Path, image: Image, recipe: &Recipe, key: &str, done: &Path) -> Result<()> {
-    // We hold the lock, so whatever a killed builder left of this image is nobody's.
+/// A folder of the cache, which `fill` fills in another place first when it is not there. Whoever comes while it is
+/// being made waits.
+pub(super) fn once(cache: &Path, key: &str, fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+    let done = cache.join(key);
+    if !done.is_dir() {
+        make_dir(cache)?;
+        let _lock = Lock::wait(&cache.join(format!(".{key}.lock")), BUILD_DEADLINE)?;
+        // Another process may have built it while we waited.
+        if !done.is_dir() {
+            build(cache, key, &done, fill)?;
+        }
+    }
+    Ok(done)
+}
+
+fn build(cache: &Path, key: &str, done: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    // We hold the lock, so whatever a killed builder left of this is nobody's.
     let half = format!(".build-{key}-");
     for entry in fs::read_dir(cache).map_err(LabError::io("list", cache))?.flatten() {
         if entry.file_name().to_string_lossy().starts_with(&half) {
@@ -62,7 +71,7 @@ fn build(cache: &Path, image: Image, recipe: &Recipe, key: &str, done: &Path) ->
     }
     let temp = cache.join(format!("{half}{}", std::process::id()));
     make_dir(&temp)?;
-    let outcome = fill(&temp, image, recipe);
+    let outcome = fill(&temp);
     if let Err(e) = outcome {
         unmount_and_remove(&temp)?;
         return Err(e);

@@ -8,11 +8,14 @@
 //! its sysctls outside `net` reach the machine, and a power cut loses none of what it had written. For all that there
 //! is [`Lab::make_vm`]: the same host as a virtual machine, with the same operations, which takes half a minute to
 //! boot. A test of those begins with [`require_vm`].
+//!
+//! [`Lab::internet`] answers for a few public names, so that what fetches from them runs as it is.
 mod cgroup;
 mod error;
 mod guest;
 mod host;
 mod image;
+mod internet;
 mod mirror;
 mod net;
 mod peer;
@@ -35,6 +38,7 @@ pub use error::{LabError, Result};
 pub use guest::HostKey;
 pub use host::Host;
 pub use image::ImageInfo;
+pub use internet::{Internet, serve};
 pub use peer::Peer;
 pub use requirements::{Missing, audit_requirements, machine_requirements, requirements};
 pub use run::{HostInfo, Lab};

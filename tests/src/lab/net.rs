@@ -137,13 +137,13 @@ fn rules_v6(net: Net) -> String {
     filter_rules(net, &echo)
 }
 
-/// Opens (or shuts again) a TCP port of the gateway address to this run's guests.
-pub(super) fn open_port(net: Net, port: u16, open: bool) -> Result<()> {
+/// Opens (or shuts again) a port of the gateway address to this run's guests; `protocol` is `tcp` or `udp`.
+pub(super) fn open_port(net: Net, protocol: &str, port: u16, open: bool) -> Result<()> {
     let gateways = [("iptables", net.gateway_v4().to_string()), ("ip6tables", net.gateway_v6().to_string())];
     for (tool, gateway) in gateways {
         let chain = net.chain("IN");
         let port = port.to_string();
-        let rule = ["-d", &gateway, "-p", "tcp", "--dport", &port, "-j", "ACCEPT"];
+        let rule = ["-d", &gateway, "-p", protocol, "--dport", &port, "-j", "ACCEPT"];
         let call = |action: &[&str]| {
             let head = [tool, "-w", "10"];
             Cmd::new(head.iter().chain(action).chain(&rule)).output()

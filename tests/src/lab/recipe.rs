@@ -32,6 +32,21 @@ const SHIPPED: &[&str] = &["cloud-init", "python3"];
 /// Added where the image boots by itself.
 const KERNEL: &[&str] = &["initramfs-tools", "kmod", "linux-image-cloud-amd64"];
 
+/// Added where the small internet is served from: its name server, its web server and its registry, and what fills
+/// them.
+const SERVERS: &[&str] = &[
+    "apt-utils",
+    "bind9",
+    "bind9-dnsutils",
+    "busybox-static",
+    "docker-registry",
+    "gnupg",
+    "nginx",
+    "openssl",
+    "skopeo",
+    "zstd",
+];
+
 /// What the provider set for cloud-init, beside Debian's own file.
 const CLOUD_CFG: &str = "\
 # How this machine's provider set cloud-init up.
@@ -114,6 +129,9 @@ impl Recipe {
         }
         if image.flavour == Flavour::Kernel {
             packages.extend(KERNEL);
+        }
+        if image.flavour == Flavour::Servers {
+            packages.extend(SERVERS);
         }
         let agent = shipped.then_some((AGENT_CONTROL, AGENT_POSTINST));
         Recipe {

@@ -10,6 +10,7 @@ use super::error::{LabError, Result};
 use super::guest;
 use super::host::Host;
 use super::image::{self, ImageInfo};
+use super::internet::{self, Internet};
 use super::net::{self, MAX_SLOTS, Net, SLOT_BASE};
 use super::peer::{MAX_PEERS, Peer};
 use super::requirements::requirements;
@@ -36,6 +37,7 @@ pub(super) struct Inner {
     slots: Mutex<Vec<u8>>,
     peers: AtomicU8,
     guardian: Mutex<Option<Child>>,
+    internet: Mutex<Option<Internet>>,
     gone: AtomicBool,
 }
 
@@ -91,6 +93,7 @@ impl Lab {
             slots: Mutex::new(Vec::new()),
             peers: AtomicU8::new(0),
             guardian: Mutex::new(None),
+            internet: Mutex::new(None),
             gone: AtomicBool::new(false),
         };
         // From here on dropping `inner` clears up; it takes the lock itself.
@@ -125,6 +128,7 @@ impl Lab {
         let (places, run) = (&inner.places, inner.net.run);
         let base = image::ensure(places, spec.image)?;
         let vm = machine.map(|machine| vm::record(machine, &base)).transpose()?;
+        let internet = spec.internet.then(|| self.internet()).transpose()?;
         let slot = inner.take_slot()?;
         let dir = places.host(run, &spec.name);
         make_dir(places.run(run).join("hosts"))?;
@@ -149,9 +153,9 @@ impl Lab {
         };
         let make = || {
             save(&dir.join("host.json"), &record)?;
-            guest::mount(&dir, &base, spec.disk_limit)?;
+            guest::mount(&dir, &[&base], spec.disk_limit)?;
             let lab_key = read_text(self.public_key())?;
-            let keys = guest::populate(&dir, &record, spec, &lab_key, inner.nonce)?;
+            let keys = guest::populate(&dir, &record, spec, &lab_key, inner.nonce, internet.as_ref())?;
             if let Some(machine) = machine {
                 vm::make_disk(&dir, &record, machine)?;
             }
@@ -178,6 +182,16 @@ impl Lab {
         Peer::make(Arc::clone(&self.inner), made + 1)
     }
 
+    /// The small internet of this lab, which is started first when it does not run. It ends with the lab. Hosts made
+    /// with [`HostSpec::internet`] are led to it; others see nothing of it.
+    pub fn internet(&self) -> Result<Internet> {
+        let mut running = self.inner.internet.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(running) = &*running {
+            return Ok(running.clone());
+        }
+        Ok(running.insert(Internet::start(&self.inner.places, self.inner.net)?).clone())
+    }
+
     /// The cached root folder of an image, built first if need be.
     pub fn build_image(&self, image: Image) -> Result<PathBuf> {
         image::ensure(&self.inner.places, image)
@@ -185,12 +199,12 @@ impl Lab {
 
     /// Opens a TCP port of the gateway addresses to this lab's hosts. Until then they reach none.
     pub fn allow_port(&self, port: u16) -> Result<()> {
-        net::open_port(self.inner.net, port, true)
+        net::open_port(self.inner.net, "tcp", port, true)
     }
 
     /// Shuts a port that [`Lab::allow_port`] opened.
     pub fn deny_port(&self, port: u16) -> Result<()> {
-        net::open_port(self.inner.net, port, false)
+        net::open_port(self.inner.net, "tcp", port, false)
     }
 
     /// The machine's address as this lab's hosts see it; listen here.
@@ -285,7 +299,18 @@ impl Lab {
     /// All images and whether they are built.
     pub fn images() -> Result<Vec<ImageInfo>> {
         let places = Places::from_env();
-        Image::ALL.iter().chain(&Image::OF_MACHINES).map(|image| image::info(&places, *image)).collect()
+        let all = Image::ALL.iter().chain([&Image::SERVERS]).chain(&Image::OF_MACHINES);
+        all.map(|image| image::info(&places, *image)).collect()
+    }
+
+    /// Where in the cache that lies which the small internet serves, and whether it has been made.
+    pub fn internet_info() -> Result<(PathBuf, bool)> {
+        internet::info(&Places::from_env())
+    }
+
+    /// Makes what the small internet serves, without opening a lab.
+    pub fn prepare_internet() -> Result<()> {
+        internet::prepare(&Places::from_env())
     }
 
     /// Builds an image without opening a lab.

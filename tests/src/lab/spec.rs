@@ -28,6 +28,8 @@ pub enum Flavour {
     Shipped,
     /// Plain, with a kernel of its own: what a virtual machine boots from.
     Kernel,
+    /// Plain, with the servers of the lab's small internet.
+    Servers,
 }
 
 /// A base image.
@@ -52,6 +54,8 @@ impl Image {
     pub const BOOKWORM_KERNEL: Image = Image { release: Release::Bookworm, flavour: Flavour::Kernel };
     /// Debian 13 for virtual machines.
     pub const TRIXIE_KERNEL: Image = Image { release: Release::Trixie, flavour: Flavour::Kernel };
+    /// What the lab's small internet runs in.
+    pub const SERVERS: Image = Image { release: Release::Bookworm, flavour: Flavour::Servers };
     /// Those of virtual machines.
     pub const OF_MACHINES: [Image; 2] = [Self::BOOKWORM_KERNEL, Self::TRIXIE_KERNEL];
     /// Those of hosts that share this machine's kernel.
@@ -85,6 +89,7 @@ impl fmt::Display for Image {
             Flavour::Plain => "plain",
             Flavour::Shipped => "shipped",
             Flavour::Kernel => "kernel",
+            Flavour::Servers => "servers",
         };
         write!(f, "{}-{flavour}", self.release)
     }
@@ -149,6 +154,8 @@ pub struct HostSpec {
     pub disk_limit: Option<u64>,
     /// Gives the guest folders of its own for Docker and containerd, as their storage does not work on an overlay.
     pub docker: bool,
+    /// Leads the host to the lab's small internet (see [`super::Lab::internet`]), whose authority it trusts.
+    pub internet: bool,
     /// More files, written last.
     pub files: Vec<FileSpec>,
     /// Paths taken away from the image, for example `/usr/bin/sudo`.
@@ -171,6 +178,7 @@ impl HostSpec {
             read_only_root: false,
             disk_limit: None,
             docker: false,
+            internet: false,
             files: Vec::new(),
             remove: Vec::new(),
             first_boot_lock_seconds: 8,

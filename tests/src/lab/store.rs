@@ -46,6 +46,11 @@ impl Places {
         self.run(index).join("hosts").join(name)
     }
 
+    /// Folder of a run's small internet.
+    pub(super) fn internet(&self, index: u8) -> PathBuf {
+        self.run(index).join("internet")
+    }
+
     /// Indexes of all runs that have a folder.
     pub(super) fn indexes(&self) -> Vec<u8> {
         let mut found: Vec<u8> = names_in(&self.runs()).iter().filter_map(|n| n.parse().ok()).collect();
