@@ -65,7 +65,7 @@ fn sshd_file(text: &str) -> String {
 fn sshd_by_hand(name: &str, image: Image) -> Result<()> {
     let Some((rig, host)) = hasty(name, image)? else { return Ok(()) };
     let is_there = || -> Result<bool> {
-        Ok(host.sh("ls /etc/ssh/sshd_config.d/10-own.conf 2>/dev/null || true")? != "")
+        Ok(!host.sh("ls /etc/ssh/sshd_config.d/10-own.conf 2>/dev/null || true")?.is_empty())
     };
     let cases = [
         ("Nonsense yes", "systemctl restart -- ssh.service"),
