@@ -50,8 +50,12 @@ pub struct Host {
 
 /// How long a guest may take to answer `exec` with its first process.
 const INIT_DEADLINE: Duration = Duration::from_secs(20);
+/// How long a host may take from its supervisor's start to its first process: there is work before that.
+const START_DEADLINE: Duration = Duration::from_secs(60);
 /// Default deadline of [`Host::exec`].
 const EXEC_DEADLINE: Duration = Duration::from_secs(60);
+/// The same for a virtual machine, which shares a busy machine's cores with others and is far slower as it is.
+const VM_EXEC_DEADLINE: Duration = Duration::from_secs(300);
 /// What is kept of the agent when a test failed.
 const FOLDERS: [&str; 2] = ["var/lib/postern-agent", "etc/postern-agent"];
 
@@ -106,7 +110,7 @@ impl Host {
         let run = self.record.run.to_string();
         let mut child =
             supervise::spawn(&self.places, &["supervise", &run, &self.name], Some(log), Stdio::null())?;
-        let started = wait_until(format!("{} starts", self.name), INIT_DEADLINE, || {
+        let started = wait_until(format!("{} starts", self.name), START_DEADLINE, || {
             if self.init_pid().is_some() {
                 return Ok(Some(()));
             }
@@ -159,10 +163,10 @@ impl Host {
         Ok(std::iter::once(target).chain(flags.map(str::to_owned)).collect())
     }
 
-    /// Runs a program in the guest as root and waits for its end, a minute at most. An exit status other than 0 is
-    /// no error; see [`Output::ok`].
+    /// Runs a program in the guest as root and waits for its end, a minute at most, five in a virtual machine. An
+    /// exit status other than 0 is no error; see [`Output::ok`].
     pub fn exec<S: AsRef<str>>(&self, argv: &[S]) -> Result<Output> {
-        self.exec_with(argv, b"", EXEC_DEADLINE)
+        self.exec_with(argv, b"", if self.is_vm() { VM_EXEC_DEADLINE } else { EXEC_DEADLINE })
     }
 
     /// The same with standard input and a deadline.
