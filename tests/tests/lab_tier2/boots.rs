@@ -178,7 +178,8 @@ fn power_is_cut_before_a_change_is_confirmed(rig: &Rig, host: &Host) -> Result<(
             "  - command: {{shell: '{change}', revert: [sh, -c, 'rm -f {conf}; iptables -D {rule} || true'], timeout_s: 60}}\n"
         ),
     )?;
-    applying.until("the change is made", |_| Ok(host.sh("ls /run/changed 2>/dev/null || true")? != ""))?;
+    applying
+        .until("the change is made", |_| Ok(!host.sh("ls /run/changed 2>/dev/null || true")?.is_empty()))?;
     ensure!(host.sh(&format!("cat {conf}"))? == "ListenAddress 127.0.0.1");
     let probe = Probe::start(host);
     cut(host)?;

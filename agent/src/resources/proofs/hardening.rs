@@ -66,7 +66,8 @@ async fn trap_30b_who_else_filters_is_found_by_each_trace() {
     let no = json!({});
     let nft = "cat <<'END'\ntable ip docker-bridges {\n\tchain x {\n\t}\n}\nEND";
     let nft_drops = "cat <<'END'\ntable inet lab {\n\tchain in {\n\t\ttype filter hook input priority 5; policy drop;\n\t}\n}\nEND";
-    let cases: Vec<(&str, Box<dyn Fn(&Fixture)>, &serde_json::Value, &str)> = vec![
+    type Case<'a> = (&'a str, Box<dyn Fn(&Fixture)>, &'a serde_json::Value, &'a str);
+    let cases: Vec<Case<'_>> = vec![
         ("nothing", Box::new(|_| ()), &no, ""),
         (
             "ufw",
