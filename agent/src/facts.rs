@@ -4,6 +4,8 @@ use std::path::Path;
 
 use postern_proto::ids::BootId;
 
+use crate::sys::{Memory, Sys};
+
 /// The host as it describes itself. A fact that cannot be read is empty or zero, never a guess.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
@@ -17,6 +19,12 @@ pub struct Facts {
     pub arch: String,
     /// `MemTotal`, bytes.
     pub memory_bytes: u64,
+    /// Swap in use, bytes; nothing where the kernel does not say.
+    pub swap_bytes: Option<u64>,
+    /// Free on the file system of `/`, bytes.
+    pub disk_free_bytes: Option<u64>,
+    /// Free on the file system of `/var`, bytes.
+    pub var_free_bytes: Option<u64>,
 }
 
 /// The longest fact that is sent, bytes.
@@ -28,12 +36,20 @@ pub fn read(root: &Path) -> Facts {
     let text = |path: &str| std::fs::read_to_string(root.join(path)).unwrap_or_default();
     let os = Some(text("etc/os-release")).filter(|it| !it.is_empty());
     let os = os.unwrap_or_else(|| text("usr/lib/os-release"));
+    let meminfo = text("proc/meminfo");
+    let memory = Memory::parse(&meminfo);
+    let host = Sys::rooted(root.to_owned(), String::new());
+    let free = |path| host.room(path).ok().map(|room| room.free);
     Facts {
         hostname: shorten(text("proc/sys/kernel/hostname").trim()),
         os_id: os_release(&os, "ID"),
         os_version: os_release(&os, "VERSION_ID"),
         arch: std::env::consts::ARCH.to_owned(),
-        memory_bytes: mem_total(&text("proc/meminfo")),
+        memory_bytes: memory.total_kib.saturating_mul(1024),
+        // A host without swap says so with a zero.
+        swap_bytes: meminfo.contains("SwapTotal:").then(|| memory.swap_kib.saturating_mul(1024)),
+        disk_free_bytes: free("/"),
+        var_free_bytes: free("/var"),
     }
 }
 
@@ -61,12 +77,6 @@ fn os_release(text: &str, key: &str) -> String {
     shorten(quoted('"').or_else(|| quoted('\'')).unwrap_or(value))
 }
 
-fn mem_total(text: &str) -> u64 {
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-    kib.unwrap_or(0).saturating_mul(1024)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,7 +87,8 @@ mod tests {
         for (path, text) in [
             ("etc/os-release", "PRETTY_NAME=\"Debian GNU/Linux 12\"\nVERSION_ID=\"12\"\nID=debian\n"),
             ("proc/sys/kernel/hostname", "web-1\n"),
-            ("proc/meminfo", "MemTotal:        2014496 kB\nMemFree: 1 kB\n"),
+            ("proc/meminfo", "MemTotal:        2014496 kB\nMemFree: 1 kB\nSwapTotal:  1024 kB\n"),
+            ("var/x", ""),
         ] {
             let path = root.path().join(path);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -88,12 +99,15 @@ mod tests {
             (facts.hostname.as_str(), facts.os_id.as_str(), facts.os_version.as_str(), facts.memory_bytes),
             ("web-1", "debian", "12", 2_014_496 * 1024)
         );
+        assert_eq!(facts.swap_bytes, Some(1 << 20));
+        assert!(facts.disk_free_bytes.is_some_and(|free| free > 0), "{facts:?}");
+        assert!(facts.var_free_bytes.is_some_and(|free| free > 0), "{facts:?}");
     }
 
     #[test]
     fn facts_that_cannot_be_read_are_empty() {
         let root = tempfile::tempdir().unwrap();
-        let facts = read(root.path());
+        let facts = read(&root.path().join("none"));
         assert_eq!(facts, Facts { arch: std::env::consts::ARCH.to_owned(), ..Facts::default() });
     }
 

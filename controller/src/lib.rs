@@ -7,5 +7,6 @@ pub mod cli;
 pub mod client;
 pub mod daemon;
 pub mod profile;
+pub mod room;
 pub mod seal;
 pub mod store;

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use postern::profile::{Assigned, Bundle, BundleError, Compiled, Facts, Inputs, VarFile, compile, load};
+use postern::room::Room;
 use serde_json::{Value, json};
 
 fn map(values: &[(&str, &str)]) -> BTreeMap<String, String> {
@@ -18,7 +19,7 @@ fn facts() -> Facts {
         os_version: "13".into(),
         arch: "x86_64".into(),
         hostname: "vps-7".into(),
-        memory_mb: None,
+        room: Default::default(),
     }
 }
 
@@ -80,6 +81,31 @@ fn facts_are_filled_in_and_every_platform_is_checked_without_them() {
     let compiled = good(&[("p.yaml", &text)], &on_host());
     assert_eq!(spec(&compiled, "p:file:/a")["content"], "web1 vps-7 debian13 x86_64 web none");
     good(&[("p.yaml", &text)], &Inputs::default());
+
+    let room = resources(
+        "  - file: {path: /a, content: \"{{ memory_mb }} {{ host.swap_mb }} {{ host.var_free_mb | default('-') }}\"}\n    \
+         when: host.disk_free_mb > 100 and host.var_free_mb is not defined\n  \
+         - file: {path: /b, content: x}\n    when: host.swap_mb > 0\n",
+    );
+    let small = Room { memory_mb: Some(480), swap_mb: Some(0), disk_free_mb: Some(900), var_free_mb: None };
+    let on_small = Inputs { facts: Some(Facts { room: small, ..facts() }), ..Inputs::default() };
+    let compiled = good(&[("p.yaml", &room)], &on_small);
+    assert_eq!(addresses(&compiled), ["p:file:/a"]);
+    assert_eq!(spec(&compiled, "p:file:/a")["content"], "480 0 -");
+    good(&[("p.yaml", &room)], &Inputs::default());
+    // An agent that is older says nothing of it.
+    assert_eq!(
+        run(&[("p.yaml", &room)], &on_host()).unwrap_err(),
+        [
+            "p.yaml:4:35: \"memory_mb\" has no value (the host has not said how much memory it has)",
+            "p.yaml:5:11: \"host.disk_free_mb\" has no value (the host has not said it; ask first: \
+             host.disk_free_mb is defined)",
+            "p.yaml:7:11: \"host.swap_mb\" has no value (the host has not said it; ask first: host.swap_mb is defined)",
+        ]
+    );
+    // A variable of that name is still a profile's own.
+    let own = "name: p\nvars: {swap_mb: 7}\nresources:\n  - file: {path: /a, content: \"{{ swap_mb }}\"}\n";
+    assert_eq!(spec(&good(&[("p.yaml", own)], &on_small), "p:file:/a")["content"], "7");
 
     let only = resources(
         "  - file: {path: \"{% if os.version == '13' %}etc{% else %}/etc{% endif %}/a\", content: x}\n",

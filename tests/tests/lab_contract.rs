@@ -1,37 +1,15 @@
-//! The contract every kind of resource keeps, seen on real hosts: a check changes nothing, applying reaches
-//! the declared state, applying again changes nothing, and an undo brings back what was there.
+//! The contract every kind of resource keeps, seen on real hosts.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail as tests do")]
+
+mod contract;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
+use contract::{Case, Undo, keeps};
 use postern_proto::spec::KINDS;
-use postern_tests::fingerprint::{changes, fingerprint};
-use postern_tests::lab::{Host, Image};
-use postern_tests::rig::{Ended, Rig, managed, said};
-
-/// One resource of a kind, with what has to be on the host before.
-struct Case {
-    kind: &'static str,
-    /// A line of shell on the host, before anything is looked at.
-    before: &'static str,
-    /// One item of `resources:`, without the dash.
-    resource: &'static str,
-    /// A line of shell that succeeds only where the resource is in force.
-    effect: &'static str,
-    undo: Undo,
-}
-
-/// What an undo is to do.
-enum Undo {
-    /// Everything is as it was.
-    Whole,
-    /// It says that it cannot, with this in its words.
-    Says(&'static str),
-}
-
-const KEY: &str =
-    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJdD7y3aLq454yWBdwLWbieU1ebz9/cu7/QEXn9OIeZJ lab@example.net";
+use postern_tests::lab::Image;
+use postern_tests::rig::managed;
 
 fn cases() -> Vec<Case> {
     let case = |kind, before, resource, effect| Case { kind, before, resource, effect, undo: Undo::Whole };
@@ -134,6 +112,22 @@ fn cases() -> Vec<Case> {
              test $(fail2ban-client get sshd maxretry) = 7",
         ),
         Case {
+            kind: "preflight",
+            before: ":",
+            resource: "preflight: {name: lab, memory_mb: 64, disk_free_mb: 16, var_free_mb: 16, clock_s: 60, \
+                       resolves: [localhost], reaches: ['127.0.0.1:22', apt]}",
+            effect: ":",
+            undo: Undo::Nothing,
+        },
+        // The whole of it on a virtual machine: `lab_swap.rs`.
+        Case {
+            kind: "swap",
+            before: ":",
+            resource: "swap: {size_mb: 64}",
+            effect: ":",
+            undo: Undo::Refused("this host is a container (systemd-nspawn)"),
+        },
+        Case {
             kind: "command",
             before: ":",
             resource: "command: {argv: [touch, /var/lab-made], creates: /var/lab-made}",
@@ -143,105 +137,7 @@ fn cases() -> Vec<Case> {
     ]
 }
 
-/// The newest run's id.
-fn last_run(rig: &Rig, host: &Host) -> Result<String> {
-    let runs = rig.run(&["runs", "-H", &host.name, "--output", "json"])?.expect(0);
-    let first = runs.stdout.lines().next().context("no run")?;
-    let value: serde_json::Value = serde_json::from_str(first)?;
-    let run = value.get("runs").and_then(|runs| runs.get(0)).unwrap_or(&value);
-    Ok(run["id"].as_str().with_context(|| format!("no id in {first}"))?.to_owned())
-}
-
-/// Goes through the contract with one case. What breaks it is the error.
-fn keeps(rig: &Rig, host: &Host, number: usize, case: &Case) -> Result<(), String> {
-    let fail = |what: &str, ended: &Ended| Err(format!("{what}: {:?}\n{}", ended.code, said(ended)));
-    let text = |error: anyhow::Error| format!("{error:#}");
-    let profile = rig.state_dir().join(format!("case-{number}.yaml"));
-    let resource = case.resource.replace("KEY", KEY);
-    // One name for all: each replaces the one before it in what the host is assigned.
-    let yaml = format!("name: contract\nresources:\n  - {resource}\n");
-    std::fs::write(&profile, yaml).map_err(|error| error.to_string())?;
-    let profile = profile.display().to_string();
-    let apply = |more: &[&str]| {
-        let mut args = vec!["apply", &profile, "-H", &host.name];
-        args.extend(more);
-        rig.run(&args).map_err(text)
-    };
-
-    let sh = |line: &str| host.sh(line).map_err(|error| error.to_string());
-    sh(case.before)?;
-    let before = fingerprint(host).map_err(text)?;
-    let check = apply(&["--check"])?;
-    if check.code != Some(0) || !check.stdout.contains("1 would change") {
-        return fail("a check before", &check);
-    }
-    let after_check = fingerprint(host).map_err(text)?;
-    if after_check != before {
-        return Err(format!("the check changed the host: {:?}", changes(&before, &after_check)));
-    }
-    let applied = apply(&[])?;
-    if applied.code != Some(0) || !applied.stdout.contains("1 changed") {
-        return fail("apply", &applied);
-    }
-    let run = last_run(rig, host).map_err(text)?;
-    sh(case.effect).map_err(|error| format!("it is not in force: {error}"))?;
-    let after = fingerprint(host).map_err(text)?;
-    for more in [&["--check"][..], &[]] {
-        let again = apply(more)?;
-        if again.code != Some(0) || !again.stdout.contains("1 unchanged") {
-            return fail("apply again", &again);
-        }
-    }
-
-    let undone = rig.run(&["run", "undo", &run]).map_err(text)?;
-    if let Undo::Says(words) = case.undo {
-        if undone.code != Some(0) || !said(&undone).contains(words) {
-            return fail("undo", &undone);
-        }
-        return Ok(());
-    }
-    if undone.code != Some(0) {
-        return fail("undo", &undone);
-    }
-    let back = fingerprint(host).map_err(text)?;
-    if back != before {
-        return Err(format!("the undo left a difference: {:#?}\n{}", changes(&before, &back), said(&undone)));
-    }
-    let check = apply(&["--check"])?;
-    if !check.stdout.contains("1 would change") {
-        return fail("a check after the undo", &check);
-    }
-    // An undo is a run like any other: it can be taken back in its turn.
-    let undo_run = last_two(rig, host).map_err(text)?;
-    let redone = rig.run(&["run", "undo", &undo_run]).map_err(text)?;
-    if redone.code != Some(0) {
-        return fail("undo of the undo", &redone);
-    }
-    sh(case.effect).map_err(|error| format!("after the undo of the undo: {error}\n{}", said(&redone)))?;
-    if case.kind != "package" {
-        let again = fingerprint(host).map_err(text)?;
-        if again != after {
-            return Err(format!("the undo of the undo left: {:#?}", changes(&after, &again)));
-        }
-    }
-    Ok(())
-}
-
-/// The newest run that was not a check: of the two newest, the older one.
-fn last_two(rig: &Rig, host: &Host) -> Result<String> {
-    let runs = rig.run(&["runs", "-H", &host.name, "--output", "json"])?.expect(0);
-    let mut ids = Vec::new();
-    for line in runs.stdout.lines() {
-        let value: serde_json::Value = serde_json::from_str(line)?;
-        match value.get("runs").and_then(|runs| runs.as_array()) {
-            Some(runs) => ids.extend(runs.iter().filter_map(|run| run["id"].as_str().map(str::to_owned))),
-            None => ids.extend(value["id"].as_str().map(str::to_owned)),
-        }
-    }
-    ids.get(1).cloned().context("fewer than two runs")
-}
-
-fn contract(name: &str, image: Image) -> Result<()> {
+fn contract_on(name: &str, image: Image) -> Result<()> {
     let Some((rig, host)) = managed(name, image)? else { return Ok(()) };
     // What every host has that someone has worked on.
     host.sh("apt-get update -q >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get install -qy nano >/dev/null 2>&1")?;
@@ -261,12 +157,12 @@ fn contract(name: &str, image: Image) -> Result<()> {
 
 #[test]
 fn every_kind_keeps_the_contract_on_debian_12() -> Result<()> {
-    contract("contract-12", Image::BOOKWORM)
+    contract_on("contract-12", Image::BOOKWORM)
 }
 
 #[test]
 fn every_kind_keeps_the_contract_on_debian_13() -> Result<()> {
-    contract("contract-13", Image::TRIXIE)
+    contract_on("contract-13", Image::TRIXIE)
 }
 
 /// A new kind without a case here is a kind of which nothing is known.

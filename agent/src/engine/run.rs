@@ -30,6 +30,8 @@ pub(super) const MAX_ATTEMPTS: u32 = 3;
 const PATIENCE: Duration = Duration::from_millis(20);
 /// The longest text in an event, bytes; what is reserved in the journal counts on it.
 pub(super) const TEXT: usize = 600;
+/// The longest text on how a resource ended, bytes: a preflight tells of all that is lacking at once.
+pub(super) const MESSAGE: usize = 3000;
 /// Diffs of one run, bytes.
 const DIFFS: usize = 1 << 20;
 
@@ -334,7 +336,7 @@ impl RunTask {
 
     /// Ends an attempt and settles the resource.
     pub(super) fn finish(&mut self, index: usize, mut end: End) {
-        end.message = clamp(&self.redact.text(&end.message));
+        end.message = clamp_to(&self.redact.text(&end.message), MESSAGE);
         let (outcome, message) = (end.outcome, end.message.clone());
         self.end_attempt(index, end);
         self.past[index].outcome = Some((outcome, message.clone()));
@@ -363,7 +365,7 @@ impl RunTask {
             address,
             attempt,
             outcome: end.outcome,
-            message: clamp(&self.redact.text(&end.message)),
+            message: clamp_to(&self.redact.text(&end.message), MESSAGE),
             diff,
             duration_ns,
             seen: end.seen,
@@ -514,8 +516,12 @@ pub(super) fn summary_of(steps: &[Step]) -> String {
 
 /// One line within the bounds that the journal's room was reserved for.
 pub(super) fn clamp(text: &str) -> String {
+    clamp_to(text, TEXT)
+}
+
+fn clamp_to(text: &str, limit: usize) -> String {
     let line: String = text.trim_end().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    shortened(&line, TEXT)
+    shortened(&line, limit)
 }
 
 fn shortened(line: &str, limit: usize) -> String {
@@ -534,6 +540,7 @@ const LATE: u64 = 6 * 4096 + 200;
 pub(super) const STEPS: u64 = 5;
 /// A text in a record, bytes: quotes and backslashes double in JSON.
 const TEXT_ROOM: u64 = 2 * TEXT as u64;
+const MESSAGE_ROOM: u64 = 2 * MESSAGE as u64;
 /// A record without its texts, bytes.
 const FIXED: u64 = 400;
 
@@ -553,7 +560,7 @@ pub(super) fn room_for(plan: &Plan) -> u64 {
         let late = if planned.spec.get("late").is_some() { LATE } else { 0 };
         // It says once that it waits for the controller, and that it goes on.
         let parked = if waits { 2 * FIXED + TEXT_ROOM } else { 0 };
-        let attempt = 2 * event_room(&planned.address) + TEXT_ROOM + late + parked;
+        let attempt = 2 * event_room(&planned.address) + MESSAGE_ROOM + late + parked;
         u64::from(MAX_ATTEMPTS) * (STEPS * step_room(&planned.address) + attempt)
     };
     plan.resources.iter().map(resource).sum::<u64>() + TEXT_ROOM + FIXED

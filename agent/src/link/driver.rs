@@ -19,10 +19,12 @@ use super::stream::{self, Lanes};
 use super::time::TrustedTime;
 use super::wire;
 use super::{AgentError, AgentOptions, ExitReason, HelloFacts};
-use crate::leave;
+use crate::{facts, leave};
 
 /// The engine answers within this, or the agent restarts.
 const ENGINE: Duration = Duration::from_secs(60);
+/// Facts are read within this, or are those of the last time.
+const FACTS: Duration = Duration::from_secs(5);
 /// A certificate is renewed within this, or the try has failed.
 const RENEWAL: Duration = Duration::from_secs(180);
 /// How long an agent that is told to leave waits for its runs to be acked.
@@ -91,6 +93,7 @@ impl Driver {
         identity: Identity,
         facts: HelloFacts,
         engine: Arc<dyn EnginePort>,
+        time: TrustedTime,
     ) -> Result<Self, AgentError> {
         let dialer = enrol::dialer(&options.config, &options.proxy_env, &options.names, options.dial)?;
         let epoch = asked(engine.snapshot()).await?.epoch;
@@ -101,7 +104,7 @@ impl Driver {
             timing: options.timing,
         };
         Ok(Self {
-            time: TrustedTime::new(options.clock.clone(), identity.floor_s()),
+            time,
             session: Session::new(settings),
             dialer,
             options,
@@ -236,6 +239,14 @@ impl Driver {
 
     async fn greet(&mut self, conn: ConnId) -> Result<(), AgentError> {
         let have = asked(self.engine.snapshot()).await?;
+        // Anew for each session: memory, swap and disk are not what they were. A disk that hangs keeps nobody from
+        // saying hello: what was known last is said.
+        let root = self.options.facts_root.clone();
+        let read = tokio::task::spawn_blocking(move || facts::read(&root));
+        match timeout(FACTS, read).await {
+            Ok(Ok(facts)) => self.facts.facts = facts,
+            _ => tracing::warn!("the facts of this host cannot be read: a file system does not answer"),
+        }
         let wall_ns = (self.options.clock)().saturating_mul(1_000_000_000);
         let hello = wire::hello(&self.facts, self.identity.cluster(), have, wall_ns);
         let Some(Slot::Open(open)) = self.slots.get_mut(&conn) else { return Ok(()) };

@@ -10,7 +10,7 @@ pub mod identity;
 pub mod names;
 mod notify;
 pub(crate) mod private_file;
-mod proxy;
+pub(crate) mod proxy;
 pub mod route;
 pub mod session;
 mod stream;
@@ -30,8 +30,9 @@ use tokio_util::sync::CancellationToken;
 pub use backoff::Backoff;
 
 use crate::engine::{EngineConfig, EngineError, OpenError, SupervisorCommand};
-use crate::facts::{self, Facts};
+use crate::facts::Facts;
 use crate::leave::HostPaths;
+use crate::sys::Around;
 use dial::DialLimits;
 use engine::EnginePort;
 use enrol::EnrolError;
@@ -40,7 +41,7 @@ use identity::{IdentityError, IdentityStore};
 use names::Names;
 use route::ProxyEnv;
 use session::Timing;
-use time::{WallClock, host_clock};
+use time::{TrustedTime, WallClock, host_clock};
 
 /// All that an agent needs to know. Nothing is read from the environment and nothing is global, so that tests
 /// run many agents in one process.
@@ -192,7 +193,12 @@ pub fn open_exit_code(error: &OpenError) -> i32 {
 /// Runs an agent until it is told to stop or to leave.
 pub async fn run_agent(options: AgentOptions, shutdown: CancellationToken) -> Result<ExitReason, AgentError> {
     let vantage: Arc<dyn crate::guard::Vantage> = Arc::new(vantage::LinkVantage::new(&options));
-    let engine = EngineConfig { vantage: Some(vantage), ..options.engine.clone() };
+    let time = TrustedTime::new(options.clock.clone(), 0);
+    let proxy = options.config.proxy.as_ref().or(options.proxy_env.proxy.as_ref());
+    // One that cannot be used is told of where the controller is dialled.
+    let proxy = proxy.and_then(|text| text.parse().ok());
+    let sys = options.engine.sys.clone().with_around(Around { time: time.clone(), proxy });
+    let engine = EngineConfig { vantage: Some(vantage), sys, ..options.engine.clone() };
     let (engine, work) = crate::engine::open(engine)?;
     tokio::select! {
         biased;
@@ -200,7 +206,7 @@ pub async fn run_agent(options: AgentOptions, shutdown: CancellationToken) -> Re
             Ok(()) => Ok(ExitReason::Stopped),
             Err(error) => Err(error.into()),
         },
-        result = run_link(options, Arc::new(engine), shutdown) => result,
+        result = link(options, Arc::new(engine), time, shutdown) => result,
     }
 }
 
@@ -208,6 +214,16 @@ pub async fn run_agent(options: AgentOptions, shutdown: CancellationToken) -> Re
 pub async fn run_link(
     options: AgentOptions,
     engine: Arc<dyn EnginePort>,
+    shutdown: CancellationToken,
+) -> Result<ExitReason, AgentError> {
+    let time = TrustedTime::new(options.clock.clone(), 0);
+    link(options, engine, time, shutdown).await
+}
+
+async fn link(
+    options: AgentOptions,
+    engine: Arc<dyn EnginePort>,
+    time: TrustedTime,
     shutdown: CancellationToken,
 ) -> Result<ExitReason, AgentError> {
     let store = IdentityStore::new(&options.state_dir);
@@ -220,13 +236,14 @@ pub async fn run_link(
     {
         tracing::warn!(%error, "cannot tell the service manager that the agent is ready");
     }
+    time.raise_floor(identity.floor_s());
     let facts = HelloFacts {
         host: identity.host(),
         boot: options.engine.boot_id,
         instance: InstanceId::generate(),
-        facts: facts::read(&options.facts_root),
+        facts: Facts::default(),
     };
-    let driver = driver::Driver::new(options, store, identity, facts, engine).await?;
+    let driver = driver::Driver::new(options, store, identity, facts, engine, time).await?;
     Box::pin(driver.run(shutdown)).await
 }
 

@@ -42,7 +42,8 @@ impl Target {
         self.host.parse().ok()
     }
 
-    fn parse(text: &str, default_port: u16) -> Result<Self, RouteError> {
+    /// The same as parsing it, with this port where the text has none.
+    pub fn with_port(text: &str, default_port: u16) -> Result<Self, RouteError> {
         let fail = |why| Err(RouteError::Address { text: text.chars().take(255).collect(), why });
         let (host, port) = if let Some(rest) = text.strip_prefix('[') {
             let Some((host, rest)) = rest.split_once(']') else { return fail("the bracket is not closed") };
@@ -81,7 +82,7 @@ impl FromStr for Target {
     type Err = RouteError;
 
     fn from_str(text: &str) -> Result<Self, RouteError> {
-        Self::parse(text, DEFAULT_PORT)
+        Self::with_port(text, DEFAULT_PORT)
     }
 }
 
@@ -129,8 +130,8 @@ impl FromStr for Proxy {
             Some((user, at)) => (Some(user), at),
             None => (None, authority),
         };
-        let at =
-            Target::parse(at, 80).map_err(|_| RouteError::Proxy("want http://[user:password@]host:port"))?;
+        let at = Target::with_port(at, 80)
+            .map_err(|_| RouteError::Proxy("want http://[user:password@]host:port"))?;
         let authorization = match user {
             None => None,
             Some(user) => {
@@ -241,7 +242,7 @@ fn excepted(list: &str, target: &Target) -> bool {
         if let (Some((block, bits)), Some(ip)) = (entry.split_once('/'), target.ip()) {
             return in_block(ip, block, bits);
         }
-        let Ok(named) = Target::parse(entry.trim_start_matches("*.").trim_start_matches('.'), 0) else {
+        let Ok(named) = Target::with_port(entry.trim_start_matches("*.").trim_start_matches('.'), 0) else {
             return false;
         };
         if named.port != 0 && named.port != target.port {

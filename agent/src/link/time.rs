@@ -77,6 +77,28 @@ impl TrustedTime {
         self.now_ms().div_euclid(1000)
     }
 
+    /// How far the host's clock is from what is known of the time, seconds, more is ahead. Where no controller spoke
+    /// in this process only a clock before the floor is known to be wrong, by at least this; `None` where nothing is
+    /// known against it.
+    #[must_use]
+    pub fn off_s(&self) -> Option<i64> {
+        let (told, floor_s) = {
+            let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            (known.told.is_some(), known.floor_s)
+        };
+        let wall = (self.wall)();
+        match told {
+            true => Some(wall.saturating_sub(self.now_s())),
+            false => Some(wall.saturating_sub(floor_s)).filter(|off| *off < 0),
+        }
+    }
+
+    /// What was stored of an earlier process: the floor is at least this.
+    pub fn raise_floor(&self, floor_s: i64) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.floor_s = known.floor_s.max(floor_s);
+    }
+
     /// The floor: no accepted certificate ended before it.
     #[must_use]
     pub fn floor_s(&self) -> i64 {
@@ -120,6 +142,24 @@ mod tests {
             assert_eq!(at(NOW, floor).judge_at(from, to), Some(NOW));
             assert_eq!(at(NOW - 10 * YEAR, floor).judge_at(from, to), Some(floor.max(from)));
             assert_eq!(at(NOW + 10 * YEAR, floor).judge_at(from, to), Some(to));
+        }
+    }
+
+    #[test]
+    fn trap_29_how_far_a_clock_is_off_by_table() {
+        for (wall, floor, told, want) in [
+            (NOW, 0, None, None),
+            (NOW, NOW + YEAR, None, Some(-YEAR)),
+            (NOW + YEAR, NOW, None, None),
+            (NOW + 7, NOW, Some(NOW), Some(7)),
+            (NOW - 7200, 0, Some(NOW), Some(-7200)),
+        ] {
+            let time = at(wall, 0);
+            time.raise_floor(floor);
+            if let Some(told) = told {
+                time.told(told * 1000, NOW + YEAR);
+            }
+            assert_eq!(time.off_s(), want, "{wall} {floor} {told:?}");
         }
     }
 

@@ -264,6 +264,9 @@ pub(crate) fn hello(who: &HelloFacts, cluster: ClusterId, have: Snapshot, now_ns
             os_version: who.facts.os_version.clone(),
             arch: who.facts.arch.clone(),
             memory_bytes: who.facts.memory_bytes,
+            swap_bytes: who.facts.swap_bytes,
+            disk_free_bytes: who.facts.disk_free_bytes,
+            var_free_bytes: who.facts.var_free_bytes,
             now_unix_ns: now_ns,
         }),
     }))

@@ -1,5 +1,9 @@
 //! How the kinds that use apt run it: nothing asks a question (T12), locks are waited for and their holder is
-//! named (T11).
+//! named (T11); and where it gets packages from.
+
+pub(super) mod proxies;
+pub(super) mod servers;
+pub(super) mod sources;
 
 use std::time::Duration;
 

@@ -6,8 +6,6 @@
 //! A source that does not work would break every later `apt-get update` on the host, so a new one is tried by
 //! itself first, from files that apt does not look for.
 
-mod sources;
-
 use std::time::Duration;
 
 use postern_proto::openpgp;
@@ -15,20 +13,15 @@ use postern_proto::spec::{AptRepositorySpec, Presence};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::apt::sources::{self, PARTS, Source, list_prefix};
 use super::apt::{LISTS, LISTS_LOCK, UPDATE_LIMIT, apt, lists_outdated, quiet, update};
 use super::diff::unified;
 use super::owned::{self, Owned};
 use super::{Depth, Exec, ObserveError, Resource, Step, Undo};
 use crate::sys::Sys;
-use sources::{Source, list_prefix};
 
-/// Where apt looks for more sources.
-const PARTS: &str = "/etc/apt/sources.list.d";
-const MAIN: &str = "/etc/apt/sources.list";
 /// Where keys for single sources lie.
 const KEYRINGS: &str = "/etc/apt/keyrings";
-/// The most that is read of a file of sources, bytes.
-const SOURCES_LIMIT: u64 = 1 << 20;
 /// What fetching a key may take.
 const KEY_TIME: Duration = Duration::from_secs(180);
 /// What a question to apt may take.
@@ -305,20 +298,8 @@ fn foreign(
     host: &Sys,
 ) -> Result<Option<(String, Source)>, ObserveError> {
     let ours = sources_path(spec);
-    let mut files: Vec<String> =
-        host.list(PARTS)?.into_iter().map(|name| format!("{PARTS}/{name}")).collect();
-    files.sort_unstable();
-    for path in std::iter::once(MAIN.to_owned()).chain(files) {
-        let parse = match path.rsplit_once('.') {
-            _ if path == ours => continue,
-            Some((_, "list")) => sources::one_line,
-            Some((_, "sources")) => sources::deb822,
-            _ => continue,
-        };
-        // A link there is somebody's choice, and apt follows it.
-        let Some(bytes) = host.read_through(&path, SOURCES_LIMIT)? else { continue };
-        let found = parse(&String::from_utf8_lossy(&bytes)).into_iter().find(|one| declared.contains(one));
-        if let Some(found) = found {
+    for (path, all) in sources::all(host)?.into_iter().filter(|(path, _)| *path != ours) {
+        if let Some(found) = all.into_iter().find(|one| declared.contains(one)) {
             return Ok(Some((path, found)));
         }
     }

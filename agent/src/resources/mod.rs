@@ -13,6 +13,7 @@ mod firewall;
 mod listen;
 mod owned;
 mod package;
+mod preflight;
 #[cfg(test)]
 mod proofs;
 mod protect;
@@ -22,6 +23,7 @@ mod service;
 mod sshd;
 mod step;
 mod sudoers;
+mod swap;
 mod sysctl;
 mod time_sync;
 mod user;
@@ -377,11 +379,13 @@ const KINDS: &[Row] = &[
     ("file", adapt::<file::File>),
     ("firewall", adapt::<firewall::Firewall>),
     ("package", adapt::<package::Package>),
+    ("preflight", adapt::<preflight::Preflight>),
     ("reboot", adapt::<reboot::Reboot>),
     ("security_updates", adapt::<security_updates::SecurityUpdates>),
     ("service", adapt::<service::Service>),
     ("sshd", adapt::<sshd::Sshd>),
     ("sudoers", adapt::<sudoers::Sudoers>),
+    ("swap", adapt::<swap::Swap>),
     ("sysctl", adapt::<sysctl::Sysctl>),
     ("time_sync", adapt::<time_sync::TimeSync>),
     ("user", adapt::<user::User>),

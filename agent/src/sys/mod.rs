@@ -4,6 +4,8 @@ mod accounts;
 mod dpkg;
 mod files;
 mod locks;
+mod reach;
+mod room;
 mod run;
 mod units;
 mod walk;
@@ -11,6 +13,8 @@ mod walk;
 pub use accounts::Account;
 pub use dpkg::{Dpkg, DpkgPackage, DpkgState};
 pub use files::{FileId, FileKind, Meta, NewFile};
+pub use reach::Around;
+pub use room::{Memory, Room, Swap};
 pub use run::{As, Output};
 
 use std::io;
@@ -83,6 +87,8 @@ pub struct Sys {
     dpkg: Arc<dpkg::Memo>,
     /// Clones ask systemd together.
     questions: Arc<units::Questions>,
+    /// What is known beyond the host itself.
+    around: Option<Arc<Around>>,
 }
 
 impl Sys {
@@ -94,13 +100,14 @@ impl Sys {
             path_env: "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned(),
             dpkg: Arc::default(),
             questions: Arc::default(),
+            around: None,
         }
     }
 
     /// A directory that stands for a host's root; programs are looked for in `path_env`.
     #[must_use]
     pub fn rooted(root: PathBuf, path_env: String) -> Self {
-        Self { root, path_env, dpkg: Arc::default(), questions: Arc::default() }
+        Self { root, path_env, dpkg: Arc::default(), questions: Arc::default(), around: None }
     }
 
     /// Where programs are looked for.

@@ -181,7 +181,7 @@ fn facts(host: &HostInfo) -> Result<Facts, CliError> {
         os_version: host.os_version.clone(),
         arch: host.arch.clone(),
         hostname: host.hostname.clone(),
-        memory_mb: None,
+        room: host.room,
     })
 }
 

@@ -13,6 +13,7 @@ use super::up::{Access, bootstrap_failed, resolve_known};
 use super::{Context, Exit, clean, json as documents};
 use crate::bundle::Bundle;
 use crate::client::{Client, HostInfo, Link};
+use crate::room::Room;
 
 pub(crate) async fn list(context: &Context, args: Hosts) -> Result<Exit, CliError> {
     let selector = Selector::parse(&args.hosts)?;
@@ -105,6 +106,8 @@ pub(crate) async fn show(context: &Context, name: &str) -> Result<Exit, CliError
         ("also at", clean::line(&host.also_at.join(", "))),
         ("hostname", clean::line(&host.hostname)),
         ("system", clean::line(format!("{} {} {}", host.os_id, host.os_version, host.arch).trim())),
+        ("memory", memory(&host.room)),
+        ("disk", disk(&host.room)),
         ("agent", clean::line(&host.agent_version)),
         ("labels", pairs(&host.labels)),
         ("variables", pairs(&host.vars)),
@@ -118,6 +121,20 @@ pub(crate) async fn show(context: &Context, name: &str) -> Result<Exit, CliError
         .collect();
     table(&rows).iter().for_each(|line| out.line(line));
     Ok(Exit::Ok)
+}
+
+/// `980 MB, 1024 MB of swap`; empty where nothing is known.
+fn memory(room: &Room) -> String {
+    let swap = |mb| if mb == 0 { "no swap".to_owned() } else { format!("{mb} MB of swap") };
+    let parts = [room.memory_mb.map(|mb| format!("{mb} MB")), room.swap_mb.map(swap)];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
+/// `9200 MB free on /, 9200 MB free on /var`; empty where nothing is known.
+fn disk(room: &Room) -> String {
+    let on = |mb: Option<u64>, path: &str| mb.map(|mb| format!("{mb} MB free on {path}"));
+    let parts = [on(room.disk_free_mb, "/"), on(room.var_free_mb, "/var")];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
 pub(crate) async fn forget(context: &Context, args: Forget) -> Result<Exit, CliError> {
@@ -158,4 +175,30 @@ pub(crate) async fn forget(context: &Context, args: Forget) -> Result<Exit, CliE
         }
     }
     Ok(if left.is_empty() { Exit::Ok } else { Exit::Failed })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_host_has_by_table() {
+        let room = |memory_mb, swap_mb, disk_free_mb, var_free_mb| Room {
+            memory_mb,
+            swap_mb,
+            disk_free_mb,
+            var_free_mb,
+        };
+        for (room, want) in [
+            (room(None, None, None, None), ("", "")),
+            (room(Some(980), None, Some(7), None), ("980 MB", "7 MB free on /")),
+            (room(Some(980), Some(0), None, Some(8)), ("980 MB, no swap", "8 MB free on /var")),
+            (
+                room(Some(980), Some(512), Some(7), Some(8)),
+                ("980 MB, 512 MB of swap", "7 MB free on /, 8 MB free on /var"),
+            ),
+        ] {
+            assert_eq!((memory(&room).as_str(), disk(&room).as_str()), want);
+        }
+    }
 }

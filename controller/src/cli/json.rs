@@ -42,6 +42,10 @@ pub(crate) fn host(host: &HostInfo) -> Value {
         "detail": or_null(&host.detail),
         "vars": host.vars,
         "profiles": host.profiles,
+        "memory_mb": host.room.memory_mb,
+        "swap_mb": host.room.swap_mb,
+        "disk_free_mb": host.room.disk_free_mb,
+        "var_free_mb": host.room.var_free_mb,
     })
 }
 

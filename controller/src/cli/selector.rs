@@ -146,6 +146,7 @@ mod tests {
             vars: Default::default(),
             profiles: Vec::new(),
             also_at: Vec::new(),
+            room: Default::default(),
         }
     }
 

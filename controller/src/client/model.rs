@@ -10,6 +10,7 @@ use postern_proto::plan::Approval;
 use postern_proto::v1;
 
 use super::ClientError;
+use crate::room::Room;
 
 impl From<WireError> for ClientError {
     fn from(error: WireError) -> Self {
@@ -111,6 +112,8 @@ pub struct HostInfo {
     pub profiles: Vec<String>,
     /// Other addresses at which its SSH server was seen to answer.
     pub also_at: Vec<String>,
+    /// What it has of memory and disk, as its agent said when its session began.
+    pub room: Room,
 }
 
 impl TryFrom<v1::Host> for HostInfo {
@@ -143,6 +146,12 @@ impl TryFrom<v1::Host> for HostInfo {
             vars: host.vars.into_iter().collect(),
             also_at: host.also_at,
             profiles: host.profiles,
+            room: Room {
+                memory_mb: host.memory_mb,
+                swap_mb: host.swap_mb,
+                disk_free_mb: host.disk_free_mb,
+                var_free_mb: host.var_free_mb,
+            },
         })
     }
 }

@@ -9,6 +9,7 @@ use postern_proto::v1;
 
 use super::kinds::Kinds;
 use super::text::neutral;
+use crate::room::Room;
 use crate::store::{Dispatch, Facts, Revealed};
 
 /// An agent names no more runs than this in its first frame.
@@ -115,6 +116,11 @@ fn fact(what: &'static str, text: String) -> Result<String, WireError> {
     Ok(neutral(&text))
 }
 
+/// Whole MiB; so many always fit the store's numbers.
+fn mib(bytes: u64) -> u64 {
+    bytes >> 20
+}
+
 fn hello(hello: v1::Hello) -> Result<Hello, WireError> {
     if hello.runs.len() > MAX_RUNS || hello.dispatches_above.len() > MAX_RUNS {
         return Err(WireError::Invalid { what: "hello", why: format!("more than {MAX_RUNS} runs") });
@@ -138,6 +144,12 @@ fn hello(hello: v1::Hello) -> Result<Hello, WireError> {
             arch: fact("architecture", facts.arch)?,
             hostname: fact("host name", facts.hostname)?,
             boot_id: if hello.boot_id.is_empty() { None } else { Some(hello.boot_id.parse::<BootId>()?) },
+            room: Room {
+                memory_mb: Some(facts.memory_bytes).filter(|bytes| *bytes > 0).map(mib),
+                swap_mb: facts.swap_bytes.map(mib),
+                disk_free_mb: facts.disk_free_bytes.map(mib),
+                var_free_mb: facts.var_free_bytes.map(mib),
+            },
         },
     })
 }

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use minijinja::value::{Object, Value};
 
+use crate::room::Room;
+
 /// What a host's agent and its operator said of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
@@ -20,8 +22,9 @@ pub struct Facts {
     pub arch: String,
     /// The host's own name: `{{ hostname }}`.
     pub hostname: String,
-    /// Memory, MiB, where it is known: `{{ memory_mb }}`.
-    pub memory_mb: Option<u64>,
+    /// Memory, swap and disk, where they are known: `{{ memory_mb }}`, `{{ host.swap_mb }}`. Below `host`, as
+    /// no variable can have the name of a fact.
+    pub room: Room,
 }
 
 /// Names that a profile's own variables cannot have.
@@ -58,7 +61,12 @@ impl Platform {
                 os_version: (*version).into(),
                 arch: (*arch).into(),
                 hostname: "host".into(),
-                memory_mb: Some(1024),
+                room: Room {
+                    memory_mb: Some(1024),
+                    swap_mb: Some(0),
+                    disk_free_mb: Some(10_000),
+                    var_free_mb: Some(10_000),
+                },
             },
             open: true,
         };
@@ -72,6 +80,14 @@ impl Platform {
             let entries = entries.iter().map(|(key, value)| ((*key).to_owned(), Value::from(*value)));
             entries.collect::<BTreeMap<_, _>>().into()
         };
+        let of_host = [
+            ("name", Some(Value::from(facts.name.as_str()))),
+            ("swap_mb", facts.room.swap_mb.map(Value::from)),
+            ("disk_free_mb", facts.room.disk_free_mb.map(Value::from)),
+            ("var_free_mb", facts.room.var_free_mb.map(Value::from)),
+        ];
+        let host = of_host.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
+        let host: BTreeMap<String, Value> = host.collect();
         let labels = match self.open {
             true => Value::from_object(AnyLabel),
             false => {
@@ -81,13 +97,13 @@ impl Platform {
             }
         };
         let mut values = BTreeMap::from([
-            ("host".to_owned(), map(&[("name", &facts.name)])),
+            ("host".to_owned(), host.into()),
             ("os".to_owned(), map(&[("id", &facts.os_id), ("version", &facts.os_version)])),
             ("arch".to_owned(), Value::from(facts.arch.as_str())),
             ("hostname".to_owned(), Value::from(facts.hostname.as_str())),
             ("labels".to_owned(), labels),
         ]);
-        values.extend(facts.memory_mb.map(|memory| ("memory_mb".to_owned(), Value::from(memory))));
+        values.extend(facts.room.memory_mb.map(|memory| ("memory_mb".to_owned(), Value::from(memory))));
         values
     }
 }
@@ -105,7 +121,7 @@ impl Object for AnyLabel {
 /// Known names below a fact, for messages; `None` where any name may be.
 pub(crate) fn below(fact: &str) -> Option<&'static [&'static str]> {
     match fact {
-        "host" => Some(&["name"]),
+        "host" => Some(&["name", "swap_mb", "disk_free_mb", "var_free_mb"]),
         "os" => Some(&["id", "version"]),
         _ => None,
     }

@@ -313,6 +313,9 @@ impl Templates {
                 let hint = "set it with `postern host label`, or ask: labels.NAME is defined";
                 sink.hinted(place, format!("the host has no {}", quoted(expression)), hint);
             }
+            (ErrorKind::UndefinedError, Some(expression)) if expression.starts_with("host.") => {
+                sink.hinted(place, format!("{} has no value", quoted(expression)), not_said(expression));
+            }
             (ErrorKind::UndefinedError, Some(expression)) => {
                 sink.error(place, format!("{} has no value", quoted(expression)));
             }
@@ -323,8 +326,17 @@ impl Templates {
             _ => {
                 let detail = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
                 if !is_template(site.text) {
-                    let hint = "write it like: os.version == '12' and not strict";
-                    sink.hinted(place, format!("this is no condition: {detail}"), hint);
+                    let undefined =
+                        detail.strip_prefix('`').and_then(|rest| rest.strip_suffix("` is undefined"));
+                    match undefined.filter(|name| name.starts_with("host.")) {
+                        Some(fact) => {
+                            sink.hinted(place, format!("{} has no value", quoted(fact)), not_said(fact));
+                        }
+                        None => {
+                            let hint = "write it like: os.version == '12' and not strict";
+                            sink.hinted(place, format!("this is no condition: {detail}"), hint);
+                        }
+                    }
                     return;
                 }
                 let hint = "for a text with {{ in it: \"{{ '{{' }}\"";
@@ -336,6 +348,11 @@ impl Templates {
 
 fn first(name: &str) -> &str {
     name.split('.').next().unwrap_or(name)
+}
+
+/// What to do about a fact of the host's that is not known.
+fn not_said(fact: &str) -> String {
+    format!("the host has not said it; ask first: {fact} is defined")
 }
 
 fn environment() -> Environment<'static> {

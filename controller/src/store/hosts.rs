@@ -7,9 +7,11 @@ use rusqlite::{Connection, Row, params};
 
 use super::sql::{all, execute, malformed, optional, parsed};
 use super::{Facts, HostChange, HostRecord, HostState, OpError, Store};
+use crate::room::Room;
 
 const COLUMNS: &str = "id, name, ssh_address, labels, state, detail, agent_version, os_id, os_version, arch, \
-                       hostname, boot_id, last_seen_ms, vars, also_at";
+                       hostname, boot_id, last_seen_ms, vars, also_at, memory_mb, swap_mb, disk_free_mb, \
+                       var_free_mb";
 
 /// Labels on one host.
 const MAX_LABELS: usize = 64;
@@ -42,6 +44,12 @@ fn read(row: &Row<'_>) -> rusqlite::Result<HostRecord> {
             arch: row.get("arch")?,
             hostname: row.get("hostname")?,
             boot_id: boot_id.map(|id| id.parse().map_err(malformed)).transpose()?,
+            room: Room {
+                memory_mb: row.get("memory_mb")?,
+                swap_mb: row.get("swap_mb")?,
+                disk_free_mb: row.get("disk_free_mb")?,
+                var_free_mb: row.get("var_free_mb")?,
+            },
         },
         last_seen_ms: row.get("last_seen_ms")?,
         vars: serde_json::from_str(&vars).map_err(malformed)?,

@@ -17,8 +17,12 @@ const APPLICATION_ID: i64 = 0x5053_544e;
 const CHECK_BYTES: u64 = 32 * 1024 * 1024;
 
 /// Each brings the schema from its index to the next; none is ever changed once released.
-const MIGRATIONS: &[&str] =
-    &[include_str!("schema_1.sql"), include_str!("schema_2.sql"), include_str!("schema_4.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("schema_1.sql"),
+    include_str!("schema_2.sql"),
+    include_str!("schema_3.sql"),
+    include_str!("schema_4.sql"),
+];
 
 pub(super) fn database(state_dir: &Path) -> PathBuf {
     state_dir.join("postern.db")
@@ -411,6 +415,8 @@ mod tests {
             ["{\"check\":true}", "{}"]
         );
         assert_eq!(rows(&opened.connection, "SELECT vars || behind FROM hosts"), ["{}0"]);
+        let room = "SELECT quote(memory_mb) || quote(swap_mb) || quote(disk_free_mb) || quote(var_free_mb) FROM hosts";
+        assert_eq!(rows(&opened.connection, room), ["NULLNULLNULLNULL"]);
         assert_eq!(opened.generation, 1);
         let version = |db: &Connection| {
             db.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0)).unwrap()

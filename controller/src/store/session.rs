@@ -108,8 +108,9 @@ fn open(db: &Connection, request: &OpenRequest) -> Result<Result<Opened, OpenRef
     let mut opened = Opened { epoch: epoch + 1, name: host.name, ..Opened::default() };
     let facts = &request.facts;
     let sql = "UPDATE hosts SET epoch = $1, last_seen_ms = $2, agent_version = $3, os_id = $4, os_version = $5, \
-               arch = $6, hostname = $7, boot_id = $8, next_seq = $9, behind = 0, state = 'enrolled', \
-               detail = '' WHERE id = $10";
+               arch = $6, hostname = $7, boot_id = $8, next_seq = $9, memory_mb = $10, swap_mb = $11, \
+               disk_free_mb = $12, var_free_mb = $13, behind = 0, state = 'enrolled', detail = '' \
+               WHERE id = $14";
     execute(
         db,
         sql,
@@ -123,6 +124,10 @@ fn open(db: &Connection, request: &OpenRequest) -> Result<Result<Opened, OpenRef
             facts.hostname,
             facts.boot_id.map(|boot| boot.to_string()),
             next,
+            facts.room.memory_mb,
+            facts.room.swap_mb,
+            facts.room.disk_free_mb,
+            facts.room.var_free_mb,
             id
         ],
     )?;

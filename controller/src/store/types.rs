@@ -96,6 +96,8 @@ pub struct Facts {
     pub hostname: String,
     /// Which boot.
     pub boot_id: Option<BootId>,
+    /// What it has of memory and disk.
+    pub room: crate::room::Room,
 }
 
 /// A run as it is on record.

@@ -140,6 +140,9 @@ pub(crate) fn host(name: &str, link: v1::LinkState) -> v1::Host {
         arch: "x86_64".into(),
         hostname: name.into(),
         last_seen_unix_ms: 0,
+        memory_mb: Some(980),
+        swap_mb: Some(0),
+        disk_free_mb: Some(9200),
         ..v1::Host::default()
     }
 }

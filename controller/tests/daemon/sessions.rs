@@ -162,14 +162,22 @@ async fn watching_a_host_shows_each_change() {
     let mut agent = Agent::new(&rig, &host).await;
     agent.enrol(&rig, &token).await.unwrap();
     until(v1::LinkState::Down).await;
+    agent.memory_bytes = 980 << 20;
     let (line, welcome) = agent.session(&rig).await;
     let up = until(v1::LinkState::Up).await;
-    assert_eq!((up.session_id, up.os_version.as_str()), (welcome.session_id, "13"));
+    assert_eq!((up.session_id.clone(), up.os_version.as_str()), (welcome.session_id, "13"));
     assert_eq!(up.hostname, "web\\u{1b}[31m1", "what an agent says cannot drive a terminal");
     assert!(up.peer.starts_with("127.0.0.1:"));
     drop(line);
     let down = until(v1::LinkState::Down).await;
     assert!(down.peer.is_empty() && down.session_id.is_empty());
+    // What it has of memory and disk is known as of its last session; an agent that says nothing of it is fine.
+    let room = |host: &v1::Host| (host.memory_mb, host.swap_mb, host.disk_free_mb, host.var_free_mb);
+    assert_eq!(room(&up), (Some(980), Some(0), Some(u64::MAX >> 20), None));
+    assert_eq!(room(&down), room(&up));
+    agent.memory_bytes = 0;
+    let _line = agent.session(&rig).await;
+    assert_eq!(room(&until(v1::LinkState::Up).await), (None, None, None, None));
 }
 
 #[tokio::test(flavor = "multi_thread")]

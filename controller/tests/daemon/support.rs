@@ -271,6 +271,8 @@ pub(crate) struct Agent {
     pub(crate) wire: (u32, u32),
     /// What it says it knows; nothing where it is empty.
     pub(crate) kinds: Vec<v1::KindSupport>,
+    /// What it says it has; an older one says nothing, which is 0.
+    pub(crate) memory_bytes: u64,
 }
 
 impl Agent {
@@ -287,6 +289,7 @@ impl Agent {
             floor: 0,
             wire: (1, 1),
             kinds: Vec::new(),
+            memory_bytes: 0,
         }
     }
 
@@ -350,8 +353,11 @@ impl Agent {
                 os_id: "debian".to_owned(),
                 os_version: "13".to_owned(),
                 arch: "x86_64".to_owned(),
-                memory_bytes: 1,
+                memory_bytes: self.memory_bytes,
                 now_unix_ns: 0,
+                swap_bytes: (self.memory_bytes > 0).then_some(0),
+                disk_free_bytes: (self.memory_bytes > 0).then_some(u64::MAX),
+                var_free_bytes: None,
             }),
         })
     }

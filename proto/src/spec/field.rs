@@ -74,8 +74,8 @@ mod tests {
     use super::*;
     use crate::spec::{
         AptRepositorySpec, AuthorizedKeySpec, CommandSpec, DirectorySpec, Fail2banSpec, FileSpec,
-        FirewallSpec, PackageSpec, RebootSpec, ResourceSpec, SecurityUpdatesSpec, ServiceSpec, SshdSpec,
-        SudoersSpec, SysctlSpec, TimeSyncSpec, UserSpec,
+        FirewallSpec, PackageSpec, PreflightSpec, RebootSpec, ResourceSpec, SecurityUpdatesSpec, ServiceSpec,
+        SshdSpec, SudoersSpec, SwapSpec, SysctlSpec, TimeSyncSpec, UserSpec,
     };
     use serde::de::{self, Deserializer, Visitor};
     use std::collections::BTreeSet;
@@ -159,11 +159,13 @@ mod tests {
         agrees::<FileSpec>();
         agrees::<FirewallSpec>();
         agrees::<PackageSpec>();
+        agrees::<PreflightSpec>();
         agrees::<RebootSpec>();
         agrees::<SecurityUpdatesSpec>();
         agrees::<ServiceSpec>();
         agrees::<SshdSpec>();
         agrees::<SudoersSpec>();
+        agrees::<SwapSpec>();
         agrees::<SysctlSpec>();
         agrees::<TimeSyncSpec>();
         agrees::<UserSpec>();

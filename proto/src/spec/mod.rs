@@ -10,11 +10,13 @@ mod file;
 mod firewall;
 mod network;
 mod package;
+mod preflight;
 mod reboot;
 mod security_updates;
 mod service;
 mod sshd;
 mod sudoers;
+mod swap;
 mod sysctl;
 mod time_sync;
 mod user;
@@ -29,11 +31,13 @@ pub use file::{FileMode, FileSpec};
 pub use firewall::{Allow, DockerPorts, FirewallSpec, Protocol, Rate, SshPort};
 pub use network::Network;
 pub use package::PackageSpec;
+pub use preflight::{PreflightSpec, Reach};
 pub use reboot::RebootSpec;
 pub use security_updates::SecurityUpdatesSpec;
 pub use service::{Running, ServiceSpec};
 pub use sshd::{RootLogin, SshdSpec};
 pub use sudoers::SudoersSpec;
+pub use swap::SwapSpec;
 pub use sysctl::{SysctlSpec, sysctl_key};
 pub use time_sync::TimeSyncSpec;
 pub use user::UserSpec;
@@ -166,11 +170,13 @@ pub const KINDS: &[KindInfo] = &[
     KindInfo::of::<FileSpec>(),
     KindInfo::of::<FirewallSpec>(),
     KindInfo::of::<PackageSpec>(),
+    KindInfo::of::<PreflightSpec>(),
     KindInfo::of::<RebootSpec>(),
     KindInfo::of::<SecurityUpdatesSpec>(),
     KindInfo::of::<ServiceSpec>(),
     KindInfo::of::<SshdSpec>(),
     KindInfo::of::<SudoersSpec>(),
+    KindInfo::of::<SwapSpec>(),
     KindInfo::of::<SysctlSpec>(),
     KindInfo::of::<TimeSyncSpec>(),
     KindInfo::of::<UserSpec>(),
@@ -432,6 +438,35 @@ mod tests {
             ("security_updates", json!({"reboot": "4:30"}), &["reboot"]),
             ("security_updates", json!({"origins": ["Docker"]}), &["origins"]),
             ("security_updates", json!({"origins": ["o=a\"; };"]}), &["origins"]),
+            ("preflight", json!({"name": "x"}), &[""]),
+            ("preflight", json!({"name": "x", "memory_mb": 700}), &[]),
+            ("preflight", json!({"name": " ", "resolves": ["deb.debian.org"]}), &["name"]),
+            (
+                "preflight",
+                json!({"name": "x", "memory_mb": 0, "disk_free_mb": 0, "var_free_mb": 0, "clock_s": 1}),
+                &["memory_mb", "disk_free_mb", "var_free_mb", "clock_s"],
+            ),
+            (
+                "preflight",
+                json!({"name": "x", "reaches": ["apt", "a.example:443"], "packages": ["curl"]}),
+                &[],
+            ),
+            (
+                "preflight",
+                json!({"name": "x", "resolves": ["http://a"], "reaches": ["a"], "packages": ["a b"]}),
+                &["resolves", "reaches", "packages"],
+            ),
+            ("preflight", json!({"name": "x", "resolves": vec!["a"; 33]}), &["resolves"]),
+            ("swap", json!({"size_mb": 512}), &[]),
+            ("swap", json!({"path": "/var/swap-1", "size_mb": 512}), &[]),
+            ("swap", json!({"state": "absent"}), &[]),
+            ("swap", json!({}), &["size_mb"]),
+            ("swap", json!({"size_mb": 512, "state": "absent"}), &["size_mb"]),
+            ("swap", json!({"size_mb": 1}), &["size_mb"]),
+            ("swap", json!({"path": "swap", "size_mb": 512}), &["path"]),
+            ("swap", json!({"path": "/a b", "size_mb": 512}), &["path"]),
+            ("swap", json!({"path": "/a%b", "size_mb": 512}), &["path"]),
+            ("swap", json!({"path": "/", "size_mb": 512}), &["path"]),
             ("time_sync", json!({}), &[]),
             ("time_sync", json!({"servers": ["time.example", "2001:db8::1"], "max_offset_ms": 50}), &[]),
             ("time_sync", json!({"servers": ["a b"]}), &["servers"]),

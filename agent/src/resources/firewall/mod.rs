@@ -12,6 +12,7 @@ use postern_proto::spec::{FirewallSpec, Protocol, SshPort};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::apt;
 use super::diff::unified;
 use super::listen;
 use super::owned::{self, Owned};
@@ -309,36 +310,10 @@ fn outside(table: &str, column: usize) -> Option<String> {
     names.find(|name| name.starts_with("br-"))
 }
 
-/// Where apt gets packages from: the first web address in its sources.
+/// Where apt gets packages from: the first server that has a name.
 fn mirror(host: &Sys) -> Result<Option<(String, u16)>, SysError> {
-    let dir = "/etc/apt/sources.list.d";
-    let mut files: Vec<String> = host.list(dir)?.into_iter().map(|name| format!("{dir}/{name}")).collect();
-    files.sort();
-    files.insert(0, "/etc/apt/sources.list".to_owned());
-    for file in files {
-        let text = host.read_through(&file, 1 << 20)?.unwrap_or_default();
-        if let Some(found) = web_address(&String::from_utf8_lossy(&text)) {
-            return Ok(Some(found));
-        }
-    }
-    Ok(None)
-}
-
-fn web_address(sources: &str) -> Option<(String, u16)> {
-    let lines = sources.lines().map(str::trim).filter(|line| !line.starts_with('#'));
-    lines.flat_map(str::split_whitespace).find_map(|word| {
-        let (rest, usual) = match word.strip_prefix("https://") {
-            Some(rest) => (rest, 443),
-            None => (word.strip_prefix("http://")?, 80),
-        };
-        let authority = rest.split('/').next().unwrap_or_default();
-        let place = authority.rsplit('@').next().unwrap_or_default();
-        match place.rsplit_once(':') {
-            Some((host, port)) if !place.ends_with(']') => Some((host.to_owned(), port.parse().ok()?)),
-            _ => Some((place.to_owned(), usual)),
-        }
-        .filter(|(host, _)| !host.is_empty() && !host.starts_with('['))
-    })
+    let mut servers = apt::servers::servers(host)?.into_iter().flatten();
+    Ok(servers.find(|server| !server.host.contains(':')).map(|server| (server.host, server.port)))
 }
 
 #[cfg(test)]
@@ -535,15 +510,7 @@ mod tests {
     }
 
     #[test]
-    fn sources_and_routes_by_table() {
-        for (text, want) in [
-            ("deb http://deb.debian.org/debian bookworm main\n", Some(("deb.debian.org", 80))),
-            ("# deb http://a/\nTypes: deb\nURIs: https://m.example:8443/debian\n", Some(("m.example", 8443))),
-            ("deb [signed-by=/x] https://u:p@b.example x\n", Some(("b.example", 443))),
-            ("deb file:/srv x\n", None),
-        ] {
-            assert_eq!(web_address(text), want.map(|(host, port)| (host.to_owned(), port)), "{text}");
-        }
+    fn routes_by_table() {
         let route = "Iface\tDestination\tGateway\nbr-lan\t00000000\t0101A8C0\neth0\t0001A8C0\t0\n";
         assert_eq!(outside(route, 0).as_deref(), Some("br-lan"));
         assert_eq!(outside(&route.replace("br-lan", "eth0"), 0), None);

@@ -109,6 +109,10 @@ fn host_message(shared: &Shared, host: HostRecord) -> v1::Host {
         vars: host.vars.into_iter().collect(),
         profiles: host.profiles,
         also_at: host.also_at.iter().map(ToString::to_string).collect(),
+        memory_mb: host.facts.room.memory_mb,
+        swap_mb: host.facts.room.swap_mb,
+        disk_free_mb: host.facts.room.disk_free_mb,
+        var_free_mb: host.facts.room.var_free_mb,
     }
 }
 

@@ -1,21 +1,48 @@
 //! How apt writes down its sources, and what it calls the files that it fetches from them.
 
+use crate::sys::{Sys, SysError};
+
+/// Where apt looks for more sources.
+pub(in crate::resources) const PARTS: &str = "/etc/apt/sources.list.d";
+const MAIN: &str = "/etc/apt/sources.list";
+/// The most that is read of a file of sources, bytes.
+const LIMIT: u64 = 1 << 20;
+
 /// One release at one place.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Source {
+pub(in crate::resources) struct Source {
     /// Without a slash at its end.
-    pub(super) uri: String,
-    pub(super) suite: String,
+    pub(in crate::resources) uri: String,
+    pub(in crate::resources) suite: String,
 }
 
 impl Source {
-    pub(super) fn new(uri: &str, suite: &str) -> Self {
+    pub(in crate::resources) fn new(uri: &str, suite: &str) -> Self {
         Self { uri: uri.trim_end_matches('/').to_owned(), suite: suite.to_owned() }
     }
 }
 
+/// Every file that apt reads its sources from, in its order, with those that are switched on.
+pub(in crate::resources) fn all(host: &Sys) -> Result<Vec<(String, Vec<Source>)>, SysError> {
+    let mut files: Vec<String> =
+        host.list(PARTS)?.into_iter().map(|name| format!("{PARTS}/{name}")).collect();
+    files.sort_unstable();
+    let mut all = Vec::new();
+    for path in std::iter::once(MAIN.to_owned()).chain(files) {
+        let parse = match path.rsplit_once('.') {
+            Some((_, "list")) => one_line,
+            Some((_, "sources")) => deb822,
+            _ => continue,
+        };
+        // A link there is somebody's choice, and apt follows it.
+        let Some(bytes) = host.read_through(&path, LIMIT)? else { continue };
+        all.push((path, parse(&String::from_utf8_lossy(&bytes))));
+    }
+    Ok(all)
+}
+
 /// The sources of a file in the form of sources.list(5), without those that are switched off.
-pub(super) fn one_line(text: &str) -> Vec<Source> {
+fn one_line(text: &str) -> Vec<Source> {
     let mut all = Vec::new();
     for line in text.lines() {
         let line = line.split('#').next().unwrap_or_default().trim();
@@ -37,7 +64,7 @@ pub(super) fn one_line(text: &str) -> Vec<Source> {
 }
 
 /// The sources of a file in the deb822 form, without those that are switched off.
-pub(super) fn deb822(text: &str) -> Vec<Source> {
+pub(in crate::resources) fn deb822(text: &str) -> Vec<Source> {
     let mut all = Vec::new();
     let mut paragraph: Vec<(String, String)> = Vec::new();
     for line in text.lines().chain([""]) {
@@ -71,7 +98,7 @@ fn paragraph_sources(fields: &[(String, String)]) -> Vec<Source> {
 }
 
 /// What the names of all files begin with that apt fetches of a source (apt's `URItoFileName`).
-pub(super) fn list_prefix(source: &Source) -> String {
+pub(in crate::resources) fn list_prefix(source: &Source) -> String {
     let whole = if source.suite == "/" {
         format!("{}/", source.uri)
     } else if source.suite.ends_with('/') {
