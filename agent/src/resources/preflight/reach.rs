@@ -106,13 +106,13 @@ pub(super) fn variable(text: &str, name: &str) -> Option<String> {
 
 /// Tries all its ways side by side; what is gone where none leads there.
 pub(super) async fn attempt(goal: &Goal, host: &Sys, limit: Duration) -> Option<Gone> {
-    let tries = goal.ways.iter().map(|way| {
+    let tries = goal.ways.iter().enumerate().map(|(place, way)| {
         Box::pin(async move {
             match way {
                 Way::Direct(target) | Way::Door(target) => host.connects(target, limit).await,
                 Way::By(proxy, target) => host.connects_by(proxy, target, limit).await,
             }
-            .map_err(|why| format!("{}: {why}", shown(way)))
+            .map_err(|why| (place, format!("{}: {why}", shown(way))))
         })
     });
     let mut tries: Vec<_> = tries.collect();
@@ -122,6 +122,9 @@ pub(super) async fn attempt(goal: &Goal, host: &Sys, limit: Duration) -> Option<
         whys.push(done.err()?);
         tries = others;
     }
+    // Told in one order, whichever of them failed first.
+    whys.sort_unstable();
+    let whys = whys.into_iter().map(|(_, why)| why).collect();
     Some(Gone::Server { of_apt: goal.of_apt, whys })
 }
 
