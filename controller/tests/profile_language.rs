@@ -540,6 +540,32 @@ fn what_a_host_has_already_is_part_of_the_plan() {
 }
 
 #[test]
+fn a_profile_takes_the_place_of_those_that_it_includes() {
+    let low = "name: low\nvars: {ports: 22, who: }\nresources:\n  - file: {path: /a, content: \"{{ ports }} {{ who }}\"}\n";
+    let had = |name: &str, text: &str, vars: &[(&str, &str)]| Assigned {
+        name: name.into(),
+        bundle: bundle(&[(&format!("{name}.yaml"), text)]),
+        vars: map(vars),
+    };
+    let other = "name: other\nresources:\n  - package: {name: jq}\n";
+    let assigned = [had("low", low, &[("who", "ops")]), had("other", other, &[])];
+    let high = "name: high\nvars: {who: , low: true}\nresources:\n  - package: {name: curl}\n  - include: low.yaml\n    when: low\n    \
+                vars: {ports: 80, who: \"{{ who }}\"}\n";
+    let high = bundle(&[("high.yaml", high), ("low.yaml", low)]);
+    // In its place, and with what it was applied with.
+    let compiled = compile(std::slice::from_ref(&high), &assigned, &on_host()).unwrap();
+    assert_eq!(addresses(&compiled), ["high:package:curl", "high/low:file:/a", "other:package:jq"]);
+    assert_eq!(spec(&compiled, "high/low:file:/a")["content"], "80 ops");
+    let parts: Vec<_> = compiled.parts.iter().map(|part| (part.name.as_str(), part.covers.clone())).collect();
+    assert_eq!(parts, [("high", vec!["low".to_owned()]), ("other", vec![])]);
+    assert_eq!(compiled.parts[0].vars, map(&[("who", "ops")]), "and it is kept with the new one");
+    // Not one that it leaves out.
+    let without = Inputs { vars: map(&[("low", "false")]), ..on_host() };
+    let compiled = compile(&[high], &assigned, &without).unwrap();
+    assert_eq!(addresses(&compiled), ["low:file:/a", "other:package:jq", "high:package:curl"]);
+}
+
+#[test]
 fn bundles_hold_all_that_a_profile_names() {
     let dir = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &[u8]| {

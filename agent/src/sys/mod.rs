@@ -14,6 +14,7 @@ pub use accounts::Account;
 pub use dpkg::{Dpkg, DpkgPackage, DpkgState};
 pub use files::{FileId, FileKind, Meta, NewFile};
 pub use reach::Around;
+pub(crate) use reach::first_of;
 pub use room::{Memory, Room, Swap};
 pub use run::{As, Output};
 

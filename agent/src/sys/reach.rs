@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::select_ok;
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -84,16 +84,32 @@ impl Sys {
         let connected = async {
             let addresses = self.addresses(&to.host, limit).await?;
             // Side by side: where one family leads nowhere, the other is not kept waiting.
-            let tries = addresses.into_iter().map(|address| {
-                Box::pin(async move {
-                    let at = SocketAddr::new(address, to.port);
-                    TcpStream::connect(at).await.map_err(|error| format!("{address}: {error}"))
-                })
+            let tries = addresses.into_iter().map(|address| async move {
+                let at = SocketAddr::new(address, to.port);
+                TcpStream::connect(at).await.map_err(|error| format!("{address}: {error}"))
             });
-            select_ok(tries).await.map(|(stream, _)| stream)
+            first_of(tries).await.map_err(|whys| whys.join(", "))
         };
         timeout(limit, connected).await.unwrap_or_else(|_| Err(late(limit)))
     }
+}
+
+/// Tries all of them side by side until one works; or what went wrong with each, in their order, whichever of them
+/// failed first.
+pub(crate) async fn first_of<T, F: Future<Output = Result<T, String>>>(
+    tries: impl Iterator<Item = F>,
+) -> Result<T, Vec<String>> {
+    let placed = |(place, attempt): (usize, F)| async move { attempt.await.map_err(|why| (place, why)) };
+    let mut tries: FuturesUnordered<_> = tries.enumerate().map(placed).collect();
+    let mut whys = Vec::new();
+    while let Some(done) = tries.next().await {
+        match done {
+            Ok(found) => return Ok(found),
+            Err(why) => whys.push(why),
+        }
+    }
+    whys.sort_unstable();
+    Err(whys.into_iter().map(|(_, why)| why).collect())
 }
 
 fn late(limit: Duration) -> String {

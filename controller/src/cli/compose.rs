@@ -139,7 +139,13 @@ impl Wanted {
             let bundle = bundle
                 .to_bytes()
                 .map_err(|error| CliError::usage("profile", format!("{}: {}", part.name, chain(&error))))?;
-            assign.push(client::Assigned { name: part.name, bundle, vars: part.vars, assigned_ms: 0 });
+            assign.push(client::Assigned {
+                name: part.name,
+                bundle,
+                vars: part.vars,
+                assigned_ms: 0,
+                covers: part.covers,
+            });
         }
         Ok(Job {
             what: What::Apply,

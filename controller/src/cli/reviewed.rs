@@ -66,6 +66,9 @@ struct StoredProfile {
     /// Base64.
     bundle: String,
     vars: BTreeMap<String, String>,
+    /// Assigned profiles whose place it takes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    covers: Vec<String>,
 }
 
 fn bad(path: &Path, why: impl std::fmt::Display) -> CliError {
@@ -169,7 +172,13 @@ impl Reviewed {
         let assign = self.assign.into_iter().map(|stored| {
             let bundle = STANDARD.decode(&stored.bundle);
             let bundle = bundle.map_err(|error| plan(format!("profile {}: {error}", stored.name)))?;
-            Ok(Assigned { name: stored.name, bundle, vars: stored.vars, assigned_ms: 0 })
+            Ok(Assigned {
+                name: stored.name,
+                bundle,
+                vars: stored.vars,
+                assigned_ms: 0,
+                covers: stored.covers,
+            })
         });
         Ok(Job {
             what: What::Reviewed,
@@ -255,6 +264,7 @@ impl Seen {
             name: assigned.name,
             bundle: STANDARD.encode(assigned.bundle),
             vars: assigned.vars,
+            covers: assigned.covers,
         });
         Ok(Reviewed {
             schema: SCHEMA.into(),

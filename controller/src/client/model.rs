@@ -247,6 +247,8 @@ pub struct Assigned {
     pub vars: BTreeMap<String, String>,
     /// Set by the daemon, milliseconds since the Unix epoch.
     pub assigned_ms: i64,
+    /// Profiles that it includes, in whose place it is assigned. Only in an order.
+    pub covers: Vec<String>,
 }
 
 impl From<Assigned> for v1::AssignedProfile {
@@ -256,6 +258,7 @@ impl From<Assigned> for v1::AssignedProfile {
             bundle: assigned.bundle.into(),
             vars: assigned.vars.into_iter().collect(),
             assigned_unix_ms: assigned.assigned_ms,
+            covers: assigned.covers,
         }
     }
 }
@@ -267,6 +270,7 @@ impl From<v1::AssignedProfile> for Assigned {
             bundle: assigned.bundle.into(),
             vars: assigned.vars.into_iter().collect(),
             assigned_ms: assigned.assigned_unix_ms,
+            covers: assigned.covers,
         }
     }
 }

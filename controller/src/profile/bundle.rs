@@ -1,6 +1,6 @@
 //! A profile with every file it names, so that it can be compiled again where its files are not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
 use std::path::{Component, Path, PathBuf};
 
@@ -134,6 +134,15 @@ impl Bundle {
         let files =
             stored.files.into_iter().map(|(name, text)| (name, Content::of(text.as_bytes()))).collect();
         Ok(Self { root: stored.root, files })
+    }
+
+    /// The names of all profiles in it.
+    pub(crate) fn names(&self) -> BTreeSet<String> {
+        let texts = self.files.values().filter_map(|content| match content {
+            Content::Text(text) => Some(text.as_str()),
+            Content::Broken { .. } => None,
+        });
+        texts.filter_map(super::compile::name_of).collect()
     }
 
     /// The text of a file, or what is wrong with it, with a place in it where there is one.

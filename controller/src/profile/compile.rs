@@ -1,6 +1,6 @@
 //! From the tree of a profile, and of those it includes, to resources; reports all that is wrong.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use postern_proto::ids::Address;
@@ -42,6 +42,8 @@ pub(crate) struct Profile {
     pub(crate) resources: Vec<Placed>,
     /// Scopes of includes that are not wanted.
     pub(crate) left_out: Vec<String>,
+    /// Names of the profiles that it includes, and they.
+    pub(crate) includes: BTreeSet<String>,
 }
 
 const TOP_FIELDS: [&str; 4] = ["name", "description", "vars", "resources"];
@@ -92,6 +94,15 @@ pub(crate) fn about(bundle: &Bundle) -> About {
     let variables = variables.iter().filter(|entry| !entry.is_reported());
     let variables = variables.map(|entry| (entry.key.clone(), default(entry))).collect();
     About { name: text("name"), description: text("description").unwrap_or_default(), variables }
+}
+
+/// The name that a text gives itself, where it is a profile.
+pub(crate) fn name_of(text: &str) -> Option<String> {
+    let mut sink = Sink::new("");
+    let root = yaml::parse(text, &mut sink)?;
+    let Value::Map(top) = &root.value else { return None };
+    find(top, "resources")?;
+    find(top, "name").and_then(|entry| constant(entry, &mut sink))
 }
 
 /// The tree of a file of the bundle.
@@ -317,6 +328,9 @@ impl Compiler<'_, '_> {
         let root = tree(self.shared.setting.bundle, file, sink)?;
         let top = top(&root, sink)?;
         let own = name(&root, find(top, "name"), sink);
+        if wanted {
+            self.shared.profile.includes.insert(own.clone());
+        }
         let scope = format!("{}/{}", self.scope, id.unwrap_or(own));
         let line = include.key_place.line;
         if !wanted {

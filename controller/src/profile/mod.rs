@@ -102,6 +102,8 @@ pub struct Part {
     pub vars: BTreeMap<String, String>,
     /// Which of the bundles that [`compile`] was given; `None` for one that the host has already.
     pub bundle: Option<usize>,
+    /// Profiles that the host has and that this one includes: it takes their place.
+    pub covers: Vec<String>,
 }
 
 impl Compiled {
@@ -136,7 +138,8 @@ pub fn load(name: &str, cwd: &Path) -> Result<Bundle, Diagnostic> {
 }
 
 /// Compiles profiles, together with those that the host is to have already, to one plan, or says everything
-/// that is wrong with all of them. A profile replaces the assigned one of its name in its place.
+/// that is wrong with all of them. A profile replaces the assigned one of its name in its place, and those that it
+/// includes: their resources are among its own.
 pub fn compile(
     bundles: &[Bundle],
     assigned: &[Assigned],
@@ -232,8 +235,20 @@ impl Request<'_> {
         }
         let mut asked: Vec<_> = asked.into_iter().enumerate().filter_map(|(i, it)| Some((i, it?))).collect();
         let (mut profiles, mut parts) = (Vec::new(), Vec::new());
+        // A profile that another one brings along is not wanted twice.
+        let covered = |name: &str| {
+            let mut covering = asked.iter().filter(|(_, profile)| profile.includes.contains(name));
+            covering.next().map(|(bundle, _)| *bundle)
+        };
+        let covered: BTreeMap<&str, usize> =
+            self.assigned.iter().filter_map(|it| Some((it.name.as_str(), covered(&it.name)?))).collect();
+        let covers = |bundle| {
+            let by = covered.iter().filter(|(_, by)| Some(**by) == bundle);
+            by.map(|(name, _)| (*name).to_owned()).collect()
+        };
         let mut add = |profile: Profile, given: &Given, bundle: Option<usize>| {
             parts.push(Part {
+                covers: covers(bundle),
                 name: profile.name.clone(),
                 description: profile.description.clone(),
                 variables: profile.variables.clone(),
@@ -243,9 +258,16 @@ impl Request<'_> {
             profiles.push(profile);
         };
         for assigned in self.assigned {
-            if let Some(at) = asked.iter().position(|(_, profile)| profile.name == assigned.name) {
+            let by = covered.get(assigned.name.as_str());
+            let here =
+                |(bundle, profile): &(usize, Profile)| profile.name == assigned.name || by == Some(bundle);
+            if let Some(at) = asked.iter().position(here) {
                 let (bundle, profile) = asked.remove(at);
                 add(profile, &given[bundle], Some(bundle));
+                continue;
+            }
+            // It stands in the place of an earlier one.
+            if by.is_some() {
                 continue;
             }
             let mut given = Given::default();
@@ -269,11 +291,15 @@ impl Request<'_> {
     }
 
     /// What is given for a profile: what the host had it applied with the last time counts where nothing is
-    /// said now, or a second `up` without the first one's values would be another host.
+    /// said now, or a second `up` without the first one's values would be another host. The same is so for a
+    /// profile that it includes.
     fn given_for(&self, bundle: &Bundle) -> Given {
         let mut given = self.given.clone();
-        let name = about(bundle).name;
-        if let Some(assigned) = self.assigned.iter().find(|assigned| Some(&assigned.name) == name.as_ref()) {
+        let own = about(bundle).name;
+        let (same, others): (Vec<_>, Vec<_>) =
+            self.assigned.iter().partition(|assigned| Some(&assigned.name) == own.as_ref());
+        let names = bundle.names();
+        for assigned in same.into_iter().chain(others.into_iter().filter(|it| names.contains(&it.name))) {
             assigned.vars.iter().for_each(|(name, text)| given.keep(name, text));
         }
         given

@@ -1,11 +1,11 @@
 //! The profiles that a host is to have, in the order in which they compose. What a bundle holds is known to
 //! the command line alone.
 
-use postern_proto::ids::HostId;
+use postern_proto::ids::{HostId, RunId};
 use rusqlite::{Connection, params};
 
 use super::hosts::{self, map_json};
-use super::sql::{all, execute, malformed, one};
+use super::sql::{all, execute, malformed, one, optional};
 use super::{Assigned, OpError, Store};
 
 /// Profiles of one host.
@@ -19,10 +19,13 @@ pub(super) fn names(db: &Connection, host: HostId) -> Result<Vec<String>, OpErro
     all(db, sql, params![host.to_string()], |row| row.get(0))
 }
 
-/// Replaces those that are there in their place and appends the others.
+/// What a run does to what is assigned to its host, in the run's commit: those that it names are replaced in
+/// their places or appended, and each takes the place of the first of those that it covers. What was there
+/// before is kept for the run's undo.
 pub(super) fn assign(
     db: &Connection,
     host: HostId,
+    run: RunId,
     profiles: &[Assigned],
     now_ms: i64,
 ) -> Result<(), OpError> {
@@ -31,12 +34,31 @@ pub(super) fn assign(
     }
     let id = host.to_string();
     for profile in profiles {
-        let sql = "INSERT INTO assigned (host, name, bundle, vars, assigned_ms, position) \
-                   VALUES ($1, $2, $3, $4, $5, \
-                   (SELECT coalesce(max(position), 0) + 1 FROM assigned WHERE host = $1)) \
-                   ON CONFLICT (host, name) DO UPDATE SET bundle = excluded.bundle, vars = excluded.vars, \
-                   assigned_ms = excluded.assigned_ms";
-        execute(db, sql, params![id, profile.name, profile.bundle, map_json(&profile.vars), now_ms])?;
+        let earlier = find(db, host, &profile.name)?;
+        let mut place = earlier.as_ref().map(|row| row.position);
+        let covered = profile
+            .covers
+            .iter()
+            .filter(|name| **name != profile.name && profiles.iter().all(|assigned| assigned.name != **name));
+        for name in covered {
+            let Some(row) = find(db, host, name)? else { continue };
+            place = Some(place.map_or(row.position, |place| place.min(row.position)));
+            keep(db, host, run, name, Some(&row), None)?;
+            take_away(db, host, name)?;
+        }
+        let vars = map_json(&profile.vars);
+        if earlier.as_ref().is_none_or(|row| row.bundle != profile.bundle || row.vars != vars) {
+            keep(db, host, run, &profile.name, earlier.as_ref(), Some(now_ms))?;
+        }
+        let place = match place {
+            Some(place) => place,
+            None => {
+                let sql = "SELECT coalesce(max(position), 0) + 1 FROM assigned WHERE host = $1";
+                one(db, sql, params![id], |row| row.get(0))?
+            }
+        };
+        let row = Row { position: place, bundle: profile.bundle.clone(), vars, assigned_ms: now_ms };
+        put(db, host, &profile.name, &row)?;
     }
     let sql = "SELECT count(*), sum(length(bundle)) FROM assigned WHERE host = $1";
     let (count, bytes): (usize, usize) = one(db, sql, params![id], |row| Ok((row.get(0)?, row.get(1)?)))?;
@@ -47,6 +69,88 @@ pub(super) fn assign(
         return Err(OpError::TooMany { what: "bytes of assigned profiles", limit: MAX_BUNDLES });
     }
     Ok(())
+}
+
+/// Takes back what a run did to what is assigned, where nobody has changed it since; `by` is its undo, which can
+/// be undone in its turn.
+pub(super) fn take_back(db: &Connection, host: HostId, undone: RunId, by: RunId) -> Result<(), OpError> {
+    let sql = "SELECT name, position, bundle, vars, assigned_ms, left_ms FROM assigned_before WHERE run = $1";
+    let kept = all(db, sql, params![undone.to_string()], |row| {
+        let before = match row.get::<_, Option<i64>>("position")? {
+            None => None,
+            Some(_) => Some(Row::read(row)?),
+        };
+        Ok((row.get::<_, String>("name")?, before, row.get::<_, Option<i64>>("left_ms")?))
+    })?;
+    for (name, before, left) in kept {
+        let now = find(db, host, &name)?;
+        if now.as_ref().map(|row| row.assigned_ms) != left {
+            continue;
+        }
+        keep(db, host, by, &name, now.as_ref(), before.as_ref().map(|row| row.assigned_ms))?;
+        match before {
+            Some(before) => put(db, host, &name, &before)?,
+            None => take_away(db, host, &name)?,
+        }
+    }
+    Ok(())
+}
+
+/// One assignment as it lies there.
+struct Row {
+    position: i64,
+    bundle: Vec<u8>,
+    /// JSON.
+    vars: String,
+    assigned_ms: i64,
+}
+
+impl Row {
+    fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            position: row.get("position")?,
+            bundle: row.get("bundle")?,
+            vars: row.get("vars")?,
+            assigned_ms: row.get("assigned_ms")?,
+        })
+    }
+}
+
+fn find(db: &Connection, host: HostId, name: &str) -> Result<Option<Row>, OpError> {
+    let sql = "SELECT position, bundle, vars, assigned_ms FROM assigned WHERE host = $1 AND name = $2";
+    optional(db, sql, params![host.to_string(), name], Row::read)
+}
+
+fn put(db: &Connection, host: HostId, name: &str, row: &Row) -> Result<(), OpError> {
+    let sql = "INSERT INTO assigned (host, name, position, bundle, vars, assigned_ms) \
+               VALUES ($1, $2, $3, $4, $5, $6) \
+               ON CONFLICT (host, name) DO UPDATE SET position = excluded.position, bundle = excluded.bundle, \
+               vars = excluded.vars, assigned_ms = excluded.assigned_ms";
+    let Row { position, bundle, vars, assigned_ms } = row;
+    execute(db, sql, params![host.to_string(), name, position, bundle, vars, assigned_ms]).map(drop)
+}
+
+fn take_away(db: &Connection, host: HostId, name: &str) -> Result<(), OpError> {
+    let sql = "DELETE FROM assigned WHERE host = $1 AND name = $2";
+    execute(db, sql, params![host.to_string(), name]).map(drop)
+}
+
+/// The first that a run finds is what was there before it.
+fn keep(
+    db: &Connection,
+    host: HostId,
+    run: RunId,
+    name: &str,
+    before: Option<&Row>,
+    left_ms: Option<i64>,
+) -> Result<(), OpError> {
+    let sql = "INSERT INTO assigned_before (run, host, name, position, bundle, vars, assigned_ms, left_ms) \
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8) \
+               ON CONFLICT (run, name) DO UPDATE SET left_ms = excluded.left_ms";
+    let (position, bundle) = (before.map(|row| row.position), before.map(|row| row.bundle.as_slice()));
+    let (vars, at) = (before.map(|row| row.vars.as_str()), before.map(|row| row.assigned_ms));
+    let ids = (run.to_string(), host.to_string());
+    execute(db, sql, params![ids.0, ids.1, name, position, bundle, vars, at, left_ms]).map(drop)
 }
 
 impl Store {
@@ -62,6 +166,7 @@ impl Store {
                     bundle: row.get("bundle")?,
                     vars: serde_json::from_str(row.get_ref("vars")?.as_str()?).map_err(malformed)?,
                     assigned_ms: row.get("assigned_ms")?,
+                    covers: Vec::new(),
                 })
             })
         })

@@ -241,7 +241,10 @@ fn create(db: &Connection, new: NewRun) -> Result<(RunRecord, Option<Dispatch>),
             seq
         ],
     )?;
-    super::assigned::assign(db, new.host, &new.assign, new.created_ms)?;
+    super::assigned::assign(db, new.host, new.id, &new.assign, new.created_ms)?;
+    if let Some(undone) = new.undoes.filter(|_| !new.terms.check) {
+        super::assigned::take_back(db, new.host, undone, new.id)?;
+    }
     let record = RunRecord {
         id: new.id,
         host: new.host,

@@ -140,6 +140,8 @@ pub struct Assigned {
     pub vars: BTreeMap<String, String>,
     /// Milliseconds since the Unix epoch.
     pub assigned_ms: i64,
+    /// Profiles that it includes, in whose place it is assigned. Not kept: empty in what the store answers.
+    pub covers: Vec<String>,
 }
 
 /// What an operator changes about a host.
@@ -174,7 +176,8 @@ pub struct NewRun {
     pub resumes: Option<RunId>,
     /// The run that this one takes back.
     pub undoes: Option<RunId>,
-    /// Written down in the same commit; those that the host has already are replaced in their place.
+    /// Written down in the same commit; those that the host has already are replaced in their place. The undo of
+    /// a run takes back what that had assigned.
     pub assign: Vec<Assigned>,
     /// What the plan refers to: all of it must be there.
     pub secrets: BTreeSet<SecretRef>,

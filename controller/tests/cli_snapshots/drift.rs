@@ -24,6 +24,7 @@ fn shop(updates: Vec<v1::run_update::Kind>, state: RunState) -> FakeOperator {
         bundle: postern::profile::Bundle::new("shop.yaml", SHOP.as_bytes()).to_bytes().unwrap().into(),
         vars: Default::default(),
         assigned_unix_ms: 1_000,
+        covers: Vec::new(),
     };
     FakeOperator { hosts, updates, assigned: vec![assigned], end: Some(state), ..FakeOperator::default() }
 }

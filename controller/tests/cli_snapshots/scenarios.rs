@@ -190,6 +190,7 @@ pub(crate) fn has_other() -> FakeOperator {
         bundle: postern::profile::Bundle::new("other.yaml", other.as_bytes()).to_bytes().unwrap().into(),
         vars: [("text".to_owned(), "kept".to_owned())].into(),
         assigned_unix_ms: 1_000,
+        covers: Vec::new(),
     }];
     fake
 }

@@ -31,6 +31,7 @@ fn profile(name: &str, bundle: &str) -> v1::AssignedProfile {
         bundle: bundle.as_bytes().to_vec().into(),
         vars: [("user".to_owned(), "ops".to_owned())].into(),
         assigned_unix_ms: 0,
+        covers: Vec::new(),
     }
 }
 
@@ -320,4 +321,51 @@ async fn a_host_is_renamed_labelled_and_given_variables() {
     assert_eq!(rig.host(&one).await.name, "web");
     let gone = v1::UpdateHostRequest { host: "one".to_owned(), ..Default::default() };
     assert_eq!(rig.operator().await.update_host(gone).await.unwrap_err().code(), Code::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_undo_takes_back_what_its_run_assigned_and_can_be_undone() {
+    let rig = Rig::start().await;
+    let mut operator = rig.operator().await;
+    let mut agent = rig.agent("one").await;
+    let (mut line, _) = agent.session(&rig).await;
+    let assigned = async |rig: &Rig| {
+        let list = v1::ListAssignedRequest { host: "one".to_owned() };
+        let profiles = rig.operator().await.list_assigned(list).await.unwrap().into_inner().profiles;
+        let text = |it: &v1::AssignedProfile| format!("{}={}", it.name, String::from_utf8_lossy(&it.bundle));
+        profiles.iter().map(text).collect::<Vec<_>>().join(" ")
+    };
+    let with = |assign: Vec<v1::AssignedProfile>| v1::ApplyRequest { assign, ..apply("one") };
+    applied(&rig, &mut line, with(vec![profile("swarm", "1"), profile("site", "1"), profile("base", "1")]))
+        .await;
+    // One takes the place of two others, wherever they stood.
+    let mut tunnel = profile("tunnel", "2");
+    tunnel.covers = ["base", "swarm", "tunnel", "other"].map(str::to_owned).into();
+    let second = applied(&rig, &mut line, with(vec![profile("extra", "2"), tunnel])).await;
+    assert_eq!(assigned(&rig).await, "tunnel=2 site=1 extra=2");
+
+    // To look what an undo would do changes nothing of it.
+    let (check, _) = begun(operator.undo_run(undo(&second, true)).await).await.unwrap();
+    assert_eq!(assigned(&rig).await, "tunnel=2 site=1 extra=2");
+    ended(&mut line, check).await;
+    // What somebody assigned since is not the run's to take away.
+    applied(&rig, &mut line, with(vec![profile("extra", "3")])).await;
+    let third = undone(&rig, &mut line, &second).await;
+    assert_eq!(assigned(&rig).await, "swarm=1 site=1 base=1 extra=3");
+    undone(&rig, &mut line, &third).await;
+    assert_eq!(assigned(&rig).await, "tunnel=2 site=1 extra=3");
+}
+
+async fn applied(rig: &Rig, line: &mut Line, order: v1::ApplyRequest) -> String {
+    ended(line, begun(rig.operator().await.apply(order).await).await.unwrap().0).await
+}
+
+async fn undone(rig: &Rig, line: &mut Line, run: &str) -> String {
+    ended(line, begun(rig.operator().await.undo_run(undo(run, false)).await).await.unwrap().0).await
+}
+
+async fn ended(line: &mut Line, run: v1::Run) -> String {
+    line.dispatch().await;
+    play(line, &run.id, &[("a:package:curl", Outcome::Changed)], RunState::Ok).await;
+    run.id
 }

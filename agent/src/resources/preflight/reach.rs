@@ -2,14 +2,13 @@
 
 use std::time::Duration;
 
-use futures_util::future::select_all;
 use postern_proto::spec::Reach;
 
 use super::super::apt::proxies::{Proxies, Way as Apt};
 use super::super::apt::servers::Server;
 use super::verdict::Gone;
 use crate::link::route::{Proxy, Target};
-use crate::sys::Sys;
+use crate::sys::{Sys, first_of};
 
 /// The proxies that this host knows of.
 pub(super) struct Known {
@@ -106,25 +105,14 @@ pub(super) fn variable(text: &str, name: &str) -> Option<String> {
 
 /// Tries all its ways side by side; what is gone where none leads there.
 pub(super) async fn attempt(goal: &Goal, host: &Sys, limit: Duration) -> Option<Gone> {
-    let tries = goal.ways.iter().enumerate().map(|(place, way)| {
-        Box::pin(async move {
-            match way {
-                Way::Direct(target) | Way::Door(target) => host.connects(target, limit).await,
-                Way::By(proxy, target) => host.connects_by(proxy, target, limit).await,
-            }
-            .map_err(|why| (place, format!("{}: {why}", shown(way))))
-        })
+    let tries = goal.ways.iter().map(|way| async move {
+        match way {
+            Way::Direct(target) | Way::Door(target) => host.connects(target, limit).await,
+            Way::By(proxy, target) => host.connects_by(proxy, target, limit).await,
+        }
+        .map_err(|why| format!("{}: {why}", shown(way)))
     });
-    let mut tries: Vec<_> = tries.collect();
-    let mut whys = Vec::new();
-    while !tries.is_empty() {
-        let (done, _, others) = select_all(tries).await;
-        whys.push(done.err()?);
-        tries = others;
-    }
-    // Told in one order, whichever of them failed first.
-    whys.sort_unstable();
-    let whys = whys.into_iter().map(|(_, why)| why).collect();
+    let whys = first_of(tries).await.err()?;
     Some(Gone::Server { of_apt: goal.of_apt, whys })
 }
 

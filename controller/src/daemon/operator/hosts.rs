@@ -235,6 +235,7 @@ impl OperatorService {
             bundle: assigned.bundle.into(),
             vars: assigned.vars.into_iter().collect(),
             assigned_unix_ms: assigned.assigned_ms,
+            covers: Vec::new(),
         };
         Ok(v1::ListAssignedResponse { profiles: profiles.into_iter().map(message).collect() })
     }

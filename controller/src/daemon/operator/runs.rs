@@ -24,6 +24,8 @@ const LIST_MAX: u32 = 1000;
 const MAX_PROFILE_NAME: usize = 1024;
 /// Variables of one assigned profile.
 const MAX_PROFILE_VARS: usize = 1024;
+/// Profiles that one takes the place of: as many as a bundle can have files.
+const MAX_COVERED: usize = 256;
 
 /// What a run is made from.
 #[derive(Default)]
@@ -46,6 +48,11 @@ fn assigned(profile: v1::AssignedProfile) -> Result<Assigned, Status> {
             "assigned profile {name:?}: want a name of up to {MAX_PROFILE_NAME} plain characters"
         )));
     }
+    if profile.covers.len() > MAX_COVERED {
+        return Err(Status::invalid_argument(format!(
+            "profile {name}: includes more than {MAX_COVERED} others"
+        )));
+    }
     if profile.vars.len() > MAX_PROFILE_VARS {
         return Err(Status::invalid_argument(format!(
             "profile {name}: more than {MAX_PROFILE_VARS} variables"
@@ -53,7 +60,7 @@ fn assigned(profile: v1::AssignedProfile) -> Result<Assigned, Status> {
     }
     profile.vars.iter().try_for_each(|(name, value)| check_var(name, value))?;
     let (bundle, vars) = (profile.bundle.into(), profile.vars.into_iter().collect());
-    Ok(Assigned { name, bundle, vars, assigned_ms: 0 })
+    Ok(Assigned { name, bundle, vars, assigned_ms: 0, covers: profile.covers })
 }
 
 impl OperatorService {
@@ -151,7 +158,7 @@ impl OperatorService {
         let created_ms = shared.clock.now_ms();
         let ttl_ms = i64::try_from(order.ttl.as_millis()).unwrap_or(i64::MAX);
         let not_after_ms = created_ms.saturating_add(ttl_ms);
-        let (check, assigns) = (order.terms.check, !order.assign.is_empty());
+        let (check, assigns, undoes) = (order.terms.check, !order.assign.is_empty(), order.undoes.is_some());
         let new = NewRun {
             id: RunId::generate(),
             host,
@@ -183,7 +190,8 @@ impl OperatorService {
             // Not taken: the next session of the host gets it from the store.
             shared.hub.tell(host, Command::Dispatch(dispatch)).await;
         }
-        if assigns {
+        // The undo of a run takes back what it assigned, too.
+        if assigns || undoes {
             shared.hub.hosts.wake(host);
         }
         shared.expiry.expect(not_after_ms);

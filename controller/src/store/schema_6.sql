@@ -1,0 +1,14 @@
+-- What a run that assigned profiles found in their places: its undo puts that back.
+CREATE TABLE assigned_before (
+  run TEXT NOT NULL,
+  host TEXT NOT NULL REFERENCES hosts (id),
+  name TEXT NOT NULL,
+  -- NULL where it was not assigned.
+  position BIGINT,
+  bundle BLOB,
+  vars TEXT,
+  assigned_ms BIGINT,
+  -- When the run assigned it, which tells whether it is still the run's; NULL where the run took it away.
+  left_ms BIGINT,
+  PRIMARY KEY (run, name)
+);
