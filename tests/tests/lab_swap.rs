@@ -78,7 +78,7 @@ fn keeps_the_contract(rig: &Rig, host: &Host) -> Result<()> {
         kind: "swap",
         before: ":",
         resource: "swap: {size_mb: 64, path: /var/lib/swap-1}",
-        effect: "grep -q '^/var/lib/swap-1 .* 65532' /proc/swaps && test $(stat -c %a /var/lib/swap-1) = 600 && \
+        effect: "grep -q '^/var/lib/swap-1 .*[[:space:]]65532' /proc/swaps && test $(stat -c %a /var/lib/swap-1) = 600 && \
                  systemctl is-enabled 'var-lib-swap\\x2d1.swap'",
         undo: Undo::Whole,
     };
@@ -118,7 +118,7 @@ fn over_a_reboot(rig: &Rig, host: &Host) -> Result<()> {
     applied(rig, host, "  - swap: {size_mb: 64}\n", "1 changed")?;
     host.reboot()?;
     host.wait_booted(VM_BOOT_DEADLINE)?;
-    host.sh("grep -q '^/swapfile .* 65532' /proc/swaps")?;
+    host.sh("grep -q '^/swapfile .*[[:space:]]65532' /proc/swaps")?;
     postern_tests::rig::wait_for("the agent is back", VM_BOOT_DEADLINE, || {
         Ok(said(&rig.run(&["hosts"])?).contains(" up "))
     })?;

@@ -34,6 +34,8 @@ pub(crate) struct Job {
     pub(crate) approved: Vec<Approval>,
     /// What the host is to have from now on.
     pub(crate) assign: Vec<Assigned>,
+    /// Names of what it is not to have any more.
+    pub(crate) unassign: Vec<String>,
 }
 
 impl Job {
@@ -163,6 +165,7 @@ pub(crate) async fn one(
         origin: job.origin.clone(),
         approved: job.approved.clone(),
         assign: job.assign.clone(),
+        unassign: job.unassign.clone(),
     };
     let updates = client.apply(host.id, job.plan.clone(), order).await?;
     let task = Task { host, what: job.what, check: job.check, prefixed };

@@ -52,6 +52,11 @@ impl Wanted {
         Err(wrong(context, "the profile", &found))
     }
 
+    /// Bundles that are there already, and values for them.
+    pub(crate) fn of(bundles: Vec<Bundle>, vars: BTreeMap<String, String>) -> Self {
+        Self { bundles, vars, var_files: Vec::new() }
+    }
+
     /// What is given, with these values of a host below it.
     fn inputs(&self, host_vars: &BTreeMap<String, String>) -> Inputs {
         Inputs {
@@ -155,6 +160,7 @@ impl Wanted {
             check,
             approved: Vec::new(),
             assign,
+            unassign: Vec::new(),
         })
     }
 }
@@ -192,7 +198,7 @@ fn facts(host: &HostInfo) -> Result<Facts, CliError> {
 }
 
 /// The profiles that the host is to have already.
-async fn assigned(client: &mut Client, host: &HostInfo) -> Result<Vec<profile::Assigned>, CliError> {
+pub(crate) async fn assigned(client: &mut Client, host: &HostInfo) -> Result<Vec<profile::Assigned>, CliError> {
     // Known to have none: one question less.
     if host.profiles.is_empty() {
         return Ok(Vec::new());

@@ -27,6 +27,7 @@ mod runs;
 mod secrets;
 mod selector;
 mod serve;
+mod site;
 mod terminal;
 mod unban;
 mod up;
@@ -149,6 +150,7 @@ async fn dispatch(context: &Context, command: Command, verbose: u8) -> Result<Ex
         Command::Secret(Secret::Set(args)) => secrets::set(context, args).await,
         Command::Secret(Secret::List) => secrets::list(context).await,
         Command::Secret(Secret::Remove { name }) => secrets::remove(context, name).await,
+        Command::Site(command) => Box::pin(site::site(context, command)).await,
         Command::Backup(args) => backup::backup(context, &args).await,
         Command::Restore(args) => backup::restore(context, &args),
         Command::Profile(Profile::List) => profiles::list(context),

@@ -188,6 +188,7 @@ impl Reviewed {
             check: false,
             approved: self.approved,
             assign: assign.collect::<Result<_, CliError>>()?,
+            unassign: Vec::new(),
         })
     }
 }

@@ -221,6 +221,8 @@ pub struct Order {
     pub approved: Vec<Approval>,
     /// Written down together with the run. Those that the host has already are replaced in their place.
     pub assign: Vec<Assigned>,
+    /// Names of profiles that the host is not to have any more from this run on.
+    pub unassign: Vec<String>,
 }
 
 impl Order {
@@ -232,6 +234,7 @@ impl Order {
             origin: self.origin,
             approved: self.approved.into_iter().map(v1::Approval::from).collect(),
             assign: self.assign.into_iter().map(v1::AssignedProfile::from).collect(),
+            unassign: self.unassign,
         }
     }
 }

@@ -71,6 +71,17 @@ pub(super) fn assign(
     Ok(())
 }
 
+/// Those that a run takes away, in its commit; one that is not there is not.
+pub(super) fn unassign(db: &Connection, host: HostId, run: RunId, names: &[String]) -> Result<(), OpError> {
+    for name in names {
+        if let Some(row) = find(db, host, name)? {
+            keep(db, host, run, name, Some(&row), None)?;
+            take_away(db, host, name)?;
+        }
+    }
+    Ok(())
+}
+
 /// Takes back what a run did to what is assigned, where nobody has changed it since; `by` is its undo, which can
 /// be undone in its turn.
 pub(super) fn take_back(db: &Connection, host: HostId, undone: RunId, by: RunId) -> Result<(), OpError> {

@@ -242,6 +242,7 @@ fn create(db: &Connection, new: NewRun) -> Result<(RunRecord, Option<Dispatch>),
         ],
     )?;
     super::assigned::assign(db, new.host, new.id, &new.assign, new.created_ms)?;
+    super::assigned::unassign(db, new.host, new.id, &new.unassign)?;
     if let Some(undone) = new.undoes.filter(|_| !new.terms.check) {
         super::assigned::take_back(db, new.host, undone, new.id)?;
     }

@@ -5,6 +5,7 @@ mod host;
 mod profile;
 mod run;
 mod secret;
+mod site;
 mod state;
 
 use std::path::PathBuf;
@@ -17,6 +18,7 @@ pub(crate) use host::{Change, Changes, Forget, Host, Hosts};
 pub(crate) use profile::Profile;
 pub(crate) use run::{Run, Runs};
 pub(crate) use secret::{Secret, SetSecret};
+pub(crate) use site::{AddSite, Site};
 pub(crate) use state::{Backup, Restore, Serve};
 
 const ABOUT: &str = "\
@@ -112,6 +114,9 @@ pub(crate) enum Command {
     /// Keep values that profiles refer to and nobody is shown
     #[command(subcommand)]
     Secret(Secret),
+    /// Serve web sites by the Traefik of a host
+    #[command(subcommand)]
+    Site(Site),
     /// Write the controller's whole state to a file
     #[command(after_help = state::BACKUP_HELP)]
     Backup(Backup),

@@ -38,6 +38,7 @@ struct Order {
     resumes: Option<RunId>,
     undoes: Option<RunId>,
     assign: Vec<Assigned>,
+    unassign: Vec<String>,
     ttl: Duration,
 }
 
@@ -65,7 +66,7 @@ fn assigned(profile: v1::AssignedProfile) -> Result<Assigned, Status> {
 
 impl OperatorService {
     pub(super) async fn apply_plan(&self, request: v1::ApplyRequest) -> Result<Updates, Status> {
-        if request.check && !request.assign.is_empty() {
+        if request.check && !(request.assign.is_empty() && request.unassign.is_empty()) {
             return Err(Status::invalid_argument(
                 "a check changes nothing, so it assigns no profiles either",
             ));
@@ -78,6 +79,7 @@ impl OperatorService {
             plan: request.plan.into(),
             terms: Terms { check: request.check, approved, ..Terms::default() },
             assign: request.assign.into_iter().map(assigned).collect::<Result<_, _>>()?,
+            unassign: request.unassign,
             ttl: self.0.limits.apply_ttl,
             ..Order::default()
         })
@@ -158,7 +160,7 @@ impl OperatorService {
         let created_ms = shared.clock.now_ms();
         let ttl_ms = i64::try_from(order.ttl.as_millis()).unwrap_or(i64::MAX);
         let not_after_ms = created_ms.saturating_add(ttl_ms);
-        let (check, assigns, undoes) = (order.terms.check, !order.assign.is_empty(), order.undoes.is_some());
+        let (check, assigns, undoes) = (order.terms.check, !(order.assign.is_empty() && order.unassign.is_empty()), order.undoes.is_some());
         let new = NewRun {
             id: RunId::generate(),
             host,
@@ -167,6 +169,7 @@ impl OperatorService {
             resumes: order.resumes,
             undoes: order.undoes,
             assign: order.assign,
+            unassign: order.unassign,
             secrets,
             plan_hash: PlanHash::of(&order.plan),
             plan: order.plan,

@@ -1,0 +1,64 @@
+//! `site`.
+
+use clap::{Args, Subcommand};
+
+const ADD_HELP: &str = "\
+The host needs Traefik, which profile `swarm` brings. With --dns the site is served by HTTPS, with a certificate
+that Let's Encrypt gives for a record in the domain's DNS; the provider's token is a secret of its name:
+
+  postern secret set dns-cloudflare
+  postern site add web1 www.example.org --image nginx:1.29 --dns cloudflare
+
+The domain's own DNS record leads to the host, or to its tunnel; that is not made here. A site that is there is
+changed: what is not said stays as it is.";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Site {
+    /// Serve a domain by containers of an image, or change how that is done
+    #[command(after_help = ADD_HELP)]
+    Add(AddSite),
+    /// List the sites of a host
+    List {
+        /// Name or id
+        host: String,
+    },
+    /// End a site: its containers go, volumes and DNS records stay
+    Remove {
+        /// Name or id
+        host: String,
+        /// As `site list` names it
+        domain: String,
+        /// Show what would be done, and do nothing
+        #[arg(long)]
+        check: bool,
+    },
+}
+
+/// `site add`.
+#[derive(Debug, Args)]
+pub(crate) struct AddSite {
+    /// Name or id
+    pub(crate) host: String,
+    /// The domain, such as www.example.org
+    pub(crate) domain: String,
+    /// What its containers are made of, with a tag or digest
+    #[arg(long)]
+    pub(crate) image: Option<String>,
+    /// Where they listen with HTTP [default: 80]
+    #[arg(long)]
+    pub(crate) port: Option<u16>,
+    /// Who has the domain's DNS, for a certificate: cloudflare, digitalocean, hetzner, vultr, linode, bunny, or
+    /// none for HTTP alone
+    #[arg(long, value_name = "PROVIDER")]
+    pub(crate) dns: Option<String>,
+    /// How many containers [default: 1]
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) replicas: Option<u16>,
+    /// Of the containers' environment, repeatable; those that were there before go when one is given. Not for
+    /// secrets: others on this machine can see the command line
+    #[arg(long = "env", value_name = "NAME=VALUE", value_parser = super::pair)]
+    pub(crate) env: Vec<(String, String)>,
+    /// Show what would be done, and do nothing
+    #[arg(long)]
+    pub(crate) check: bool,
+}
