@@ -1,6 +1,6 @@
 //! The commands of `postern-agent`: arguments are parsed by hand, since the binary must stay small.
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use postern_proto::host::{CONFIG_FILE, EnrolReport, STATE_DIR, StatusReport, exit};
@@ -36,6 +36,9 @@ usage: postern-agent COMMAND [--config PATH] [--state-dir PATH]
 
 Logs go to stderr (POSTERN_LOG sets what is logged: debug, postern_agent=trace, …); stdout is data.
 ";
+
+/// The longest call that a step may make, bytes: configs and secrets of a service in base64, one by one.
+const MOST_REQUEST: u64 = 16 << 20;
 
 #[derive(Debug, PartialEq, Eq)]
 struct Args {
@@ -73,6 +76,7 @@ pub fn main(args: &[String]) -> i32 {
         }
         Some("help" | "--help" | "-h") => return say(USAGE),
         Some("firewall") => return crate::firewall::main(args.get(1..).unwrap_or_default()),
+        Some("http-unix" | "hold-ports" | "settle-service") => return step(args),
         _ => {}
     }
     // For the units of a guard, not for people.
@@ -284,6 +288,48 @@ async fn guard_revert(state_dir: &Path, name: Option<&String>, moment: Moment) -
             exit::FAILED
         }
     }
+}
+
+/// The commands that steps of runs are; what they read may be secret, and what they say is for people.
+fn step(args: &[String]) -> i32 {
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    let sys = Sys::host();
+    let done = async {
+        let mut out = std::io::stdout();
+        match words.as_slice() {
+            ["http-unix"] => {
+                let mut request = String::new();
+                let mut stdin = std::io::stdin().lock().take(MOST_REQUEST);
+                stdin
+                    .read_to_string(&mut request)
+                    .map_err(|error| format!("cannot read the call: {error}"))?;
+                crate::resources::http_unix(&sys, &request, &mut out).await
+            }
+            ["hold-ports", ports, seconds] => {
+                crate::resources::hold_ports(&sys, ports, seconds, &mut out).await
+            }
+            ["settle-service", name, seconds] => {
+                crate::resources::settle_service(&sys, name, seconds, false, &mut out).await
+            }
+            ["settle-service", name, seconds, "updated"] => {
+                crate::resources::settle_service(&sys, name, seconds, true, &mut out).await
+            }
+            _ => Err("want `hold-ports PORTS SECONDS` or `settle-service NAME SECONDS [updated]`".to_owned()),
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&error.to_string()),
+    };
+    match runtime.block_on(done) {
+        Ok(()) => exit::OK,
+        Err(why) => failed(&why),
+    }
+}
+
+fn failed(why: &str) -> i32 {
+    let _ = writeln!(std::io::stderr(), "{why}");
+    exit::FAILED
 }
 
 async fn reload_ssh() -> i32 {

@@ -164,6 +164,8 @@ fn sample(variable: &str) -> &'static str {
         "admin_key" => {
             "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ7v0FfLYOaQdrB8LCgF0d2BmZ8xJGkGkQq0pZzvYd5R me@example"
         }
+        "domain" => "www.example.org",
+        "image" => "nginx:1",
         other => panic!("say what {other} could be"),
     }
 }

@@ -3,6 +3,7 @@ pub mod bench;
 pub mod controls;
 pub mod fingerprint;
 pub mod lab;
+pub mod load;
 pub mod proxy;
 pub mod rig;
 pub mod scan;

@@ -14,7 +14,7 @@ const VALIDATE_LIMIT: Duration = Duration::from_secs(60);
 pub(super) async fn act(sys: Sys, step: Step) -> Result<(), String> {
     let handle = tokio::runtime::Handle::current();
     let done = tokio::task::spawn_blocking(move || match &step {
-        Step::Exec(_) => Err("a process needs a supervisor".to_owned()),
+        Step::Exec(_) | Step::HttpUnix(_) => Err("a process needs a supervisor".to_owned()),
         Step::WriteFile(file) => {
             let new = NewFile {
                 path: &file.path,

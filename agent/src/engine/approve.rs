@@ -17,6 +17,11 @@ use crate::resources::{Step, View};
 pub(super) struct Key([u8; 32]);
 
 impl Key {
+    /// What other hashes of this host are made with. Not the key itself: neither must tell of the other.
+    pub(super) fn for_names(&self) -> [u8; 32] {
+        *PlanHash::of(&[&self.0[..], b"names"].concat()).as_bytes()
+    }
+
     /// The key of this state directory, made where there is none or where it is not whole.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         match std::fs::read(path) {

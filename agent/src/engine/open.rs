@@ -78,6 +78,8 @@ pub fn open_on(
     let writer = Writer::start(state).map_err(failed("start the thread for", &dir))?;
     let seen_key = dir.join(SEEN_KEY);
     let seen_key = approve::Key::open(&seen_key).map_err(failed("read or make", &seen_key))?;
+    let mut config = config;
+    config.sys = config.sys.with_key(seen_key.for_names());
     let ctx = Arc::new(Ctx { shared, writer, config, spool_dir, backup_dir, seen_key });
     let (orders, inbox) = mpsc::channel(ORDERS);
     let owner = Owner::new(Arc::clone(&ctx), inbox);

@@ -70,6 +70,10 @@ impl RunTask {
     ) -> Result<StepResult, Stop> {
         match step {
             Step::Exec(exec) => Box::pin(self.exec(id, exec, step.summary(), last, until)).await,
+            Step::HttpUnix(call) => {
+                let exec = call.as_exec(&self.ctx.config.supervisor.program.to_string_lossy());
+                Box::pin(self.exec(id, &exec, step.summary(), last, until)).await
+            }
             Step::Reboot { .. } => self.reboot(id, step.summary(), last).await,
             _ => self.change(id, step).await,
         }

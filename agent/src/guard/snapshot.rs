@@ -69,7 +69,7 @@ fn touched(step: &Step) -> Option<(&str, bool)> {
         | Step::Symlink { path, .. }
         | Step::InstallKey { path, .. } => (path, false),
         Step::WriteKernel { path, .. } => (path, true),
-        Step::Exec(_) | Step::Reboot { .. } => return None,
+        Step::Exec(_) | Step::HttpUnix(_) | Step::Reboot { .. } => return None,
     })
 }
 

@@ -7,6 +7,7 @@ pub(crate) mod base64_bytes;
 mod command;
 mod diff;
 mod directory;
+mod docker;
 mod fail2ban;
 mod file;
 mod firewall;
@@ -29,10 +30,11 @@ mod time_sync;
 mod user;
 
 pub(crate) use diff::{hidden, unified};
+pub(crate) use docker::{hold_ports, http_unix, settle_service};
 pub(crate) use firewall::unit_paths as firewall_units;
 pub use protect::Protect;
 pub(crate) use sshd::reload as reload_ssh;
-pub use step::{Exec, Step, WriteFile};
+pub use step::{Exec, HttpUnix, Step, WriteFile};
 
 use std::future::Future;
 use std::pin::Pin;
@@ -375,6 +377,8 @@ const KINDS: &[Row] = &[
     ("authorized_key", adapt::<authorized_key::AuthorizedKey>),
     ("command", adapt::<command::Command>),
     ("directory", adapt::<directory::Directory>),
+    ("docker_daemon", adapt::<docker::daemon::DockerDaemon>),
+    ("docker_network", adapt::<docker::network::DockerNetwork>),
     ("fail2ban", adapt::<fail2ban::Fail2ban>),
     ("file", adapt::<file::File>),
     ("firewall", adapt::<firewall::Firewall>),
@@ -386,6 +390,8 @@ const KINDS: &[Row] = &[
     ("sshd", adapt::<sshd::Sshd>),
     ("sudoers", adapt::<sudoers::Sudoers>),
     ("swap", adapt::<swap::Swap>),
+    ("swarm", adapt::<docker::swarm::Swarm>),
+    ("swarm_service", adapt::<docker::service::SwarmService>),
     ("sysctl", adapt::<sysctl::Sysctl>),
     ("time_sync", adapt::<time_sync::TimeSync>),
     ("user", adapt::<user::User>),

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use postern_proto::openpgp::Fingerprint;
+use serde::{Deserialize, Serialize};
 
 use crate::sys::FileId;
 
@@ -72,6 +73,8 @@ pub enum Step {
         /// The keys that are trusted.
         pinned: Vec<Fingerprint>,
     },
+    /// Makes a call to a program that listens on a Unix socket, under a supervisor. It has no general inverse.
+    HttpUnix(HttpUnix),
     /// Restarts the host. The run goes on after it.
     Reboot {
         /// Why, for people.
@@ -127,6 +130,48 @@ impl std::fmt::Debug for Exec {
     }
 }
 
+/// A call to a program that listens on a Unix socket: what `postern-agent http-unix` reads.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HttpUnix {
+    /// What it is about, for people.
+    pub what: String,
+    /// The socket.
+    pub socket: String,
+    /// `POST`, `PUT`, `DELETE`.
+    pub method: String,
+    /// Path and query; not secret.
+    pub path: String,
+    /// The request. May be secret. Where it has `{"$id": PATH}`, what stands at that path is asked for its `ID` first,
+    /// which takes that place: a step does not know what those before it have made.
+    pub body: serde_json::Value,
+    /// The answer is lines of JSON that tell of progress.
+    pub progress: bool,
+    /// Answers beside those of success that say that it is as it is to be.
+    pub fine: Vec<u16>,
+    /// For all of it, seconds.
+    pub limit_s: u64,
+}
+
+impl std::fmt::Debug for HttpUnix {
+    /// Without what may be secret: the request.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "HttpUnix({}: {} {})", self.what, self.method, self.path)
+    }
+}
+
+impl HttpUnix {
+    /// The process that makes the call: the agent's own program, which reads it from stdin. So the call has the
+    /// journal, the deadline and the redaction of every process.
+    #[must_use]
+    pub fn as_exec(&self, program: &str) -> Exec {
+        // The call ends itself; the process is ended only where it does not.
+        let mut exec = Exec::new(&[program, "http-unix"], Duration::from_secs(self.limit_s + 15));
+        exec.stdin = Some(serde_json::to_string(self).unwrap_or_default());
+        exec
+    }
+}
+
 /// A file to put in place.
 #[derive(Clone, PartialEq, Eq)]
 pub struct WriteFile {
@@ -170,6 +215,7 @@ impl Step {
                 format!("set {name} to {value}")
             }
             Self::InstallKey { path, .. } => format!("check the key and write {path}"),
+            Self::HttpUnix(call) => call.what.clone(),
             Self::Reboot { why } => format!("restart the host: {why}"),
         };
         let mut line: String =

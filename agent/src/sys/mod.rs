@@ -3,6 +3,7 @@
 mod accounts;
 mod dpkg;
 mod files;
+mod http_unix;
 mod locks;
 mod reach;
 mod room;
@@ -13,6 +14,7 @@ mod walk;
 pub use accounts::Account;
 pub use dpkg::{Dpkg, DpkgPackage, DpkgState};
 pub use files::{FileId, FileKind, Meta, NewFile};
+pub use http_unix::{Answer, Call, CallError, Lines};
 pub use reach::Around;
 pub(crate) use reach::first_of;
 pub use room::{Memory, Room, Swap};
@@ -22,6 +24,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+
+use postern_proto::ids::PlanHash;
 
 /// What failed on the host: what was being done, to what.
 #[derive(Debug, thiserror::Error)]
@@ -90,6 +94,18 @@ pub struct Sys {
     questions: Arc<units::Questions>,
     /// What is known beyond the host itself.
     around: Option<Arc<Around>>,
+    /// What makes this host's hashes of secrets its own.
+    key: Option<Key>,
+}
+
+/// A key that stays on the host, and is not shown.
+#[derive(Clone, Copy)]
+struct Key([u8; 32]);
+
+impl std::fmt::Debug for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Key(…)")
+    }
 }
 
 impl Sys {
@@ -102,13 +118,29 @@ impl Sys {
             dpkg: Arc::default(),
             questions: Arc::default(),
             around: None,
+            key: None,
         }
     }
 
     /// A directory that stands for a host's root; programs are looked for in `path_env`.
     #[must_use]
     pub fn rooted(root: PathBuf, path_env: String) -> Self {
-        Self { root, path_env, dpkg: Arc::default(), questions: Arc::default(), around: None }
+        Self { root, path_env, dpkg: Arc::default(), questions: Arc::default(), around: None, key: None }
+    }
+
+    /// The same host, with the key that its hashes of secrets are made with.
+    #[must_use]
+    pub fn with_key(self, key: [u8; 32]) -> Self {
+        Self { key: Some(Key(key)), ..self }
+    }
+
+    /// A hash that tells two texts apart and from which nobody without this host's key learns either, however short
+    /// it is: SHA-256 in SHA-256, each with the key before it. `None` where this process has no key.
+    #[must_use]
+    pub fn keyed_hash(&self, text: &str) -> Option<[u8; 32]> {
+        let key = &self.key.as_ref()?.0;
+        let inner = PlanHash::of(&[key, text.as_bytes()].concat());
+        Some(*PlanHash::of(&[&key[..], inner.as_bytes()].concat()).as_bytes())
     }
 
     /// Where programs are looked for.

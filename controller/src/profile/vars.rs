@@ -270,7 +270,12 @@ fn core_schema(scalar: &Scalar) -> Var {
 /// A text that was given as a value like the default.
 fn like(default: Option<&Var>, text: &str) -> Option<Var> {
     match default {
-        Some(Var::Bool(_)) => text.parse().ok().map(Var::Bool),
+        // As the core schema has them: a template writes True and False, and an include may pass one on.
+        Some(Var::Bool(_)) => match text {
+            "true" | "True" | "TRUE" => Some(Var::Bool(true)),
+            "false" | "False" | "FALSE" => Some(Var::Bool(false)),
+            _ => None,
+        },
         Some(Var::Whole(_)) => text.parse().ok().map(Var::Whole),
         Some(Var::Text(_)) | None => Some(Var::Text(text.to_owned())),
     }

@@ -73,9 +73,10 @@ impl Field {
 mod tests {
     use super::*;
     use crate::spec::{
-        AptRepositorySpec, AuthorizedKeySpec, CommandSpec, DirectorySpec, Fail2banSpec, FileSpec,
-        FirewallSpec, PackageSpec, PreflightSpec, RebootSpec, ResourceSpec, SecurityUpdatesSpec, ServiceSpec,
-        SshdSpec, SudoersSpec, SwapSpec, SysctlSpec, TimeSyncSpec, UserSpec,
+        AptRepositorySpec, AuthorizedKeySpec, CommandSpec, DirectorySpec, DockerDaemonSpec,
+        DockerNetworkSpec, Fail2banSpec, FileSpec, FirewallSpec, PackageSpec, PreflightSpec, RebootSpec,
+        ResourceSpec, SecurityUpdatesSpec, ServiceSpec, SshdSpec, SudoersSpec, SwapSpec, SwarmServiceSpec,
+        SwarmSpec, SysctlSpec, TimeSyncSpec, UserSpec,
     };
     use serde::de::{self, Deserializer, Visitor};
     use std::collections::BTreeSet;
@@ -155,6 +156,8 @@ mod tests {
         agrees::<AuthorizedKeySpec>();
         agrees::<CommandSpec>();
         agrees::<DirectorySpec>();
+        agrees::<DockerDaemonSpec>();
+        agrees::<DockerNetworkSpec>();
         agrees::<Fail2banSpec>();
         agrees::<FileSpec>();
         agrees::<FirewallSpec>();
@@ -166,6 +169,8 @@ mod tests {
         agrees::<SshdSpec>();
         agrees::<SudoersSpec>();
         agrees::<SwapSpec>();
+        agrees::<SwarmSpec>();
+        agrees::<SwarmServiceSpec>();
         agrees::<SysctlSpec>();
         agrees::<TimeSyncSpec>();
         agrees::<UserSpec>();

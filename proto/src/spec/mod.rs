@@ -4,6 +4,8 @@ mod apt_repository;
 mod authorized_key;
 mod command;
 mod directory;
+mod docker_daemon;
+mod docker_network;
 mod fail2ban;
 mod field;
 mod file;
@@ -17,6 +19,8 @@ mod service;
 mod sshd;
 mod sudoers;
 mod swap;
+mod swarm;
+mod swarm_service;
 mod sysctl;
 mod time_sync;
 mod user;
@@ -25,6 +29,8 @@ pub use apt_repository::AptRepositorySpec;
 pub use authorized_key::{AuthorizedKeySpec, LoginKey};
 pub use command::{CommandSpec, Run};
 pub use directory::DirectorySpec;
+pub use docker_daemon::DockerDaemonSpec;
+pub use docker_network::{DockerNetworkSpec, NetworkDriver};
 pub use fail2ban::Fail2banSpec;
 pub use field::{Field, Holds, Takes};
 pub use file::{FileMode, FileSpec};
@@ -38,6 +44,8 @@ pub use service::{Running, ServiceSpec};
 pub use sshd::{RootLogin, SshdSpec};
 pub use sudoers::SudoersSpec;
 pub use swap::SwapSpec;
+pub use swarm::SwarmSpec;
+pub use swarm_service::{Mount, Port, SwarmServiceSpec, UpdateOrder};
 pub use sysctl::{SysctlSpec, sysctl_key};
 pub use time_sync::TimeSyncSpec;
 pub use user::UserSpec;
@@ -166,6 +174,8 @@ pub const KINDS: &[KindInfo] = &[
     KindInfo::of::<AuthorizedKeySpec>(),
     KindInfo::of::<CommandSpec>(),
     KindInfo::of::<DirectorySpec>(),
+    KindInfo::of::<DockerDaemonSpec>(),
+    KindInfo::of::<DockerNetworkSpec>(),
     KindInfo::of::<Fail2banSpec>(),
     KindInfo::of::<FileSpec>(),
     KindInfo::of::<FirewallSpec>(),
@@ -177,6 +187,8 @@ pub const KINDS: &[KindInfo] = &[
     KindInfo::of::<SshdSpec>(),
     KindInfo::of::<SudoersSpec>(),
     KindInfo::of::<SwapSpec>(),
+    KindInfo::of::<SwarmSpec>(),
+    KindInfo::of::<SwarmServiceSpec>(),
     KindInfo::of::<SysctlSpec>(),
     KindInfo::of::<TimeSyncSpec>(),
     KindInfo::of::<UserSpec>(),
@@ -288,6 +300,55 @@ mod tests {
             ("sysctl", json!({"name": "net.a b", "value": "1"}), &["name"]),
             ("sysctl", json!({"name": "-net.a", "value": "1"}), &["name"]),
             ("sysctl", json!({"name": "net.a", "value": {"$text": [{"late": "b"}]}}), &[]),
+            ("docker_daemon", json!({"log_driver": "json-file", "log_opts": {"max-size": "10m"}}), &[]),
+            ("docker_daemon", json!({"settings": {"live-restore": "true", "dns": "[\"192.0.2.1\"]"}}), &[]),
+            ("docker_daemon", json!({}), &[""]),
+            (
+                "docker_daemon",
+                json!({"settings": {"a": "b", "log-opts": "{}"}}),
+                &["settings.a", "settings.log-opts"],
+            ),
+            ("swarm", json!({}), &[]),
+            ("swarm", json!({"advertise": "2001:db8::7"}), &[]),
+            ("swarm", json!({"advertise": "eth0"}), &["advertise"]),
+            ("swarm", json!({"advertise": "127.0.0.1"}), &["advertise"]),
+            ("docker_network", json!({"name": "proxy", "attachable": true, "mtu": 1400}), &[]),
+            ("docker_network", json!({"name": "ingress", "mtu": 9}), &["name", "mtu"]),
+            ("docker_network", json!({"name": "-a"}), &["name"]),
+            ("swarm_service", json!({"name": "a", "image": "traefik:v3"}), &[]),
+            ("swarm_service", json!({"name": "a", "state": "absent"}), &[]),
+            ("swarm_service", json!({"name": "a"}), &["image"]),
+            ("swarm_service", json!({"name": "a", "image": "host:5000/traefik"}), &["image"]),
+            (
+                "swarm_service",
+                json!({"name": "a", "image": "a:1", "ports": ["x", ""], "mounts": ["y"]}),
+                &["ports", "mounts"],
+            ),
+            (
+                "swarm_service",
+                json!({"name": "a", "image": "a:1", "ports": ["80"], "update_order": "start-first"}),
+                &["update_order"],
+            ),
+            (
+                "swarm_service",
+                json!({"name": "a", "image": "a:1", "labels": {"postern.x": "y"}}),
+                &["labels.postern.x"],
+            ),
+            (
+                "swarm_service",
+                json!({"name": "a", "image": "a:1", "configs": {"etc/x": "y"}}),
+                &["configs.etc/x"],
+            ),
+            (
+                "swarm_service",
+                json!({"name": "a", "image": "a:1", "secrets": {"/s": {"$text": [{"secret": {"id": "b", "version": 1}}]}}}),
+                &[],
+            ),
+            (
+                "swarm_service",
+                json!({"name": "a", "image": "a:1", "env": {"S": {"$text": [{"secret": {"id": "b", "version": 1}}]}}}),
+                &["env"],
+            ),
             ("reboot", json!({"name": "after the kernel"}), &[]),
             ("reboot", json!({"name": "a", "if_required": false, "if_newer": ["/etc/default/grub"]}), &[]),
             ("reboot", json!({"name": "a", "if_required": false}), &[""]),

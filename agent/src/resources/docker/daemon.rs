@@ -1,0 +1,345 @@
+//! `docker_daemon`: some keys of daemon.json are as declared, and the engine that runs has read them.
+
+use std::time::Duration;
+
+use postern_proto::spec::DockerDaemonSpec;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use super::super::diff::unified;
+use super::super::owned::Owned;
+use super::super::{Depth, Exec, ObserveError, Resource, Step, Undo, WriteFile};
+use super::{Info, info};
+use crate::sys::Sys;
+
+const FILE: &str = "/etc/docker/daemon.json";
+const DIR: &str = "/etc/docker";
+const UNIT: &str = "docker.service";
+const PROPERTIES: &str = "--property=LoadState,ActiveState,ExecMainStartTimestampMonotonic";
+const ASK_LIMIT: Duration = Duration::from_secs(30);
+const RESTART_LIMIT: Duration = Duration::from_secs(180);
+/// How long the engine may take to answer after its start.
+const SETTLE: Duration = Duration::from_secs(60);
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+
+pub(in crate::resources) struct DockerDaemon;
+
+/// What is there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::resources) struct Seen {
+    file: Option<Owned>,
+    /// The directory is there.
+    dir: bool,
+    /// The engine runs.
+    running: bool,
+    /// The file is newer than its start.
+    stale: bool,
+    /// What the engine says of itself; `None` where it was not asked or does not run.
+    info: Option<Info>,
+}
+
+impl Resource for DockerDaemon {
+    type Spec = DockerDaemonSpec;
+    type Seen = Seen;
+
+    async fn observe(spec: &DockerDaemonSpec, host: &Sys, depth: Depth) -> Result<Seen, ObserveError> {
+        let mut seen = look(host).await?;
+        let until = tokio::time::Instant::now() + SETTLE;
+        while seen.running {
+            match info(host).await {
+                Ok(info) => {
+                    seen.info = Some(info);
+                    break;
+                }
+                Err(error) if depth == Depth::Proof && tokio::time::Instant::now() >= until => {
+                    return Err(error);
+                }
+                Err(_) if depth == Depth::Proof => {
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                    seen = look(host).await?;
+                }
+                Err(_) => break,
+            }
+        }
+        if depth == Depth::Whole {
+            return Ok(seen);
+        }
+        let current = current(seen.file.as_ref()).map_err(ObserveError::Obstacle)?;
+        let merged = merged(&current, &spec.declared());
+        let in_swarm = seen.info.as_ref().is_some_and(|info| info.swarm.local_node_state != "inactive");
+        if in_swarm && merged.get("live-restore") == Some(&Value::Bool(true)) {
+            return Err(ObserveError::Obstacle(
+                "live-restore cannot be together with Swarm: Docker refuses to start with both. Take live-restore out, \
+                 or leave the Swarm"
+                    .to_owned(),
+            ));
+        }
+        if depth == Depth::Proof
+            && let Some(why) = not_in_force(spec, &seen)
+        {
+            return Err(ObserveError::Obstacle(why));
+        }
+        Ok(seen)
+    }
+
+    fn plan(spec: &DockerDaemonSpec, seen: &Seen) -> Vec<Step> {
+        let current = current(seen.file.as_ref()).unwrap_or_default();
+        let wanted = merged(&current, &spec.declared());
+        let mut steps = Vec::new();
+        if !seen.dir {
+            steps.push(Step::MakeDirectory { path: DIR.to_owned(), mode: 0o755, uid: 0, gid: 0 });
+        }
+        let same = wanted == current;
+        if !same {
+            steps.push(put(seen.file.as_ref(), text(&wanted)));
+        }
+        // The need is derived from what is there, so that a run that was cut off in between does not lose it (T07).
+        // Some keys could be put in force by a reload; which, differs between versions, and none says so.
+        if !same || !seen.running || seen.stale {
+            steps.push(restart());
+        }
+        steps
+    }
+
+    fn diff(spec: &DockerDaemonSpec, seen: &Seen) -> String {
+        let current = current(seen.file.as_ref()).unwrap_or_default();
+        let wanted = merged(&current, &spec.declared());
+        let mut shown = if wanted == current {
+            String::new()
+        } else {
+            // Both as we would write them: what differs is what is meant, not how somebody indents.
+            let old = seen.file.as_ref().map(|_| text(&current));
+            unified(FILE, old.as_deref(), Some(&text(&wanted)))
+        };
+        if seen.running && seen.stale {
+            shown += &format!("{UNIT}: its configuration is newer than its start\n");
+        }
+        if !seen.running {
+            shown += &format!("{UNIT}: not running\n");
+        }
+        shown
+    }
+
+    fn essence(spec: &DockerDaemonSpec, seen: &Seen) -> Value {
+        let current = current(seen.file.as_ref()).unwrap_or_default();
+        // Keys of others may change in the meantime.
+        let ours: Map<String, Value> =
+            spec.declared().keys().filter_map(|key| Some((key.clone(), current.get(key)?.clone()))).collect();
+        json!({"keys": ours, "running": seen.running})
+    }
+
+    fn undo(spec: &DockerDaemonSpec, before: &Seen, _: &Value, now: &Seen) -> Undo {
+        let (was, is) = match (current(before.file.as_ref()), current(now.file.as_ref())) {
+            (Ok(was), Ok(is)) => (was, is),
+            (Err(why), _) | (_, Err(why)) => return Undo::Cannot(why),
+        };
+        let mut back = is.clone();
+        for key in spec.declared().keys() {
+            match was.get(key) {
+                Some(value) => back.insert(key.clone(), value.clone()),
+                None => back.remove(key),
+            };
+        }
+        let file = match (&before.file, &now.file) {
+            _ if back == is && before.file.is_some() == now.file.is_some() => None,
+            // Byte for byte, where nobody else changed anything.
+            (Some(file), _) if back == was => Some(put(Some(file), file.content.clone())),
+            (None, _) if back.is_empty() => Some(Step::Remove { path: FILE.to_owned() }),
+            (_, file) => Some(put(file.as_ref(), text(&back))),
+        };
+        let mut steps: Vec<Step> = file.into_iter().collect();
+        if before.running && !steps.is_empty() {
+            steps.push(restart());
+        } else if now.running && !before.running {
+            steps.push(Step::Exec(Exec::new(&["systemctl", "stop", "docker.socket", UNIT], RESTART_LIMIT)));
+        }
+        Undo::Steps(steps)
+    }
+}
+
+/// The keys that the file has; none where there is no file. The error is for people.
+fn current(file: Option<&Owned>) -> Result<Map<String, Value>, String> {
+    let Some(file) = file else { return Ok(Map::new()) };
+    if file.content.trim_ascii().is_empty() {
+        return Ok(Map::new());
+    }
+    match serde_json::from_slice(&file.content) {
+        Ok(Value::Object(map)) => Ok(map),
+        Ok(_) => Err(format!("{FILE} is no JSON object: mend or remove it")),
+        Err(error) => Err(format!("{FILE} is not JSON ({error}): mend or remove it")),
+    }
+}
+
+/// What is there with what is declared in it: keys of others stay, and so do the options of a log driver that others
+/// chose, where it is the same driver.
+fn merged(current: &Map<String, Value>, declared: &Map<String, Value>) -> Map<String, Value> {
+    let mut all = current.clone();
+    let driver = |map: &Map<String, Value>| map.get("log-driver").cloned();
+    if declared.contains_key("log-driver") && driver(current) != driver(declared) {
+        // Options are of one driver: another one refuses those that it does not know.
+        all.remove("log-opts");
+    }
+    for (key, value) in declared {
+        all.insert(key.clone(), value.clone());
+    }
+    all
+}
+
+fn text(keys: &Map<String, Value>) -> Vec<u8> {
+    let mut bytes = serde_json::to_vec_pretty(keys).unwrap_or_default();
+    bytes.push(b'\n');
+    bytes
+}
+
+fn put(there: Option<&Owned>, content: Vec<u8>) -> Step {
+    let (mode, uid, gid) = there.map_or((0o644, 0, 0), |file| (file.mode, file.uid, file.gid));
+    // Engines before 23.0 cannot be asked (moby, pull request 42393): there the restart is what tells.
+    let check =
+        "! dockerd --help 2>&1 | grep -q -e --validate || exec dockerd --validate --config-file \"$1\"";
+    let validate = ["/bin/sh", "-c", check, "sh", "{path}"].map(str::to_owned).to_vec();
+    Step::WriteFile(WriteFile { path: FILE.to_owned(), content, mode, uid, gid, validate: Some(validate) })
+}
+
+fn restart() -> Step {
+    // Its unit allows three starts a minute; those of somebody who tries things out must not make ours one too many.
+    let line = "systemctl reset-failed docker.service; exec systemctl restart docker.service";
+    Step::Exec(Exec::new(&["/bin/sh", "-c", line], RESTART_LIMIT))
+}
+
+async fn look(host: &Sys) -> Result<Seen, ObserveError> {
+    let said = host.show_unit(UNIT, PROPERTIES, ASK_LIMIT).await?;
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    let property = |name: &str| {
+        let line = said.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        line.unwrap_or_default().to_owned()
+    };
+    if property("LoadState") != "loaded" {
+        return Err(ObserveError::Obstacle(
+            "Docker is not installed: declare its packages before this".to_owned(),
+        ));
+    }
+    let running = property("ActiveState") == "active";
+    let started = property("ExecMainStartTimestampMonotonic").parse::<i128>();
+    let started = started.map_or(0, |micros| micros * 1000 + crate::sys::boot_ns());
+    let changed = host.ctime_ns(FILE)?.filter(|changed| *changed <= i128::from(crate::sys::now_ns()));
+    Ok(Seen {
+        file: Owned::look(host, FILE)?,
+        dir: host.is_directory(DIR)?,
+        running,
+        stale: running && changed.is_some_and(|changed| changed > started),
+        info: None,
+    })
+}
+
+/// Why what is declared is not in force though it is in the file.
+fn not_in_force(spec: &DockerDaemonSpec, seen: &Seen) -> Option<String> {
+    let info = seen.info.as_ref()?;
+    let wanted = spec.log_driver.as_ref()?;
+    (DockerDaemon::plan(spec, seen).is_empty() && info.logging_driver != *wanted).then(|| {
+        format!(
+            "the engine logs by {} in spite of {FILE}, which says {wanted}: does its unit give it --log-driver?",
+            info.logging_driver
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fake::Fake;
+    use super::*;
+
+    fn spec(json: Value) -> DockerDaemonSpec {
+        serde_json::from_value(json).unwrap()
+    }
+
+    fn seen(content: Option<&str>) -> Seen {
+        let file = content.map(|content| Owned::new(content.as_bytes()));
+        Seen { file, dir: true, running: true, ..Seen::default() }
+    }
+
+    fn written(step: &Step) -> Value {
+        let Step::WriteFile(file) = step else { panic!("{step:?}") };
+        serde_json::from_slice(&file.content).unwrap()
+    }
+
+    #[test]
+    fn trap_16_keys_of_others_stay_and_only_ours_are_taken_back() {
+        let rotate = spec(json!({"log_driver": "json-file", "log_opts": {"max-size": "10m"}}));
+        let theirs =
+            "{\"dns\":[\"192.0.2.1\"],\"log-driver\":\"syslog\",\"log-opts\":{\"syslog-address\":\"x\"}}";
+        let steps = DockerDaemon::plan(&rotate, &seen(Some(theirs)));
+        let want = json!({"dns": ["192.0.2.1"], "log-driver": "json-file", "log-opts": {"max-size": "10m"}});
+        assert_eq!(written(&steps[0]), want);
+        assert_eq!(steps[1], restart());
+        let after = seen(Some(&want.to_string()));
+        assert_eq!(DockerDaemon::plan(&rotate, &after), []);
+        assert_eq!(DockerDaemon::plan(&rotate, &Seen { stale: true, ..after.clone() }), [restart()]);
+
+        let undo = |before: &Seen, now: &Seen| match DockerDaemon::undo(&rotate, before, &Value::Null, now) {
+            Undo::Steps(steps) => steps,
+            Undo::Cannot(why) => panic!("{why}"),
+        };
+        // Byte for byte what it was; and what somebody added since stays.
+        let back = undo(&seen(Some(theirs)), &after);
+        assert!(matches!(&back[0], Step::WriteFile(file) if file.content == theirs.as_bytes()), "{back:?}");
+        let mut later = want.clone();
+        later["mtu"] = 1400.into();
+        let back = undo(&seen(Some(theirs)), &seen(Some(&later.to_string())));
+        let mut all: Value = serde_json::from_str(theirs).unwrap();
+        all["mtu"] = 1400.into();
+        assert_eq!(written(&back[0]), all);
+        // There was none.
+        let ours = json!({"log-driver": "json-file", "log-opts": {"max-size": "10m"}});
+        let back = undo(&seen(None), &seen(Some(&ours.to_string())));
+        assert_eq!(back[0], Step::Remove { path: FILE.to_owned() });
+        let mut added = ours.clone();
+        added["mtu"] = 1400.into();
+        assert_eq!(written(&undo(&seen(None), &seen(Some(&added.to_string())))[0]), json!({"mtu": 1400}));
+    }
+
+    #[tokio::test]
+    async fn trap_16_what_cannot_be_is_refused_by_table() {
+        let cases = [
+            (
+                "{}",
+                json!({"settings": {"live-restore": "true"}}),
+                "active",
+                "live-restore cannot be together",
+            ),
+            (
+                "{\"live-restore\":true}",
+                json!({"log_driver": "local"}),
+                "active",
+                "live-restore cannot be together",
+            ),
+            ("{\"live-restore\":true}", json!({"log_driver": "local"}), "inactive", ""),
+            ("{", json!({"log_driver": "local"}), "inactive", "/etc/docker/daemon.json is not JSON"),
+            ("[]", json!({"log_driver": "local"}), "inactive", "/etc/docker/daemon.json is no JSON object"),
+        ];
+        for (file, declared, state, want) in cases {
+            let fake = Fake::new();
+            fake.program("systemctl", "echo LoadState=loaded; echo ActiveState=active");
+            fake.answers(
+                "GET /info",
+                200,
+                json!({"LoggingDriver": "syslog", "Swarm": {"LocalNodeState": state}}),
+            );
+            std::fs::create_dir_all(fake.dir.path().join("etc/docker")).unwrap();
+            std::fs::write(fake.dir.path().join("etc/docker/daemon.json"), file).unwrap();
+            let got = DockerDaemon::observe(&spec(declared.clone()), &fake.sys, Depth::Cheap).await;
+            let why = got.err().map(|error| error.to_string()).unwrap_or_default();
+            assert!(why.starts_with(want) && why.is_empty() == want.is_empty(), "{file} {declared}: {why}");
+        }
+    }
+
+    /// What the engine says decides, not the file.
+    #[test]
+    fn the_engine_that_runs_is_the_proof() {
+        let declared = spec(json!({"log_driver": "local"}));
+        let info = |driver: &str| Some(Info { logging_driver: driver.to_owned(), ..Info::default() });
+        let there = Seen { info: info("local"), ..seen(Some("{\"log-driver\":\"local\"}")) };
+        assert_eq!(not_in_force(&declared, &there), None);
+        let why = not_in_force(&declared, &Seen { info: info("json-file"), ..there }).unwrap();
+        assert!(why.starts_with("the engine logs by json-file in spite of"), "{why}");
+    }
+}

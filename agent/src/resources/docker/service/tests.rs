@@ -1,0 +1,174 @@
+//! A service against an engine that answers by table.
+
+use super::super::fake::Fake;
+use super::super::settle::tests::service;
+use super::*;
+
+fn spec(changed: Value) -> SwarmServiceSpec {
+    let mut json = json!({"name": "web", "image": "nginx:1", "networks": ["proxy"], "ports": ["80"],
+        "configs": {"/etc/web.conf": "old"}, "secrets": {"/run/secrets/token": "t0ken"}});
+    for (name, value) in changed.as_object().unwrap() {
+        json[name] = value.clone();
+    }
+    serde_json::from_value(json).unwrap()
+}
+
+fn fake() -> Fake {
+    let fake = Fake::new();
+    fake.answers("GET /info", 200, json!({"Swarm": {"ControlAvailable": true}}));
+    fake.answers("GET /networks", 200, json!([{"Id": "n1", "Name": "proxy"}]));
+    fake.answers("GET /configs", 200, json!([]));
+    fake.answers("GET /secrets", 200, json!([]));
+    fake
+}
+
+/// The engine has what these steps told it.
+fn is_told(fake: &Fake, steps: &[Step]) {
+    let (mut configs, mut secrets) = (Vec::new(), Vec::new());
+    for step in steps {
+        let Step::HttpUnix(call) = step else { continue };
+        let made = json!({"Spec": call.body});
+        match call.path.as_str() {
+            "/configs/create" => configs.push(made),
+            "/secrets/create" => secrets.push(json!({"Spec": {"Name": call.body["Name"]}})),
+            path if path.starts_with("/services/") => {
+                let mut there = service("nginx:1", "");
+                there["Spec"] = call.body.clone();
+                there["Spec"]["TaskTemplate"]["Networks"][0]["Target"] = "n1".into();
+                let task = json!({"Spec": there["Spec"]["TaskTemplate"], "DesiredState": "running",
+                    "Status": {"State": "running"}});
+                fake.answers("GET /services/web", 200, there);
+                fake.answers("GET /tasks", 200, json!([task]));
+            }
+            _ => {}
+        }
+    }
+    fake.answers("GET /configs", 200, configs.into());
+    fake.answers("GET /secrets", 200, secrets.into());
+}
+
+async fn seen(spec: &SwarmServiceSpec, fake: &Fake) -> Seen {
+    SwarmService::observe(spec, &fake.sys, Depth::Cheap).await.unwrap()
+}
+
+fn lines(steps: &[Step]) -> Vec<String> {
+    let short = |step: &Step| step.summary().replace(AGENT_BINARY, "agent");
+    // Which hash it is does not matter here.
+    steps
+        .iter()
+        .map(short)
+        .map(|line| {
+            line.split(' ')
+                .map(|word| if word.starts_with("web-") { "web-…" } else { word })
+                .collect::<Vec<_>>()
+                .join(" ")
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn trap_20_what_is_new_has_a_name_of_its_own_and_the_old_goes_last() {
+    let (fake, old) = (fake(), spec(json!({})));
+    let steps = SwarmService::plan(&old, &seen(&old, &fake).await);
+    let want = [
+        "pull the image nginx:1",
+        "make the config web-…",
+        "make the secret web-…",
+        "make the service web",
+        "agent settle-service web 120 updated",
+    ];
+    assert_eq!(lines(&steps), want);
+    is_told(&fake, &steps);
+    let before = seen(&old, &fake).await;
+    assert_eq!(SwarmService::plan(&old, &before), [], "{:?}", before.shape());
+
+    // Another token: the ports are held, and the old secret goes when the new one is in use.
+    fake.answers("GET /images/nginx%3A1/json", 200, json!({"Id": "x"}));
+    let new = spec(json!({"secrets": {"/run/secrets/token": "other"}}));
+    let now = seen(&new, &fake).await;
+    let steps = SwarmService::plan(&new, &now);
+    let want = [
+        "make the secret web-…",
+        "agent hold-ports 80 90",
+        "update the service web",
+        "agent settle-service web 120 updated",
+        "remove the secret web-…",
+    ];
+    assert_eq!(lines(&steps), want);
+    let Step::HttpUnix(update) = &steps[2] else { panic!("{:?}", steps[2]) };
+    assert!(update.path.ends_with("/update?version=7"), "{}", update.path);
+    // No value is in what is kept or shown, and the name is of no use without the key.
+    let (kept, shown) = (serde_json::to_string(&now).unwrap(), SwarmService::hidden_diff(&new, &now));
+    let plain = shape::content_name("web", &[0; 32]);
+    for text in [&kept, &shown, &format!("{steps:?}")] {
+        assert!(
+            !text.contains("t0ken") && !text.contains(&STANDARD.encode("t0ken")) && !text.contains(&plain),
+            "{text}"
+        );
+    }
+    let other = Sys::rooted(fake.dir.path().to_owned(), String::new()).with_key([8; 32]);
+    assert_ne!(other.keyed_hash("a"), fake.sys.keyed_hash("a"));
+
+    // Once the old value is gone, nobody can bring it back; before that, it can be undone.
+    let after = Seen { secrets: [now.secret_names["/run/secrets/token"].clone()].into(), ..now.clone() };
+    let undo = SwarmService::undo(&new, &before, &Value::Null, &after);
+    assert!(matches!(&undo, Undo::Cannot(why) if why.contains("nobody can read")), "{undo:?}");
+    let Undo::Steps(back) = SwarmService::undo(&new, &before, &Value::Null, &now) else { panic!() };
+    assert_eq!(lines(&back)[1], "update the service web");
+}
+
+#[tokio::test]
+async fn a_config_that_was_collected_comes_back_with_an_undo() {
+    let (fake, old) = (fake(), spec(json!({"secrets": {}})));
+    is_told(&fake, &SwarmService::plan(&old, &seen(&old, &fake).await));
+    let before = seen(&old, &fake).await;
+    let new = spec(json!({"secrets": {}, "configs": {"/etc/web.conf": "new"}}));
+    is_told(&fake, &SwarmService::plan(&new, &seen(&new, &fake).await));
+    let after = seen(&new, &fake).await;
+    let diff = SwarmService::diff(&new, &before);
+    assert!(diff.contains("-old") && diff.contains("+new"), "{diff}");
+    let Undo::Steps(back) = SwarmService::undo(&new, &before, &Value::Null, &after) else { panic!() };
+    let want = [
+        "make the config web-…",
+        "agent hold-ports 80 90",
+        "update the service web",
+        "agent settle-service web 120 updated",
+        "remove the config web-…",
+    ];
+    assert_eq!(lines(&back), want);
+    let Step::HttpUnix(update) = &back[2] else { panic!() };
+    assert_eq!(
+        update.body["TaskTemplate"]["Networks"][0]["Target"], "proxy",
+        "by name: the id may be another"
+    );
+    // There was none before: it is removed, and what was its own with it.
+    let Undo::Steps(back) = SwarmService::undo(&new, &Seen::default(), &Value::Null, &after) else {
+        panic!()
+    };
+    assert_eq!(
+        lines(&back),
+        ["remove the service web", "agent settle-service web 120", "remove the config web-…"]
+    );
+}
+
+#[tokio::test]
+async fn what_is_in_the_way_is_said() {
+    let fake = fake();
+    let foreign = service("nginx:1", "");
+    fake.answers("GET /services/web", 200, foreign);
+    fake.answers("GET /tasks", 200, json!([]));
+    let sys = &fake.sys;
+    let why = |spec: SwarmServiceSpec| async move {
+        let looked = SwarmService::observe(&spec, sys, Depth::Cheap).await;
+        looked.err().map(|error| error.to_string()).unwrap_or_default()
+    };
+    assert!(why(spec(json!({}))).await.starts_with("the service web was not made by Postern"));
+    assert!(
+        why(spec(json!({"state": "absent"}))).await.starts_with("the service web was not made by Postern")
+    );
+    let none = why(spec(json!({"name": "other", "networks": ["nosuch"]}))).await;
+    assert!(none.starts_with("there is no network nosuch"), "{none}");
+    fake.answers("GET /info", 200, json!({"Swarm": {"ControlAvailable": false}}));
+    assert!(why(spec(json!({}))).await.starts_with("a service needs a Swarm"));
+    assert_eq!(why(spec(json!({"state": "absent"}))).await, "");
+}

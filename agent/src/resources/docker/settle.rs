@@ -1,0 +1,309 @@
+//! `postern-agent settle-service`: waits until the tasks of a service are as it says, and tells on the way what becomes
+//! of them. How a service stands is decided here for looks, too.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::{ASK_LIMIT, SOCKET, encoded, filters, hold, text};
+use crate::sys::Sys;
+
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+/// A task that runs for so long has not ended at its start. An update has its own time for that.
+const STEADY: Duration = Duration::from_secs(2);
+/// So many tasks that fail one after another will not do better by themselves.
+const FAILURES: usize = 3;
+/// From when a task runs, a port that does not answer is held no longer.
+const HELD: Duration = Duration::from_secs(10);
+
+/// How the tasks of a service are.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Tasks {
+    /// They run, and as the service says now.
+    pub(super) running: u64,
+    /// They run, or are to, as it said before.
+    pub(super) old: u64,
+    /// They failed, as it says now.
+    pub(super) failed: usize,
+    /// Why the last one failed.
+    pub(super) trouble: String,
+}
+
+/// What of a container's description makes a task of now.
+const TOLD: [&str; 7] = ["Image", "Args", "Env", "Configs", "Secrets", "Mounts", "Healthcheck"];
+
+fn same_spec(task: &Value, service: &Value) -> bool {
+    let (task, service) = (&task["Spec"]["ContainerSpec"], &service["Spec"]["TaskTemplate"]["ContainerSpec"]);
+    TOLD.iter().all(|name| task[*name] == service[*name])
+}
+
+impl Tasks {
+    /// How they are, of what the engine says of the service and of its tasks. Pure.
+    pub(super) fn of(service: &Value, tasks: &[Value]) -> Self {
+        let mut all = Self::default();
+        let mut last = "";
+        for task in tasks {
+            let (state, wanted) = (text(task, "/Status/State"), text(task, "/DesiredState"));
+            let now = same_spec(task, service);
+            match (state, now) {
+                ("running", true) if wanted == "running" => all.running += 1,
+                ("running", _) => all.old += 1,
+                (_, false) if wanted == "running" => all.old += 1,
+                ("failed" | "rejected", true) => all.failed += 1,
+                _ => {}
+            }
+            let (why, at) = (text(task, "/Status/Err"), text(task, "/Status/Timestamp"));
+            if !why.is_empty() && matches!(state, "failed" | "rejected" | "pending") && at >= last {
+                last = at;
+                all.trouble = why.chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect();
+            }
+        }
+        all
+    }
+
+    /// All that are wanted run, and no others, as the service says now: that may be what it said before an update that
+    /// failed.
+    pub(super) fn settled(&self, service: &Value) -> bool {
+        let wanted = service["Spec"]["Mode"]["Replicated"]["Replicas"].as_u64().unwrap_or(0);
+        let update = text(service, "/UpdateStatus/State");
+        self.running == wanted && self.old == 0 && matches!(update, "" | "completed" | "rollback_completed")
+    }
+}
+
+/// Asks for a service and its tasks.
+pub(super) async fn look(
+    sys: &Sys,
+    name: &str,
+) -> Result<Option<(Value, Vec<Value>)>, crate::sys::CallError> {
+    let Some(service) = sys.ask(SOCKET, &format!("/services/{}", encoded(name)), ASK_LIMIT).await? else {
+        return Ok(None);
+    };
+    let tasks = format!("/tasks?filters={}", filters("service", text(&service, "/ID")));
+    let tasks = sys.ask(SOCKET, &tasks, ASK_LIMIT).await?;
+    let tasks = tasks.and_then(|tasks| tasks.as_array().cloned()).unwrap_or_default();
+    Ok(Some((service, tasks)))
+}
+
+/// Waits for a service to settle, or for its containers to be gone where there is no such service. Where it was `updated`
+/// just before, an update that was rolled back is an error. The error is for people.
+pub(crate) async fn settle_service(
+    sys: &Sys,
+    name: &str,
+    seconds: &str,
+    updated: bool,
+    out: &mut (dyn Write + Send),
+) -> Result<(), String> {
+    let seconds: u64 = seconds.parse().map_err(|_| "want a name and seconds".to_owned())?;
+    let held = hold::is_held(sys).await;
+    let mut wait = Wait {
+        name,
+        until: Instant::now() + Duration::from_secs(seconds),
+        held,
+        updated,
+        told: BTreeMap::new(),
+    };
+    let ended = wait.wait(sys, seconds, out).await;
+    if wait.held {
+        hold::release(sys).await;
+    }
+    ended
+}
+
+struct Wait<'a> {
+    name: &'a str,
+    until: Instant,
+    /// Ports are held until the new task has them.
+    held: bool,
+    /// It was updated just before.
+    updated: bool,
+    /// What was told last of the update, and of each task.
+    told: BTreeMap<String, String>,
+}
+
+impl Wait<'_> {
+    async fn wait(&mut self, sys: &Sys, seconds: u64, out: &mut (dyn Write + Send)) -> Result<(), String> {
+        let mut steady: Option<Instant> = None;
+        let mut runs: Option<Instant> = None;
+        loop {
+            let looked = look(sys, self.name).await.map_err(|error| error.to_string())?;
+            let Some((service, tasks)) = looked else { return self.gone(sys, seconds).await };
+            self.tell(&service, &tasks, out);
+            let now = Tasks::of(&service, &tasks);
+            if let Some(why) = self.failed(&service, &now) {
+                return Err(why);
+            }
+            if self.held && now.old == 0 && self.ports_answer(&service).await {
+                // Also before Docker says that the task is well, which it finds out some seconds later.
+                self.let_go(sys).await;
+            }
+            if self.held && now.running > 0 && runs.get_or_insert_with(Instant::now).elapsed() > HELD {
+                self.let_go(sys).await;
+            }
+            if now.settled(&service) {
+                let since = *steady.get_or_insert_with(Instant::now);
+                if since.elapsed() >= STEADY {
+                    return Ok(());
+                }
+            } else {
+                steady = None;
+            }
+            if Instant::now() >= self.until {
+                let Tasks { running, old, trouble, .. } = now;
+                let why = if trouble.is_empty() { String::new() } else { format!(": {trouble}") };
+                let old = if old > 0 { format!(", {old} as it was before") } else { String::new() };
+                let name = self.name;
+                return Err(format!(
+                    "the service {name} is not as declared after {seconds} s: {running} tasks run{old}{why}"
+                ));
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    async fn let_go(&mut self, sys: &Sys) {
+        hold::release(sys).await;
+        self.held = false;
+    }
+
+    /// Why there is nothing to wait for any more.
+    fn failed(&self, service: &Value, tasks: &Tasks) -> Option<String> {
+        let name = self.name;
+        let said = text(service, "/UpdateStatus/Message");
+        let why = if tasks.trouble.is_empty() { said } else { &tasks.trouble };
+        match text(service, "/UpdateStatus/State") {
+            "rollback_completed" => Some(format!("the update of {name} failed and was rolled back: {why}")),
+            "paused" | "rollback_paused" if self.updated => {
+                Some(format!("the update of {name} failed and stands still: {why}"))
+            }
+            "" if tasks.failed >= FAILURES && tasks.running == 0 => {
+                Some(format!("the tasks of {name} fail: {why}"))
+            }
+            _ => None,
+        }
+    }
+
+    async fn ports_answer(&self, service: &Value) -> bool {
+        let ports = service["Spec"]["EndpointSpec"]["Ports"].as_array();
+        for port in ports.into_iter().flatten() {
+            let held = text(port, "/PublishMode") == "host" && text(port, "/Protocol") == "tcp";
+            let number = port["PublishedPort"].as_u64().and_then(|port| u16::try_from(port).ok());
+            if held && !hold::answers(number.unwrap_or(0)).await {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// The containers of a service that is gone end after it.
+    async fn gone(&self, sys: &Sys, seconds: u64) -> Result<(), String> {
+        let label = format!("com.docker.swarm.service.name={}", self.name);
+        let path = format!("/containers/json?filters={}", encoded(&json!({"label": [label]}).to_string()));
+        loop {
+            let left = sys.ask(SOCKET, &path, ASK_LIMIT).await.map_err(|error| error.to_string())?;
+            if left.and_then(|left| left.as_array().map(Vec::len)).unwrap_or(0) == 0 {
+                return Ok(());
+            }
+            if Instant::now() >= self.until {
+                return Err(format!("containers of {} still run after {seconds} s", self.name));
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// Tells what is new. Who reads it may be gone; the wait is the same.
+    fn tell(&mut self, service: &Value, tasks: &[Value], out: &mut (dyn Write + Send)) {
+        let mut news = Vec::new();
+        let update = text(service, "/UpdateStatus/State");
+        if !update.is_empty() {
+            news.push(("update".to_owned(), format!("{update}: {}", text(service, "/UpdateStatus/Message"))));
+        }
+        for task in tasks.iter().take(50) {
+            let id: String = text(task, "/ID").chars().take(12).collect();
+            let why = text(task, "/Status/Err");
+            let why = if why.is_empty() { String::new() } else { format!(": {why}") };
+            news.push((format!("task {id}"), format!("{}{why}", text(task, "/Status/State"))));
+        }
+        for (what, now) in news {
+            if self.told.get(&what) != Some(&now) {
+                let _ = writeln!(out, "{what}: {now}");
+                self.told.insert(what, now);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::super::fake::Fake;
+    use super::*;
+
+    pub(in super::super) fn service(image: &str, update: &str) -> Value {
+        json!({"ID": "s", "Version": {"Index": 7}, "UpdateStatus": {"State": update, "Message": "because"},
+            "Spec": {"Name": "web", "Mode": {"Replicated": {"Replicas": 1}},
+                "TaskTemplate": {"ContainerSpec": {"Image": image}}}})
+    }
+
+    fn task(image: &str, state: &str, wanted: &str, why: &str) -> Value {
+        json!({"ID": format!("{image}{state}"), "DesiredState": wanted, "Spec": {"ContainerSpec": {"Image": image}},
+            "Status": {"State": state, "Err": why, "Timestamp": "2026-01-01T00:00:00Z"}})
+    }
+
+    #[test]
+    fn how_tasks_stand_by_table() {
+        let cases = [
+            (vec![task("b", "running", "running", "")], "", true),
+            (vec![task("b", "running", "running", "")], "completed", true),
+            (vec![task("b", "running", "running", "")], "updating", false),
+            (vec![task("a", "running", "running", "")], "", false),
+            (vec![task("b", "running", "running", ""), task("a", "running", "shutdown", "")], "", false),
+            (vec![task("b", "running", "running", ""), task("a", "shutdown", "shutdown", "")], "", true),
+            (vec![task("b", "starting", "running", "")], "", false),
+            (vec![task("b", "running", "running", ""), task("b", "failed", "shutdown", "x")], "", true),
+            (vec![], "", false),
+        ];
+        for (tasks, update, want) in cases {
+            let service = service("b", update);
+            assert_eq!(Tasks::of(&service, &tasks).settled(&service), want, "{tasks:?} {update}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_wait_ends_by_what_is_seen() {
+        let cases = [
+            (service("b", "completed"), vec![task("b", "running", "running", "")], "3", Ok(())),
+            (
+                service("b", "rollback_completed"),
+                vec![task("b", "running", "running", ""), task("c", "failed", "shutdown", "exit 1")],
+                "9",
+                Err("the update of web failed and was rolled back: exit 1"),
+            ),
+            (service("b", "paused"), vec![], "9", Err("the update of web failed and stands still: because")),
+            (
+                service("b", ""),
+                vec![task("b", "failed", "shutdown", "no such image"); 3],
+                "9",
+                Err("the tasks of web fail: no such image"),
+            ),
+            (
+                service("b", ""),
+                vec![task("b", "pending", "running", "no suitable node")],
+                "0",
+                Err("the service web is not as declared after 0 s: 0 tasks run: no suitable node"),
+            ),
+        ];
+        for (service, tasks, seconds, want) in cases {
+            let fake = Fake::new();
+            for program in ["iptables", "ip6tables"] {
+                fake.program(program, "exit 1");
+            }
+            fake.answers("GET /services/web", 200, service.clone());
+            fake.answers("GET /tasks", 200, tasks.into());
+            let got = settle_service(&fake.sys, "web", seconds, true, &mut Vec::new()).await;
+            assert_eq!(got, want.map_err(str::to_owned), "{service}");
+        }
+    }
+}

@@ -1,0 +1,447 @@
+//! Docker, Swarm and the shipped profiles `swarm` and `site` on real hosts. Docker's packages, its registry and Traefik
+//! are stand-ins where the lab has none of the real ones, and it says so.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail as tests do")]
+
+mod contract;
+
+use std::net::SocketAddr;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use contract::{Case, Undo, keeps, last_run};
+use postern_tests::lab::{Host, HostSpec, Image};
+use postern_tests::load::{Load, get};
+use postern_tests::rig::{BOOT_DEADLINE, Ended, Rig, apply, finish, managed_with, said, wait_for};
+use postern_tests::time_server::serve_time;
+
+/// For a run that installs Docker.
+const LONG: Duration = Duration::from_secs(900);
+const TRAEFIK: &str = "traefik:v3.7.9";
+
+fn spec(name: &str, image: Image) -> HostSpec {
+    HostSpec { docker: true, internet: true, ..HostSpec::new(name, image) }
+}
+
+fn set_secret(rig: &Rig, name: &str, value: &str) -> Result<()> {
+    let file = rig.secret_file("secret.txt", value)?;
+    let mut command = rig.command(&["secret", "set", name]);
+    command.stdin(Stdio::from(std::fs::File::open(file)?));
+    finish(command, Duration::from_secs(60))?.expect(0);
+    Ok(())
+}
+
+fn at(host: &Host, port: u16) -> SocketAddr {
+    SocketAddr::new(host.v4.into(), port)
+}
+
+/// A host with Docker from its own repository, as the profile installs it, and nothing else of the profile.
+fn with_docker(name: &str, image: Image) -> Result<Option<(Rig, Host)>> {
+    let Some((rig, host)) = managed_with(spec(name, image))? else { return Ok(None) };
+    let internet = rig.lab.internet()?;
+    let release = image.release.to_string();
+    internet.say_stand_ins(&format!("for {release}:"));
+    internet.say_stand_ins("traefik");
+    let packages = ["containerd.io", "docker-ce", "docker-ce-cli"];
+    let packages: String = packages.iter().map(|name| format!("  - package: {{name: {name}}}\n")).collect();
+    let resources = format!(
+        "  - apt_repository:\n      name: docker\n      uris: ['https://download.docker.com/linux/debian']\n      \
+         suites: [{release}]\n      components: [stable]\n      key_url: https://download.docker.com/linux/debian/gpg\n      \
+         fingerprints: ['{}']\n{packages}",
+        internet.docker_key()
+    );
+    apply_for(&rig, &host, &resources)?.expect(0);
+    Ok(Some((rig, host)))
+}
+
+/// Applies resources with time for what comes over the network.
+fn apply_for(rig: &Rig, host: &Host, resources: &str) -> Result<Ended> {
+    let profile = rig.state_dir().join("lab.yaml");
+    std::fs::write(&profile, format!("name: lab\nresources:\n{resources}"))?;
+    finish(rig.command(&["apply", &profile.display().to_string(), "-H", &host.name]), LONG)
+}
+
+struct Shipped {
+    rig: Rig,
+    host: Host,
+    vars: Vec<String>,
+}
+
+impl Shipped {
+    fn open(name: &str, image: Image) -> Result<Option<Self>> {
+        let Some(mut rig) = Rig::open() else { return Ok(None) };
+        rig.serve()?;
+        let host = rig.host_with(spec(name, image))?;
+        serve_time(&host)?;
+        let internet = rig.lab.internet()?;
+        internet.say_stand_ins(&format!("for {}:", image.release));
+        internet.say_stand_ins("traefik");
+        let key = std::fs::read_to_string(rig.lab.public_key())?;
+        let vars = [
+            "admin=ada".to_owned(),
+            format!("admin_key={}", key.trim()),
+            format!("docker_key={}", internet.docker_key()),
+        ];
+        Ok(Some(Self { rig, host, vars: vars.to_vec() }))
+    }
+
+    /// `postern up … --profile swarm`, and how the run ended in its own words.
+    fn up(&self) -> Result<String> {
+        let (rig, host) = (&self.rig, &self.host);
+        let target = format!("root@{}", host.v4);
+        let key = host.private_key.display().to_string();
+        let fingerprint = host.fingerprint("ssh-ed25519").context("no ed25519 key")?;
+        let mut args =
+            vec!["up", &target, "--identity", &key, "--host-key", fingerprint, "--name", &host.name];
+        args.extend(["--profile", "swarm"]);
+        for var in &self.vars {
+            args.extend(["--var", var]);
+        }
+        finish(rig.command(&args), LONG)?.expect(0);
+        let runs = rig.run(&["runs", "-H", &host.name, "--output", "json"])?.expect(0);
+        let value: serde_json::Value = serde_json::from_str(&runs.stdout)?;
+        Ok(value["runs"][0]["message"].as_str().unwrap_or_default().to_owned())
+    }
+
+    fn in_force(&self) -> Result<()> {
+        let host = &self.host;
+        assert_eq!(
+            host.sh("docker info --format '{{.LoggingDriver}} {{.Swarm.LocalNodeState}}'")?,
+            "json-file active"
+        );
+        assert_eq!(host.sh("docker node ls --format '{{.Status}} {{.ManagerStatus}}'")?, "Ready Leader");
+        let mtu = host.sh(
+            "docker network inspect proxy --format '{{index .Options \"com.docker.network.driver.mtu\"}}'",
+        )?;
+        assert_eq!(mtu, "1450");
+        let config = get(at(host, 80), "/config")?;
+        assert!(
+            config.contains("exposedByDefault: false") && !config.contains("forwardedHeaders"),
+            "{config}"
+        );
+        assert_eq!(get(at(host, 443), "/config")?, config);
+        let shown = host.sh("docker service inspect traefik --format '{{json .Spec}}'")?;
+        assert!(
+            shown.contains("\"Source\":\"/run/docker.sock\"") && shown.contains("\"ReadOnly\":true"),
+            "{shown}"
+        );
+        host.sh("getent group docker && ! id -nG ada | grep -qw docker")?;
+        Ok(())
+    }
+
+    fn unchanged(&self, when: &str) -> Result<()> {
+        let message = self.up()?;
+        ensure!(message.ends_with(" unchanged") && !message.contains(','), "{when}: {message}");
+        Ok(())
+    }
+}
+
+fn swarm_on(name: &str, image: Image) -> Result<()> {
+    let Some(shipped) = Shipped::open(name, image)? else { return Ok(()) };
+    let host = &shipped.host;
+    let first = shipped.up()?;
+    assert!(first.contains("changed"), "{first}");
+    shipped.in_force()?;
+    shipped.unchanged("the second run")?;
+
+    host.reboot()?;
+    host.wait_ssh(BOOT_DEADLINE)?;
+    wait_for("Traefik answers after the restart", Duration::from_secs(120), || {
+        Ok(get(at(host, 80), "/config").is_ok() && get(at(host, 443), "/config").is_ok())
+    })?;
+    wait_for("the clock is right again", Duration::from_secs(60), || {
+        Ok(host.sh("chronyc -n tracking || true")?.contains(": Normal"))
+    })?;
+    wait_for("Docker says that Traefik is well", Duration::from_secs(120), || {
+        Ok(host.sh("docker service ls --format '{{.Name}} {{.Replicas}}'")? == "traefik 1/1")
+    })?;
+    shipped.in_force()?;
+    shipped.unchanged("the run after a restart")?;
+    a_site_comes_and_goes(&shipped)?;
+    trap_17_a_newer_major_is_not_taken(host)
+}
+
+/// Profile `site`, in the form of its command.
+fn a_site_comes_and_goes(shipped: &Shipped) -> Result<()> {
+    let (rig, host) = (&shipped.rig, &shipped.host);
+    let image = format!("image={TRAEFIK}");
+    let site = |more: &[&str]| {
+        let mut args =
+            vec!["apply", "site", "-H", &host.name, "--var", "domain=www.example.org", "--var", &image];
+        args.extend(more);
+        finish(rig.command(&args), LONG)
+    };
+    site(&[])?.expect(0);
+    let labels = host.sh("docker service inspect www-example-org --format '{{json .Spec.Labels}}'")?;
+    assert!(
+        labels.contains("Host(`www.example.org`)") && labels.contains("\"traefik.swarm.network\":\"proxy\""),
+        "{labels}"
+    );
+    assert_eq!(host.sh("docker service ls --filter name=www --format '{{.Replicas}}'")?, "1/1");
+    site(&["--var", "state=absent"])?.expect(0);
+    assert_eq!(host.sh("docker service ls --format '{{.Name}}'")?, "traefik");
+    Ok(())
+}
+
+/// A repository that has Docker 30, too.
+fn trap_17_a_newer_major_is_not_taken(host: &Host) -> Result<()> {
+    host.sh(
+        "mkdir -p /srv/newer/x/DEBIAN; cd /srv/newer
+         printf 'Package: docker-ce\\nVersion: 5:30.0.0-1\\nArchitecture: all\\nMaintainer: lab <lab@localhost>\\nDescription: newer\\n' >x/DEBIAN/control
+         dpkg-deb --build x newer.deb >/dev/null; rm -r x
+         { dpkg-deb -f newer.deb; echo Filename: ./newer.deb; echo Size: $(stat -c %s newer.deb); echo SHA256: $(sha256sum newer.deb | cut -d ' ' -f 1); } >Packages
+         echo 'deb [trusted=yes] file:/srv/newer ./' >/etc/apt/sources.list.d/newer.list
+         apt-get update -q >/dev/null",
+    )?;
+    let would = || host.sh("apt-get -s dist-upgrade | grep -c '^Inst docker-ce ' || true");
+    assert_eq!(would()?, "0", "Docker 30 would be installed");
+    // The control: without the file, apt takes it.
+    host.sh("mv /etc/apt/preferences.d/postern-docker /root/")?;
+    assert_eq!(would()?, "1");
+    host.sh("mv /root/postern-docker /etc/apt/preferences.d/; rm /etc/apt/sources.list.d/newer.list")?;
+    Ok(())
+}
+
+#[test]
+fn trap_17_swarm_on_debian_12_as_shipped() -> Result<()> {
+    swarm_on("swarm-12", Image::BOOKWORM_SHIPPED)
+}
+
+#[test]
+fn trap_17_swarm_on_debian_13_as_shipped() -> Result<()> {
+    swarm_on("swarm-13", Image::TRIXIE_SHIPPED)
+}
+
+/// T16: what others set stays, what cannot be is refused, and nothing is put in place that the engine does not take.
+#[test]
+fn trap_16_daemon_json_is_merged() -> Result<()> {
+    let Some((rig, host)) = with_docker("daemon", Image::TRIXIE)? else { return Ok(()) };
+    host.sh("mkdir -p /etc/docker; echo '{\"mtu\": 1400, \"log-driver\": \"local\"}' >/etc/docker/daemon.json; systemctl reset-failed docker; systemctl restart docker")?;
+    let daemon = |more: &str| {
+        format!(
+            "  - docker_daemon: {{log_driver: json-file, log_opts: {{max-size: 10m, max-file: '3'}}{more}}}\n"
+        )
+    };
+    apply(&rig, &host, &daemon(""), &[])?.expect(0);
+    let run = last_run(&rig, &host)?;
+    assert_eq!(host.sh("docker info --format '{{.LoggingDriver}}'")?, "json-file");
+    host.sh("grep -q '\"mtu\": 1400' /etc/docker/daemon.json")?;
+    // Refused before it is in place: the engine that runs goes on with what it has.
+    let started = host.sh("systemctl show -p ExecMainStartTimestampMonotonic docker")?;
+    let before = host.sh("sha256sum /etc/docker/daemon.json")?;
+    let refused = apply(&rig, &host, &daemon(", settings: {no-such-key: 'true'}"), &[])?.expect(1);
+    assert!(said(&refused).contains("does not accept the new content"), "{refused:?}");
+    assert_eq!(host.sh("sha256sum /etc/docker/daemon.json")?, before);
+    // Somebody's own key comes in between; an undo takes back only ours.
+    host.sh("sed -i 's/\"mtu\": 1400/\"mtu\": 1400, \"debug\": true/' /etc/docker/daemon.json")?;
+    rig.run(&["run", "undo", &run])?.expect(0);
+    let back = host.sh("cat /etc/docker/daemon.json")?;
+    assert!(back.contains("\"local\"") && back.contains("debug") && !back.contains("max-size"), "{back}");
+    assert_eq!(host.sh("docker info --format '{{.LoggingDriver}}'")?, "local");
+    assert_ne!(host.sh("systemctl show -p ExecMainStartTimestampMonotonic docker")?, started);
+
+    apply(&rig, &host, "  - docker_daemon: {settings: {live-restore: 'true'}}\n", &[])?.expect(0);
+    let refused = apply(&rig, &host, "  - swarm: {}\n", &[])?.expect(1);
+    assert!(said(&refused).contains("live-restore on, which cannot be together with Swarm"), "{refused:?}");
+    Ok(())
+}
+
+/// T18 and T19: several addresses, none of IPv4 that counts, and a network whose packets are smaller.
+#[test]
+fn trap_18_and_19_a_swarm_on_the_hosts_own_networks() -> Result<()> {
+    let Some((rig, host)) = with_docker("networks", Image::BOOKWORM)? else { return Ok(()) };
+    let node = "docker info --format '{{.Swarm.NodeAddr}}'";
+    let swarm = "  - swarm: {}\n";
+    // The lab's address is private and of the default route; this one is lower, and of neither.
+    host.sh("ip link add other type dummy; ip link set other up; ip addr add 10.0.0.1/24 dev other")?;
+    apply(&rig, &host, swarm, &[])?.expect(0);
+    assert_eq!(host.sh(node)?, host.v4.to_string());
+    let run = last_run(&rig, &host)?;
+    rig.run(&["run", "undo", &run])?.expect(0);
+    assert_eq!(host.sh("docker info --format '{{.Swarm.LocalNodeState}}'")?, "inactive");
+
+    // A host that has only IPv6 for others: its IPv4 address goes on carrying the link, and no more.
+    host.sh("ip link del other")?;
+    host.sh(&format!("ip addr change {}/24 dev eth0 scope link", host.v4))?;
+    host.sh("ip link set eth0 mtu 1400")?;
+    let network = "  - docker_network: {name: proxy, attachable: true}\n";
+    apply(&rig, &host, &format!("{swarm}{network}"), &[])?.expect(0);
+    assert_eq!(host.sh(node)?, host.v6.to_string());
+    let again = apply(&rig, &host, &format!("{swarm}{network}"), &[])?.expect(0);
+    assert!(again.stdout.contains("2 unchanged"), "{again:?}");
+    // 70 bytes less over IPv6; and so it is inside of a container.
+    let service =
+        format!("  - swarm_service: {{name: web, image: '{TRAEFIK}', networks: [proxy], ports: ['80']}}\n");
+    apply_for(&rig, &host, &format!("{swarm}{network}{service}"))?.expect(0);
+    let inside = "docker exec $(docker ps -q --filter label=com.docker.swarm.service.name=web) cat /sys/class/net/eth0/mtu";
+    assert_eq!(host.sh(inside)?, "1330");
+    // Another MTU cannot be had while somebody is in it, and that is said.
+    let other = format!("{swarm}  - docker_network: {{name: proxy, attachable: true, mtu: 1300}}\n{service}");
+    let refused = apply(&rig, &host, &other, &[])?.expect(1);
+    assert!(said(&refused).contains("has the MTU 1330 and not 1300, which cannot be changed"), "{refused:?}");
+    Ok(())
+}
+
+/// A service like the profile's Traefik, with a token.
+fn traefik() -> String {
+    format!(
+        "  - swarm: {{}}\n  - docker_network: {{name: proxy, attachable: true}}\n  - swarm_service:\n      name: traefik\n      \
+         image: '{TRAEFIK}'\n      networks: [proxy]\n      ports: ['80', '443', 443/udp]\n      \
+         mounts: ['/run/docker.sock:/var/run/docker.sock:ro', 'traefik-acme:/acme']\n      \
+         health: [traefik, healthcheck]\n      env: {{CF_DNS_API_TOKEN_FILE: /run/secrets/dns-cloudflare}}\n      \
+         secrets: {{/run/secrets/dns-cloudflare: \"{{{{ secret('dns-cloudflare') }}}}\"}}\n      \
+         configs: {{/etc/traefik/traefik.yml: \"providers: {{}}\\n\"}}\n"
+    )
+}
+
+/// T20: 220 requests a second for a minute and more, and the token changes in between: not one is lost, the new token is
+/// there, and nothing of the old one is left.
+#[test]
+fn trap_20_and_22_a_token_is_changed_without_a_lost_request() -> Result<()> {
+    let Some((rig, host)) = with_docker("rotate", Image::BOOKWORM)? else { return Ok(()) };
+    let (old, new) = ("first-cloudflare-token", "second-cloudflare-token");
+    set_secret(&rig, "dns-cloudflare", old)?;
+    apply_for(&rig, &host, &traefik())?.expect(0);
+    let token = || get(at(&host, 80), "/secrets/dns-cloudflare").map(|text| text.trim().to_owned());
+    assert_eq!(token()?, old);
+    let names = || host.sh("docker secret ls --format '{{.Name}}'");
+    let before = names()?;
+
+    let load = Load::start(at(&host, 80), "/config", "providers", 220);
+    wait_for("the load has gone on for ten seconds", Duration::from_secs(20), elapsed(10))?;
+    set_secret(&rig, "dns-cloudflare", new)?;
+    let rotated = apply_for(&rig, &host, &traefik())?.expect(0);
+    assert!(rotated.stdout.contains("1 changed"), "{rotated:?}");
+    wait_for("the load goes on after it", Duration::from_secs(60), elapsed(45))?;
+    let outcome = load.stop()?;
+    use std::io::Write as _;
+    writeln!(std::io::stdout(), "T20: {outcome:?}")?;
+    assert_eq!(outcome.failed, 0, "{outcome:?}");
+    let (lasted, rate) =
+        (outcome.lasted.as_secs_f64(), outcome.answered as f64 / outcome.lasted.as_secs_f64());
+    assert!(lasted >= 60.0 && rate >= 200.0, "{rate:.0} a second for {lasted:.0} s: {outcome:?}");
+    assert_eq!(token()?, new);
+    let after = names()?;
+    assert!(after.lines().count() == 1 && after != before, "{before} {after}");
+    host.sh("! iptables -w -t mangle -S POSTERN-HOLD && ! ip6tables -w -t mangle -S POSTERN-HOLD")?;
+
+    // Neither value is anywhere: arguments, the service, what the agent keeps, what it logged.
+    for value in [old, new] {
+        let shown = host.sh(
+            "docker service inspect traefik; docker secret ls; docker secret inspect $(docker secret ls -q)",
+        )?;
+        assert!(!shown.contains(value), "{shown}");
+        // Also in the form in which it is sent to the engine.
+        let sent = host.sh(&format!("printf %s {value} | base64 -w0 | cut -c1-24"))?;
+        host.sh(&format!("! grep -rqsF {sent} /var/lib/postern-agent; ! journalctl | grep -qF {sent}"))?;
+        host.sh(&format!(
+            "! grep -rqsF {value} /var/lib/postern-agent /etc/postern-agent; ! journalctl | grep -qF {value}"
+        ))?;
+    }
+    // The control: the same load notices an update that holds nobody.
+    let load = Load::start(at(&host, 80), "/config", "providers", 220);
+    host.exec_with(
+        &["docker", "service", "update", "--force", "--quiet", "traefik"],
+        b"",
+        Duration::from_secs(120),
+    )?
+    .ok()?;
+    let outcome = load.stop()?;
+    assert!(outcome.failed > 0, "the control: {outcome:?}");
+
+    a_failed_update_is_told(&rig, &host)
+}
+
+/// True once so many seconds have gone by.
+fn elapsed(seconds: u64) -> impl FnMut() -> Result<bool> {
+    let end = std::time::Instant::now() + Duration::from_secs(seconds);
+    move || Ok(std::time::Instant::now() >= end)
+}
+
+/// An image that ends at once: the update is rolled back, the error is the task's, and what ran before answers.
+fn a_failed_update_is_told(rig: &Rig, host: &Host) -> Result<()> {
+    let internet = rig.lab.internet()?;
+    let hello = internet
+        .images()
+        .iter()
+        .find(|name| name.starts_with("postern-lab/hello:"))
+        .context("no image")?
+        .clone();
+    let broken = traefik().replace(TRAEFIK, &hello).replace("      health: [traefik, healthcheck]\n", "");
+    let failed = apply_for(rig, host, &broken)?.expect(1);
+    assert!(said(&failed).contains("failed and was rolled back"), "{failed:?}");
+    wait_for("what ran before answers again", Duration::from_secs(60), || {
+        Ok(get(at(host, 80), "/config").is_ok())
+    })?;
+    apply_for(rig, host, &traefik())?.expect(0);
+    // Somebody stops a task: Docker starts it again by itself, and a run that comes in between waits for it.
+    host.sh("docker kill $(docker ps -q --filter label=com.docker.swarm.service.name=traefik)")?;
+    apply_for(rig, host, &traefik())?.expect(0);
+    get(at(host, 80), "/config").map(drop)
+}
+
+fn cases() -> Vec<Case> {
+    let case = |kind, before, resource, effect| Case { kind, before, resource, effect, undo: Undo::Whole };
+    vec![
+        case(
+            "docker_daemon",
+            "mkdir -p /etc/docker; printf '{\\n\"mtu\":1400}' >/etc/docker/daemon.json; systemctl reset-failed docker; systemctl restart docker",
+            "docker_daemon: {log_driver: local, log_opts: {max-size: 10m}}",
+            "test $(docker info --format '{{.LoggingDriver}}') = local && grep -q 1400 /etc/docker/daemon.json",
+        ),
+        case(
+            "docker_daemon",
+            "rm /etc/docker/daemon.json; systemctl reset-failed docker; systemctl restart docker",
+            "docker_daemon: {log_driver: local}",
+            "test $(docker info --format '{{.LoggingDriver}}') = local",
+        ),
+        case("swarm", ":", "swarm: {}", "test $(docker info --format '{{.Swarm.LocalNodeState}}') = active"),
+        case(
+            "docker_network",
+            "docker swarm init >/dev/null 2>&1 || docker info | grep -q 'Is Manager: true'",
+            "docker_network: {name: lab-net, attachable: true}",
+            "docker network inspect lab-net --format '{{index .Options \"com.docker.network.driver.mtu\"}}' | grep -qx 1450",
+        ),
+        case(
+            "docker_network",
+            ":",
+            "docker_network: {name: lab-bridge, driver: bridge, mtu: 1300}",
+            "docker network inspect lab-bridge --format '{{.Driver}}' | grep -qx bridge",
+        ),
+        case(
+            "swarm_service",
+            "docker network inspect lab-net >/dev/null 2>&1 || docker network create -d overlay --attachable lab-net",
+            "swarm_service: {name: web, image: 'traefik:v3.7.9', networks: [lab-net], ports: ['80'], replicas: 1, \
+             configs: {/etc/traefik/traefik.yml: \"a: b\\n\"}, labels: {x: y}}",
+            "curl -sf -m 5 localhost:80/config | grep -qx 'a: b'",
+        ),
+        case(
+            "swarm_service",
+            "docker service create -q --name by-hand -l postern.managed=true --network lab-net traefik:v3.7.9 >/dev/null",
+            "swarm_service: {name: by-hand, state: absent}",
+            "! docker service inspect by-hand >/dev/null 2>&1",
+        ),
+    ]
+}
+
+fn contract_on(name: &str, image: Image) -> Result<()> {
+    let Some((rig, host)) = with_docker(name, image)? else { return Ok(()) };
+    let mut broken = Vec::new();
+    for (number, case) in cases().iter().enumerate() {
+        if let Err(why) = keeps(&rig, &host, number, case) {
+            broken.push(format!("--- {number} {}\n{why}", case.kind));
+        }
+    }
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+    Ok(())
+}
+
+#[test]
+fn kinds_about_docker_keep_the_contract_on_debian_12() -> Result<()> {
+    contract_on("docker-12", Image::BOOKWORM)
+}
+
+#[test]
+fn kinds_about_docker_keep_the_contract_on_debian_13() -> Result<()> {
+    contract_on("docker-13", Image::TRIXIE)
+}
