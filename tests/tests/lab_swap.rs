@@ -73,7 +73,14 @@ fn gone(host: &Host) -> Result<()> {
     Ok(())
 }
 
+/// The next plan is without it.
+fn forget(rig: &Rig, host: &Host, profile: &str) -> Result<()> {
+    rig.run(&["host", "unassign", &host.name, profile])?.expect(0);
+    Ok(())
+}
+
 fn keeps_the_contract(rig: &Rig, host: &Host) -> Result<()> {
+    forget(rig, host, "lab")?;
     let case = Case {
         kind: "swap",
         before: ":",
@@ -90,6 +97,7 @@ fn keeps_the_contract(rig: &Rig, host: &Host) -> Result<()> {
         ..case
     };
     keeps(rig, host, 2, &absent).map_err(anyhow::Error::msg)?;
+    forget(rig, host, "contract")?;
     // The undo of its undo took it away again.
     host.sh("test ! -e /var/lib/swap-1 && ! ls /var/lib/*.postern-new /*.postern-new 2>/dev/null")?;
     Ok(())

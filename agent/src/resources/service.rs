@@ -1,15 +1,17 @@
 //! `service`: a systemd unit, running or not, at boot or not, restarted when its files are newer than it is.
 
+mod carries;
+
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
-use postern_proto::guard::Predicate;
-use postern_proto::host::{AGENT_BINARY, UNIT};
+use postern_proto::host::UNIT;
 use postern_proto::spec::{Running, ServiceSpec};
 use serde::{Deserialize, Serialize};
 
 use super::{Depth, Exec, ObserveError, Protect, Resource, Step, Undo, listen};
 use crate::sys::{Sys, SysError};
+use carries::carries;
 
 /// The time a question to systemd may take.
 const ASK_LIMIT: Duration = Duration::from_secs(30);
@@ -19,31 +21,10 @@ const ACT_LIMIT: Duration = Duration::from_secs(300);
 const STAYS: Duration = Duration::from_millis(500);
 /// How long a unit may be on its way up or down.
 const SETTLE: Duration = Duration::from_secs(60);
+/// The time a unit may take to say whether it is ready.
+const READY_LIMIT: Duration = Duration::from_secs(3);
 /// Between looks at a unit that is on its way.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
-
-/// Units that the way to this host may lie over: what listens, what sets up addresses, names and routes, what
-/// filters, what carries a tunnel. The last ones are names of instances. `netfilter-persistent` is not among them:
-/// nothing takes back what it loads.
-const CARRIES: &[&str] = &[
-    "ssh.service",
-    "sshd.service",
-    "ssh.socket",
-    "networking.service",
-    "systemd-networkd.service",
-    "systemd-networkd.socket",
-    "systemd-resolved.service",
-    "NetworkManager.service",
-    "dhcpcd.service",
-    "nftables.service",
-    "ufw.service",
-    "firewalld.service",
-    "tailscaled.service",
-    "cloudflared.service",
-    "ifup@",
-    "wg-quick@",
-    "openvpn@",
-];
 
 pub(super) struct Service;
 
@@ -69,6 +50,9 @@ pub(super) struct Seen {
     /// When it was started, nanoseconds since the Unix epoch: only for such a unit.
     #[serde(default)]
     started_ns: Option<i128>,
+    /// What it says instead of being ready, for people.
+    #[serde(default)]
+    unready: Option<String>,
 }
 
 impl Seen {
@@ -115,6 +99,9 @@ impl Resource for Service {
             seen.ssh = served.ports;
         }
         if depth == Depth::Cheap || spec.state.is_none() {
+            if depth == Depth::Cheap && seen.is_active() {
+                seen.unready = unready(spec, host).await;
+            }
             return Ok(seen);
         }
         let until = tokio::time::Instant::now() + SETTLE;
@@ -126,6 +113,9 @@ impl Resource for Service {
             tokio::time::sleep(STAYS).await;
             seen = ask(spec, host).await?;
         }
+        if depth == Depth::Proof && seen.is_active() {
+            becomes_ready(spec, host).await?;
+        }
         Ok(seen)
     }
 
@@ -134,7 +124,7 @@ impl Resource for Service {
         let unit = spec.unit();
         let mut systemctl = |args: &[&str]| steps.push(systemctl(args));
         let enabled = seen.is_enabled();
-        let restart = seen.is_outdated(spec);
+        let restart = seen.is_outdated(spec) || seen.unready.is_some();
         let start = spec.state == Some(Running::Running) && !seen.is_active();
         let enable = spec.enabled == Some(true) && !enabled;
         if seen.needs_reload && (restart || start || enable) {
@@ -195,29 +185,7 @@ impl Resource for Service {
     }
 
     fn protect(spec: &ServiceSpec, seen: &Seen) -> Option<Protect> {
-        let unit = spec.unit();
-        if !carries(&unit) {
-            return None;
-        }
-        let words = |argv: &[&str]| argv.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
-        let (mut first, mut reload) = (Vec::new(), vec![words(&["systemctl", "daemon-reload"])]);
-        if spec.enabled.is_some_and(|enabled| enabled != seen.is_enabled()) {
-            let verb = if seen.is_enabled() { "enable" } else { "disable" };
-            reload.push(words(&["systemctl", verb, "--", &unit]));
-        }
-        if spec.state.is_some() && seen.is_up() {
-            reload.push(words(&["systemctl", "restart", "--", &unit]));
-        } else if spec.state.is_some() {
-            // What takes its work back may have to read the very file that is going to be gone.
-            first.push(words(&["systemctl", "stop", "--", &unit]));
-        }
-        if unit == "nftables.service" {
-            // It flushes what is not its own.
-            reload.push(words(&[AGENT_BINARY, "firewall", "load"]));
-        }
-        let predicates = seen.ssh.iter().map(|port| Predicate::Inbound { port: *port }).collect();
-        let (reads, reads_since_ns) = (spec.restart_on.clone(), seen.started_ns);
-        Some(Protect { predicates, reads, reads_since_ns, first, reload, ..Protect::default() })
+        carries::protect(spec, seen)
     }
 
     fn undo_last(spec: &ServiceSpec, before: &Seen) -> bool {
@@ -229,6 +197,9 @@ impl Resource for Service {
         let unit = spec.unit();
         match &seen.stale {
             Some(path) if seen.is_active() => format!("{unit}: {path} is newer than its start\n"),
+            _ if seen.unready.is_some() => {
+                format!("{unit}: it runs and is not ready: {}\n", seen.unready.as_deref().unwrap_or_default())
+            }
             _ => {
                 let (state, boot) = (or(&seen.active, "unknown"), or(&seen.file_state, "not at boot"));
                 let why = if seen.active == "failed" { seen.result.as_str() } else { seen.sub.as_str() };
@@ -236,10 +207,6 @@ impl Resource for Service {
             }
         }
     }
-}
-
-fn carries(unit: &str) -> bool {
-    CARRIES.iter().any(|name| unit == *name || name.ends_with('@') && unit.starts_with(name))
 }
 
 fn systemctl(args: &[&str]) -> Step {
@@ -270,6 +237,35 @@ async fn ask(spec: &ServiceSpec, host: &Sys) -> Result<Seen, ObserveError> {
         seen.sysv = Some(starts_at_boot(script, host)?);
     }
     Ok(seen)
+}
+
+/// What a unit says that is asked whether it is ready and is not; `None` where it is, or where nobody asks.
+async fn unready(spec: &ServiceSpec, host: &Sys) -> Option<String> {
+    let ready = spec.ready.as_deref()?;
+    let (at, path) = match ServiceSpec::ready_at(ready) {
+        Ok(found) => found,
+        Err(why) => return Some(why),
+    };
+    match host.http_status(at, path, READY_LIMIT).await {
+        Ok(status) if status.is_success() => None,
+        Ok(status) => Some(format!("{ready} answers {status}")),
+        Err(why) => Some(format!("{ready}: {why}")),
+    }
+}
+
+/// Waits until it says so, for as long as it is given.
+async fn becomes_ready(spec: &ServiceSpec, host: &Sys) -> Result<(), ObserveError> {
+    let until = tokio::time::Instant::now() + Duration::from_secs(spec.ready_within_s());
+    while let Some(why) = unready(spec, host).await {
+        if tokio::time::Instant::now() >= until {
+            let (unit, within) = (spec.unit(), spec.ready_within_s());
+            return Err(ObserveError::Obstacle(format!(
+                "{unit} runs and was not ready within {within} s: {why}; `journalctl -u {unit}` may say why"
+            )));
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+    Ok(())
 }
 
 /// Whether a SysV script is linked for a start in one of the multi-user runlevels.
@@ -335,6 +331,7 @@ fn parse(text: &str, boot_ns: i128) -> (Seen, Option<i128>, String) {
         sysv: None,
         ssh: BTreeSet::new(),
         started_ns: None,
+        unready: None,
     };
     // The later of the two: a reload moves neither, a restart of the main process moves the second. Of all
     // stamps these are the exact ones, which every systemd writes alike: the others may be cut to a second,
@@ -402,41 +399,44 @@ mod tests {
         }
     }
 
-    #[test]
-    fn what_the_way_to_the_host_lies_over_is_guarded() {
-        let of = |name: &str, state: &str, seen: &Seen| {
-            let spec = spec(serde_json::json!({"name": name, "state": state, "restart_on": ["/etc/x"]}));
-            Service::protect(&spec, seen)
+    /// A listener that answers 503 so many times and then 200.
+    async fn says(unready: usize) -> String {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/ready", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            for asked in 0.. {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut head = [0; 512];
+                let got = stream.read(&mut head).await.unwrap();
+                assert!(head[..got].starts_with(b"GET /ready HTTP/1.1\r\n"));
+                let status = if asked < unready { "503 Service Unavailable" } else { "200 OK" };
+                let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n");
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        url
+    }
+
+    #[tokio::test]
+    async fn one_that_says_it_is_not_ready_is_restarted_and_then_waited_for() {
+        let host = Sys::rooted(std::env::temp_dir(), String::new());
+        let ready = |url: String, within: u64| {
+            spec(serde_json::json!({"name": "x", "state": "running", "ready": url, "ready_s": within}))
         };
-        let up = Seen { ssh: [22].into(), ..seen("active", "enabled") };
-        for name in ["nginx", "docker", "ssh-agent", "wg-quick", "network.target"] {
-            assert_eq!(of(name, "running", &up), None, "{name}");
-        }
-        for name in ["ssh", "ssh.socket", "systemd-networkd", "wg-quick@wg0"] {
-            assert!(of(name, "running", &up).is_some(), "{name}");
-        }
-        let last = |protect: &Protect| protect.reload.last().unwrap().join(" ");
-        let restarted = of("networking", "running", &up).unwrap();
-        assert_eq!(restarted.predicates, [Predicate::Inbound { port: 22 }]);
-        assert_eq!(
-            (last(&restarted), restarted.reads[0].as_str()),
-            ("systemctl restart -- networking.service".into(), "/etc/x")
-        );
-        assert_eq!(restarted.reload.len(), 2, "whether it starts at boot is not declared: {restarted:?}");
-        assert_eq!(last(&of("ssh", "stopped", &up).unwrap()), "systemctl restart -- ssh.service");
-        // Before its file is gone, which it may have to read.
-        let new = of("wg-quick@wg0", "running", &seen("inactive", "disabled")).unwrap();
-        assert_eq!(new.first[0].join(" "), "systemctl stop -- wg-quick@wg0.service");
-        assert_eq!(last(&new), "systemctl daemon-reload");
-        let filter = of("nftables", "running", &seen("inactive", "disabled")).unwrap();
-        assert!(last(&filter).ends_with("firewall load"));
-        let boot = |state: &str, enabled: bool| {
-            let spec = spec(serde_json::json!({"name": "ssh", "enabled": enabled}));
-            last(&Service::protect(&spec, &seen("active", state)).unwrap())
-        };
-        assert_eq!(boot("enabled", false), "systemctl enable -- ssh.service");
-        assert_eq!(boot("disabled", true), "systemctl disable -- ssh.service");
-        assert_eq!(boot("enabled", true), "systemctl daemon-reload");
+        let one = ready(says(1).await, 60);
+        let why = unready(&one, &host).await.unwrap();
+        assert!(why.ends_with("/ready answers 503 Service Unavailable"), "{why}");
+        let up = seen("active", "enabled");
+        assert_eq!(verbs(&one, &Seen { unready: Some(why), ..up.clone() }), ["restart"]);
+        assert_eq!(verbs(&one, &up), [""; 0]);
+        assert_eq!(unready(&one, &host).await, None);
+        becomes_ready(&ready(says(3).await, 60), &host).await.unwrap();
+        let never = becomes_ready(&ready(says(usize::MAX).await, 1), &host).await.unwrap_err().to_string();
+        assert!(never.contains("x.service runs and was not ready within 1 s: http://127.0.0.1:"), "{never}");
+        let gone = ready("http://127.0.0.1:1/".into(), 1);
+        assert!(unready(&gone, &host).await.unwrap().contains("refused"));
+        assert_eq!(unready(&spec(serde_json::json!({"name": "x", "state": "running"})), &host).await, None);
     }
 
     #[test]

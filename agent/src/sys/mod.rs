@@ -6,6 +6,7 @@ mod files;
 mod http_unix;
 mod locks;
 mod reach;
+mod ready;
 mod room;
 mod run;
 mod units;

@@ -198,7 +198,10 @@ fn facts(host: &HostInfo) -> Result<Facts, CliError> {
 }
 
 /// The profiles that the host is to have already.
-pub(crate) async fn assigned(client: &mut Client, host: &HostInfo) -> Result<Vec<profile::Assigned>, CliError> {
+pub(crate) async fn assigned(
+    client: &mut Client,
+    host: &HostInfo,
+) -> Result<Vec<profile::Assigned>, CliError> {
     // Known to have none: one question less.
     if host.profiles.is_empty() {
         return Ok(Vec::new());

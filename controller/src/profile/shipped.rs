@@ -14,5 +14,6 @@ pub const SHIPPED: &[Shipped] = &[
     Shipped { name: "hello", text: include_str!("../../profiles/hello.yaml") },
     Shipped { name: "base", text: include_str!("../../profiles/base.yaml") },
     Shipped { name: "swarm", text: include_str!("../../profiles/swarm.yaml") },
+    Shipped { name: "tunnel", text: include_str!("../../profiles/tunnel.yaml") },
     Shipped { name: "site", text: include_str!("../../profiles/site.yaml") },
 ];

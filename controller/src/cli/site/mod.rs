@@ -81,7 +81,10 @@ async fn add(context: &Context, args: AddSite) -> Result<Exit, CliError> {
         if client.secrets().await?.iter().all(|kept| kept.name != secret) {
             return Err(CliError::usage(
                 "no-secret",
-                format!("there is no secret {secret}, the token by which {} lets certificates be made", site.dns),
+                format!(
+                    "there is no secret {secret}, the token by which {} lets certificates be made",
+                    site.dns
+                ),
             )
             .hint(format!("postern secret set {secret}")));
         }
@@ -102,7 +105,11 @@ async fn add(context: &Context, args: AddSite) -> Result<Exit, CliError> {
         context.out.note(&format!(
             "{scheme}://{domain} is served as soon as its DNS record leads to {}{}",
             clean::line(&host.name),
-            if site.dns.is_empty() { "" } else { " and its certificate is there, which takes a minute or two" }
+            if site.dns.is_empty() {
+                ""
+            } else {
+                " and its certificate is there, which takes a minute or two"
+            }
         ));
     }
     Ok(exit)

@@ -66,7 +66,8 @@ impl Site {
     pub(super) fn wanted(args: &AddSite, before: Option<&Self>) -> Result<Self, Wrong> {
         let domain = domain(&args.domain)?;
         let before = before.cloned();
-        let Some(image) = args.image.clone().or_else(|| before.as_ref().map(|site| site.image.clone())) else {
+        let Some(image) = args.image.clone().or_else(|| before.as_ref().map(|site| site.image.clone()))
+        else {
             return wrong(
                 format!("{domain} is a new site, and of what its containers are made is not said"),
                 "give --image",
@@ -86,20 +87,30 @@ impl Site {
             Some(provider) if PROVIDERS.contains(&provider) => provider.to_owned(),
             Some(other) => {
                 let known = PROVIDERS.join(", ");
-                return wrong(format!("{other:?} is no DNS provider that is known"), &format!("known are {known}"));
+                return wrong(
+                    format!("{other:?} is no DNS provider that is known"),
+                    &format!("known are {known}"),
+                );
             }
         };
         let port = args.port.map_or(before.port, |port| port.to_string());
         let replicas = args.replicas.map_or(before.replicas, |number| number.to_string());
         if port == "0" || replicas == "0" {
-            return wrong("a port or a number of containers is not 0".to_owned(), "leave it out, or `site remove`");
+            return wrong(
+                "a port or a number of containers is not 0".to_owned(),
+                "leave it out, or `site remove`",
+            );
         }
         let lines = args.env.iter().map(|(name, value)| format!("{name}={value}"));
         let env = if args.env.is_empty() { before.env } else { lines.collect::<Vec<_>>().join("\n") };
         if let Some((name, _)) = args.env.iter().find(|(name, value)| {
-            name.contains(|c: char| c.is_whitespace() || c.is_control()) || value.chars().any(char::is_control)
+            name.contains(|c: char| c.is_whitespace() || c.is_control())
+                || value.chars().any(char::is_control)
         }) {
-            return wrong(format!("{name:?} in the environment: neither it nor its value may have line breaks"), "");
+            return wrong(
+                format!("{name:?} in the environment: neither it nor its value may have line breaks"),
+                "",
+            );
         }
         if [&image, &env].into_iter().any(|text| ["{{", "{%", "{#"].iter().any(|open| text.contains(open))) {
             let hint = "write a profile of your own that includes `site`, and apply that";
@@ -223,7 +234,8 @@ mod tests {
 
     #[test]
     fn what_is_not_said_stays() {
-        let new = Site::wanted(&AddSite { image: Some("nginx:1".into()), ..args("a.example") }, None).unwrap();
+        let new =
+            Site::wanted(&AddSite { image: Some("nginx:1".into()), ..args("a.example") }, None).unwrap();
         assert_eq!((new.port.as_str(), new.replicas.as_str(), new.dns.as_str()), ("80", "1", ""));
         let more = AddSite {
             port: Some(8080),
@@ -238,11 +250,18 @@ mod tests {
         for (bad, why) in [
             (args("a.example"), "is a new site"),
             (AddSite { image: Some("a b".into()), ..args("a.example") }, "is no image"),
-            (AddSite { image: Some("{{ x }}".into()), ..args("a.example") }, "template"),
-            (AddSite { image: Some("a".into()), dns: Some("route53".into()), ..args("a.example") }, "no DNS provider"),
+            (AddSite { image: Some("{{x}}".into()), ..args("a.example") }, "template"),
+            (
+                AddSite { image: Some("a".into()), dns: Some("route53".into()), ..args("a.example") },
+                "no DNS provider",
+            ),
             (AddSite { image: Some("a".into()), port: Some(0), ..args("a.example") }, "is not 0"),
             (
-                AddSite { image: Some("a".into()), env: vec![("A".into(), "b\nc".into())], ..args("a.example") },
+                AddSite {
+                    image: Some("a".into()),
+                    env: vec![("A".into(), "b\nc".into())],
+                    ..args("a.example")
+                },
                 "line breaks",
             ),
         ] {

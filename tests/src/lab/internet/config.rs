@@ -2,7 +2,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The public names that the lab answers for. All else is asked of the machine's own resolvers.
-pub(super) const NAMES: [&str; 7] = [
+pub(super) const NAMES: [&str; 8] = [
     DOCKER,
     CLOUDFLARE,
     REGISTRY,
@@ -10,11 +10,14 @@ pub(super) const NAMES: [&str; 7] = [
     "production.cloudflare.docker.com",
     "acme-v02.api.letsencrypt.org",
     "acme-staging-v02.api.letsencrypt.org",
+    EDGE,
 ];
 /// Docker's packages.
 pub(super) const DOCKER: &str = "download.docker.com";
 /// Cloudflare's packages.
 pub(super) const CLOUDFLARE: &str = "pkg.cloudflare.com";
+/// Where tunnels are dialled to.
+pub(super) const EDGE: &str = "region1.v2.argotunnel.com";
 /// Docker Hub.
 const REGISTRY: &str = "registry-1.docker.io";
 /// A zone that is nobody's outside, for records that come and go while the lab runs.

@@ -18,8 +18,9 @@ use crate::lab::{guest, image};
 const BUILD_DEADLINE: Duration = Duration::from_secs(10 * 60);
 
 /// The programs that make it, run in the image of the servers.
-const SCRIPTS: [(&str, &str); 6] = [
+const SCRIPTS: [(&str, &str); 7] = [
     ("all.sh", include_str!("build/all.sh")),
+    ("cloudflared.pl", include_str!("build/cloudflared.pl")),
     ("cloudflared.sh", include_str!("build/cloudflared.sh")),
     ("docker.sh", include_str!("build/docker.sh")),
     ("images.sh", include_str!("build/images.sh")),

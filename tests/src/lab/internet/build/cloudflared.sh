@@ -2,6 +2,7 @@
 # Makes the package of Cloudflare's that the lab has no real one of.
 set -euo pipefail
 pool=$1 version=2025.11.1
+here=$(dirname "$0")
 arch=$(dpkg --print-architecture)
 root=$(mktemp -d)
 mkdir -p "$pool" "$root/DEBIAN" "$root/usr/bin"
@@ -15,13 +16,9 @@ Section: net
 Priority: optional
 Description: stands in for cloudflared in a lab
 END
-cat >"$root/usr/bin/cloudflared" <<END
-#!/bin/sh
-if [ "\$1" = --version ]; then echo "cloudflared version $version (a stand-in of the lab)"; exit 0; fi
-echo "cloudflared: a stand-in of the lab, which carries nothing" >&2
-exit 1
-END
+sed "s/%VERSION%/$version/" "$here/cloudflared.pl" >"$root/usr/bin/cloudflared"
 chmod 755 "$root/usr/bin/cloudflared"
 dpkg-deb --build --root-owner-group "$root" "$pool/cloudflared-linux-$arch.deb" >/dev/null
 rm -rf "$root"
-echo "cloudflared $version: a program that only gives its version; proves nothing about a tunnel" >>/srv/lab/stand-ins
+echo "cloudflared $version: takes its token from a file, says when it is connected, and carries one connection after the \
+other to port 80; proves nothing about Cloudflare's protocol, its configuration or its edge" >>/srv/lab/stand-ins

@@ -1,0 +1,210 @@
+//! The shipped profiles `swarm`, `site` and `tunnel` one after the other on real hosts: a site is added, a tunnel takes the
+//! place of the open ports, and is taken back. Docker's packages, Traefik, cloudflared and Cloudflare's edge are
+//! stand-ins where the lab has none of the real ones, and it says so.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail as tests do")]
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use postern_tests::lab::{Host, HostSpec, Image};
+use postern_tests::rig::{Ended, Rig, finish, said, wait_for};
+use postern_tests::time_server::serve_time;
+
+/// For a run that installs Docker.
+const LONG: Duration = Duration::from_secs(900);
+const TOKEN: &str = "lab-tunnel-token-0123456789abcdef";
+/// The same for a search that must not find itself.
+const PATTERN: &str = "lab-tunnel-toke[n]-0123456789abcdef";
+/// Where tunnels are dialled to.
+const EDGE_PORT: u16 = 7844;
+
+/// The lab's own edge: takes tunnels whose token it knows, and sends requests through them.
+struct Edge {
+    tunnels: Arc<Mutex<Vec<TcpStream>>>,
+    open: Arc<AtomicBool>,
+}
+
+impl Edge {
+    fn start(rig: &Rig) -> Result<Self> {
+        let listener = TcpListener::bind((rig.lab.gateway_v4(), EDGE_PORT))?;
+        rig.lab.allow_port(EDGE_PORT)?;
+        let edge = Self { tunnels: Arc::default(), open: Arc::new(AtomicBool::new(true)) };
+        let (tunnels, open) = (Arc::clone(&edge.tunnels), Arc::clone(&edge.open));
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let mut line = String::new();
+                // One byte at a time would be truer; the stand-in sends nothing after its line.
+                let read = stream.try_clone().map(|clone| BufReader::new(clone).read_line(&mut line));
+                let known = matches!(read, Ok(Ok(_))) && line.trim_end() == TOKEN;
+                let mut stream = stream;
+                let answer = if known && open.load(Ordering::SeqCst) { b"+" } else { b"-" };
+                if stream.write_all(answer).is_ok() && answer == b"+" {
+                    tunnels.lock().unwrap().push(stream);
+                }
+            }
+        });
+        Ok(edge)
+    }
+
+    /// A request for a path, through the newest tunnel.
+    fn ask(&self, path: &str) -> Result<String> {
+        let mut stream = None;
+        wait_for("a tunnel", Duration::from_secs(20), || {
+            stream = self.tunnels.lock().unwrap().pop();
+            Ok(stream.is_some())
+        })?;
+        let mut stream = stream.context("no tunnel")?;
+        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: app.lab.test\r\nConnection: close\r\n\r\n")?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer)?;
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    }
+
+    fn set_open(&self, open: bool) {
+        self.open.store(open, Ordering::SeqCst);
+        if !open {
+            self.tunnels.lock().unwrap().clear();
+        }
+    }
+}
+
+fn set_secret(rig: &Rig, name: &str, value: &str) -> Result<()> {
+    let file = rig.secret_file("secret.txt", value)?;
+    let mut command = rig.command(&["secret", "set", name]);
+    command.stdin(Stdio::from(std::fs::File::open(file)?));
+    finish(command, Duration::from_secs(60))?.expect(0);
+    Ok(())
+}
+
+fn is_open(at: IpAddr, port: u16) -> bool {
+    TcpStream::connect_timeout(&SocketAddr::new(at, port), Duration::from_secs(3)).is_ok()
+}
+
+fn run(rig: &Rig, args: &[&str]) -> Result<Ended> {
+    finish(rig.command(args), LONG)
+}
+
+fn profiles(rig: &Rig, host: &Host) -> Result<Vec<String>> {
+    let shown = rig.run(&["host", "show", &host.name, "--output", "json"])?.expect(0);
+    let shown: serde_json::Value = serde_json::from_str(&shown.stdout)?;
+    Ok(serde_json::from_value(shown["profiles"].clone())?)
+}
+
+fn last_run(rig: &Rig, host: &Host) -> Result<String> {
+    let runs = rig.run(&["runs", "-H", &host.name, "--output", "json"])?.expect(0);
+    let runs: serde_json::Value = serde_json::from_str(&runs.stdout)?;
+    Ok(runs["runs"][0]["id"].as_str().context("no run")?.to_owned())
+}
+
+fn life(name: &str, image: Image) -> Result<()> {
+    let Some(mut rig) = Rig::open() else { return Ok(()) };
+    rig.serve()?;
+    let host = rig.host_with(HostSpec { docker: true, internet: true, ..HostSpec::new(name, image) })?;
+    serve_time(&host)?;
+    let internet = rig.lab.internet()?;
+    for of in [&format!("for {}:", image.release), "traefik", "cloudflared"] {
+        internet.say_stand_ins(of);
+    }
+    let edge = Edge::start(&rig)?;
+    let key = std::fs::read_to_string(rig.lab.public_key())?;
+    let (key, docker) =
+        (format!("admin_key={}", key.trim()), format!("docker_key={}", internet.docker_key()));
+    rig.up(&host, &[])?.expect(0);
+    let name = host.name.as_str();
+    let swarm = ["apply", "swarm", "-H", name, "--var", "admin=ada", "--var", &key, "--var", &docker];
+
+    // A site needs Traefik, a certificate its secret; both are said before anything is touched.
+    let add = ["site", "add", name, "app.lab.test", "--image", internet.images()[0].as_str()];
+    assert!(said(&run(&rig, &add)?.expect(2)).contains("postern apply swarm -H"));
+    run(&rig, &swarm)?.expect(0);
+    let mut with_dns = add.to_vec();
+    with_dns.extend(["--dns", "hetzner"]);
+    assert!(said(&run(&rig, &with_dns)?.expect(2)).contains("postern secret set dns-hetzner"));
+    run(&rig, &add)?.expect(0);
+    let labels = "docker service inspect app-lab-test --format '{{json .Spec.Labels}}'";
+    assert!(host.sh(labels)?.contains("Host(`app.lab.test`)"));
+    let listed = run(&rig, &["site", "list", name])?.expect(0).stdout;
+    assert!(listed.contains("app.lab.test"), "{listed}");
+    assert_eq!(profiles(&rig, &host)?, ["swarm", "site-app-lab-test"]);
+    for at in [IpAddr::from(host.v4), host.v6.into()] {
+        assert!(is_open(at, 80) && is_open(at, 443) && is_open(at, 22), "{at}");
+    }
+
+    tunnel(&rig, &host, &edge)?;
+    let run_id = last_run(&rig, &host)?;
+    // One that has gone is told, and comes back by itself.
+    edge.set_open(false);
+    let drift = run(&rig, &["drift", name])?.expect(1);
+    assert!(said(&drift).contains("it runs and is not ready"), "{drift:?}");
+    edge.set_open(true);
+    wait_for("the tunnel is back", Duration::from_secs(60), || {
+        Ok(run(&rig, &["drift", name])?.code == Some(0))
+    })?;
+
+    run(&rig, &["run", "undo", &run_id])?.expect(0);
+    assert_eq!(profiles(&rig, &host)?, ["swarm", "site-app-lab-test"]);
+    host.sh("! systemctl is-active cloudflared && ! test -e /etc/cloudflared && ! dpkg -s cloudflared 2>/dev/null")?;
+    for at in [IpAddr::from(host.v4), host.v6.into()] {
+        assert!(is_open(at, 80) && is_open(at, 443) && is_open(at, 22), "{at}");
+    }
+    run(&rig, &["drift", name])?.expect(0);
+
+    run(&rig, &["site", "remove", name, "app.lab.test"])?.expect(0);
+    host.sh("! docker service inspect app-lab-test 2>/dev/null")?;
+    assert_eq!(profiles(&rig, &host)?, ["swarm"]);
+    let gone = run(&rig, &["site", "remove", name, "app.lab.test"])?.expect(2);
+    assert!(said(&gone).contains("it has none"), "{gone:?}");
+    Ok(())
+}
+
+/// T23 and T25: the token is in one file, and nothing of the web can be reached but through the tunnel.
+fn tunnel(rig: &Rig, host: &Host, edge: &Edge) -> Result<()> {
+    let cloudflare = format!("cloudflare_key={}", rig.lab.internet()?.cloudflare_key());
+    let apply = ["apply", "tunnel", "-H", &host.name, "--var", &cloudflare];
+    let without = run(rig, &apply)?.expect(2);
+    assert!(said(&without).contains("tunnel-token"), "{without:?}");
+    set_secret(rig, "tunnel-token", "not-the-token")?;
+    let refused = run(rig, &apply)?.expect(1);
+    assert!(said(&refused).contains("cloudflared"), "{refused:?}");
+    set_secret(rig, "tunnel-token", TOKEN)?;
+    // What `swarm` was given is not asked again.
+    run(rig, &apply)?.expect(0);
+    assert_eq!(profiles(rig, host)?, ["tunnel", "site-app-lab-test"]);
+    let again = run(rig, &apply)?.expect(0);
+    assert!(!said(&again).contains(" changed"), "{again:?}");
+
+    for at in [IpAddr::from(host.v4), host.v6.into()] {
+        for (port, want) in [(80, false), (443, false), (22, true)] {
+            assert_eq!(is_open(at, port), want, "{at} {port}");
+        }
+    }
+    // What Traefik answers on the host, and nobody outside gets.
+    let answer = edge.ask("/config")?;
+    ensure!(answer.starts_with("HTTP/1.") && answer.contains("exposedByDefault: false"), "{answer}");
+
+    let found = host.sh(&format!(
+        "grep -rlE '{PATTERN}' /etc /run /root /tmp /home /var/lib /var/log /usr/lib/systemd /proc/[0-9]*/cmdline \
+         /proc/[0-9]*/environ 2>/dev/null | sort; journalctl --no-pager | grep -cE '{PATTERN}'; true"
+    ))?;
+    assert_eq!(found, "/etc/cloudflared/token\n/run/credentials/cloudflared.service/token\n0");
+    assert_eq!(host.sh("stat -c '%a %U' /etc/cloudflared /etc/cloudflared/token")?, "700 root\n600 root");
+    let user = host.sh("ps -o user= -p $(systemctl show -P MainPID cloudflared)")?;
+    assert_ne!(user.trim(), "root");
+    Ok(())
+}
+
+#[test]
+fn trap_23_and_trap_25_a_tunnel_takes_the_place_of_open_ports_on_debian_12() -> Result<()> {
+    life("tunnel12", Image::BOOKWORM)
+}
+
+#[test]
+fn trap_23_and_trap_25_a_tunnel_takes_the_place_of_open_ports_on_debian_13() -> Result<()> {
+    life("tunnel13", Image::TRIXIE)
+}
