@@ -30,6 +30,7 @@ mod user;
 
 pub(crate) use diff::{hidden, unified};
 pub(crate) use firewall::unit_paths as firewall_units;
+pub(crate) use listen::ssh_ports;
 pub use protect::Protect;
 pub(crate) use sshd::reload as reload_ssh;
 pub use step::{Exec, Step, WriteFile};

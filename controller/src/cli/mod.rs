@@ -27,6 +27,7 @@ mod runs;
 mod secrets;
 mod selector;
 mod serve;
+mod ssh_port;
 mod terminal;
 mod unban;
 mod up;
@@ -133,6 +134,7 @@ async fn dispatch(context: &Context, command: Command, verbose: u8) -> Result<Ex
         Command::Drift(args) => Box::pin(drift::drift(context, args)).await,
         Command::Exec(args) => Box::pin(exec::exec(context, args)).await,
         Command::Unban(args) => Box::pin(unban::unban(context, args)).await,
+        Command::SshPort(args) => Box::pin(ssh_port::ssh_port(context, args)).await,
         Command::Hosts(args) => hosts::list(context, args).await,
         Command::Host(Host::Show { host }) => hosts::show(context, &host).await,
         Command::Host(Host::Forget(args)) => Box::pin(hosts::forget(context, args)).await,

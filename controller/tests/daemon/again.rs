@@ -22,6 +22,7 @@ fn apply(host: &str) -> v1::ApplyRequest {
         origin: "base".to_owned(),
         approved: Vec::new(),
         assign: Vec::new(),
+        ssh_port: 0,
     }
 }
 

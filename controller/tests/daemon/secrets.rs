@@ -51,6 +51,7 @@ async fn apply(rig: &Rig, host: &str, secrets: &[(&str, u32)]) -> Result<v1::Run
         origin: "test".to_owned(),
         approved: Vec::new(),
         assign: Vec::new(),
+        ssh_port: 0,
     };
     let mut updates = rig.operator().await.apply(request).await?.into_inner();
     match soon("the run", updates.message()).await?.unwrap().kind {

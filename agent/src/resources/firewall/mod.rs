@@ -17,7 +17,7 @@ use super::diff::unified;
 use super::listen;
 use super::owned::{self, Owned};
 use super::{Depth, Exec, ObserveError, Protect, Resource, Step, Undo};
-use crate::firewall::{DOCKER_CHAIN, Family, Jump, Place, Table, has_docker, hooks, text};
+use crate::firewall::{DOCKER_CHAIN, Family, Jump, Place, Table, has_docker, hooks, shut_in, text};
 use crate::sys::{Sys, SysError};
 
 const ASK_LIMIT: Duration = Duration::from_secs(30);
@@ -26,6 +26,8 @@ const RESTORE: &str = "/usr/sbin/iptables-restore";
 const HAS_V6: &str = "/proc/net/if_inet6";
 /// The most ports that a guard tries from outside.
 const WATCHED: usize = 20;
+/// Where SSH is, as far as anybody knows.
+const USUAL_SSH: u16 = 22;
 
 pub(super) struct Firewall;
 
@@ -54,6 +56,9 @@ pub(super) struct Seen {
     off: Vec<String>,
     /// Where SSH is served.
     ssh: BTreeSet<u16>,
+    /// Ports of SSH that are let in by no rule.
+    #[serde(default)]
+    shut: BTreeSet<u16>,
     /// Where the host gets its packages, name and port: it must still get there.
     mirror: Option<(String, u16)>,
 }
@@ -74,6 +79,9 @@ impl Resource for Firewall {
         let mut tables = Vec::new();
         for (at, family) in Family::ALL.into_iter().enumerate() {
             seen.files[at] = Owned::look(host, family.path())?;
+        }
+        seen.shut = shut(spec, &seen);
+        for (at, family) in Family::ALL.into_iter().enumerate() {
             if family == Family::V6 && !host.exists(HAS_V6)? {
                 continue;
             }
@@ -83,7 +91,7 @@ impl Resource for Firewall {
                 return obstacle(format!("{program} failed: {why}"));
             }
             let table = Table::parse(&String::from_utf8_lossy(&said.stdout));
-            seen.wrong.extend(differs(spec, Place { family, docker }, &table));
+            seen.wrong.extend(differs(spec, &seen.shut, Place { family, docker }, &table));
             seen.live[at] = table.ours();
             tables.push(table);
         }
@@ -111,7 +119,7 @@ impl Resource for Firewall {
     fn plan(spec: &FirewallSpec, seen: &Seen) -> Vec<Step> {
         let mut steps = Vec::new();
         for (at, family) in Family::ALL.into_iter().enumerate() {
-            let content = text(spec, family).into_bytes();
+            let content = text(spec, &seen.shut, family).into_bytes();
             if !owned::is(seen.files[at].as_ref(), Some(&content)) {
                 steps.push(owned::put(family.path(), content));
             }
@@ -141,7 +149,7 @@ impl Resource for Firewall {
         let mut shown = String::new();
         for (at, family) in Family::ALL.into_iter().enumerate() {
             let old = seen.files[at].as_ref().map(|there| there.content.as_slice());
-            shown += &unified(family.path(), old, Some(text(spec, family).as_bytes()));
+            shown += &unified(family.path(), old, Some(text(spec, &seen.shut, family).as_bytes()));
         }
         for (at, (path, content)) in units::ALL.iter().enumerate() {
             let old = seen.units[at].as_ref().map(|there| there.content.as_slice());
@@ -162,7 +170,10 @@ impl Resource for Firewall {
         json!({"files": files, "enabled": seen.enabled, "live": seen.live, "others": seen.others})
     }
 
-    fn undo(_: &FirewallSpec, before: &Seen, _: &serde_json::Value, now: &Seen) -> Undo {
+    fn undo(spec: &FirewallSpec, before: &Seen, _: &serde_json::Value, now: &Seen) -> Undo {
+        if let Some(why) = opens_ssh(spec, before, now) {
+            return Undo::Cannot(why);
+        }
         let mut steps = Vec::new();
         let both = |seen: &Seen| seen.files.iter().chain(&seen.units).cloned().collect::<Vec<_>>();
         let paths = Family::ALL.into_iter().map(Family::path).chain(units::ALL.iter().map(|(path, _)| *path));
@@ -194,7 +205,7 @@ impl Resource for Firewall {
         // Where all is as declared, it is about to be taken back: what this opened may be shut then, and another
         // firewall on.
         let taken_back = Self::plan(spec, seen).is_empty();
-        let rules = if taken_back { Vec::new() } else { spec.rules() };
+        let rules = if taken_back { Vec::new() } else { spec.rules_without(&seen.shut) };
         let anywhere = rules.iter().filter(|rule| rule.protocol == Protocol::Tcp && rule.from.is_empty());
         let single = anywhere.flat_map(|rule| rule.ports.iter().filter(|(first, last)| first == last));
         let mut ports: Vec<u16> = single.map(|(port, _)| *port).collect();
@@ -205,6 +216,9 @@ impl Resource for Firewall {
         ports.dedup();
         ports.truncate(WATCHED);
         let mut predicates: Vec<_> = ports.into_iter().map(|port| Predicate::Inbound { port }).collect();
+        // Where nothing listens it cannot be told from a port that is shut.
+        let shut = seen.shut.intersection(&seen.ssh).filter(|_| !taken_back);
+        predicates.extend(shut.map(|port| Predicate::Closed { port: *port }));
         if let Some((host, port)) = &seen.mirror {
             predicates.push(Predicate::Dns { name: host.clone() });
             predicates.push(Predicate::Egress { host: host.clone(), port: *port });
@@ -243,15 +257,55 @@ fn load(what: &str) -> Step {
     run(&[AGENT_BINARY, "firewall", what])
 }
 
+/// The ports of SSH that are to be let in by no rule: where sshd listens; while it does not, what was shut before, or
+/// the usual one. A server that is being restarted must not be reachable afterwards.
+fn shut(spec: &FirewallSpec, seen: &Seen) -> BTreeSet<u16> {
+    if spec.ssh == SshPort::Open {
+        return BTreeSet::new();
+    }
+    if !seen.ssh.is_empty() {
+        return seen.ssh.clone();
+    }
+    let before = seen.files.iter().flatten().flat_map(kept_out).collect::<BTreeSet<_>>();
+    if before.is_empty() { BTreeSet::from([USUAL_SSH]) } else { before }
+}
+
+fn kept_out(file: &Owned) -> BTreeSet<u16> {
+    shut_in(&String::from_utf8_lossy(&file.content))
+}
+
+/// Why the way back would let SSH in where it is declared to be kept out; `None` where it would not.
+fn opens_ssh(spec: &FirewallSpec, before: &Seen, now: &Seen) -> Option<String> {
+    let ports: BTreeSet<u16> = now.shut.union(&now.ssh).copied().collect();
+    if spec.ssh == SshPort::Open || before.live == now.live && before.files == now.files {
+        return None;
+    }
+    let lets_in = |file: &Option<Owned>, port: u16| match file {
+        None => true,
+        Some(file) => Table::parse(&String::from_utf8_lossy(&file.content)).lets_in(port),
+    };
+    let port = ports.into_iter().find(|port| before.files.iter().any(|file| lets_in(file, *port)))?;
+    Some(format!(
+        "it would let SSH in at port {port}, which is declared closed: `postern ssh-port open` opens it, or a profile \
+         whose firewall says `ssh: open`"
+    ))
+}
+
 /// What of a family is not in force, for people.
-fn differs(spec: &FirewallSpec, place: Place, now: &Table) -> Vec<String> {
+fn differs(spec: &FirewallSpec, shut: &BTreeSet<u16>, place: Place, now: &Table) -> Vec<String> {
     let name = place.family.name();
-    let wanted = Table::parse(&text(spec, place.family));
+    let wanted = Table::parse(&text(spec, shut, place.family));
     let (want, have) = (wanted.ours(), now.ours());
     if have.is_empty() {
         return vec![format!("{name}: our chains are not there")];
     }
     let mut wrong = Vec::new();
+    wrong.extend(shut.iter().filter(|port| now.lets_in(**port)).map(|port| {
+        format!(
+            "{name}: SSH is let in at port {port}, and is declared closed; to keep it open, say so to the \
+             controller: `postern ssh-port open`"
+        )
+    }));
     if want != have {
         let gone = want.iter().find(|line| !have.contains(line)).map(|line| format!("is missing: {line}"));
         let come =
@@ -330,14 +384,16 @@ mod tests {
 
     /// The host as it is once this is in force.
     fn in_force(spec: &FirewallSpec) -> Seen {
-        let file = |family| Some(Owned::new(text(spec, family).as_bytes()));
-        let live = |family| Table::parse(&text(spec, family)).ours();
+        let shut = if spec.ssh == SshPort::Closed { BTreeSet::from([22]) } else { BTreeSet::new() };
+        let file = |family| Some(Owned::new(text(spec, &shut, family).as_bytes()));
+        let live = |family| Table::parse(&text(spec, &shut, family)).ours();
         Seen {
             files: Family::ALL.map(file),
             units: units::ALL.map(|(_, content)| Some(Owned::new(content.as_bytes()))),
             enabled: true,
             live: Family::ALL.map(live),
             ssh: [22].into(),
+            shut: shut.clone(),
             ..Seen::default()
         }
     }
@@ -432,11 +488,12 @@ mod tests {
     fn drift_is_found() {
         let spec = spec(json!({"allow": ["22/tcp"]}));
         let right = |family| {
-            let file = text(&spec, family).replace("COMMIT\n", "");
+            let file = text(&spec, &BTreeSet::new(), family).replace("COMMIT\n", "");
             format!("{file}:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n-A INPUT -j POSTERN-INPUT\n")
         };
-        let wrong =
-            |family, table: &str| differs(&spec, Place { family, docker: false }, &Table::parse(table));
+        let wrong = |family, table: &str| {
+            differs(&spec, &BTreeSet::new(), Place { family, docker: false }, &Table::parse(table))
+        };
         let (v4, v6) = (right(Family::V4), right(Family::V6) + "-A FORWARD -j POSTERN-DOCKER\n");
         assert_eq!((wrong(Family::V4, &v4), wrong(Family::V6, &v6)), (vec![], vec![]));
         let one = |family, table: &str| wrong(family, table).pop().unwrap();
@@ -470,9 +527,72 @@ mod tests {
         let many: Vec<String> = (1..60).map(|port| format!("{port}/tcp")).collect();
         let many = Firewall::protect(&self::spec(json!({"allow": many})), &seen).unwrap();
         assert_eq!(many.predicates.len(), WATCHED + 2);
-        // Meant to be shut.
-        let closed = Firewall::protect(&self::spec(json!({"ssh": "closed"})), &seen).unwrap();
-        assert_eq!(closed.predicates.len(), 2);
+        // Meant to be shut, and seen to be.
+        let closed = self::spec(json!({"ssh": "closed", "allow": ["22/tcp", "443/tcp"]}));
+        let seen = Seen { shut: [22].into(), ..seen };
+        let protect = Firewall::protect(&closed, &seen).unwrap();
+        let watched: Vec<_> = protect.predicates.iter().map(Predicate::to_string).collect();
+        let want = ["inbound 443", "closed 22", "dns deb.debian.org", "egress deb.debian.org:80"];
+        assert_eq!(watched, want);
+        // No server: nothing can be told of its port.
+        let down = Seen { ssh: BTreeSet::new(), ..seen };
+        assert_eq!(Firewall::protect(&closed, &down).unwrap().predicates.len(), 3);
+    }
+
+    /// T24: what sshd listens on is let in by no rule, whatever the profile says; also while it is down.
+    #[test]
+    fn trap_24_a_closed_port_is_in_no_rule() {
+        let closed = spec(json!({"ssh": "closed", "allow": ["22/tcp; 443/tcp", "1-100/tcp from 192.0.2.1"]}));
+        let at = |ssh: &[u16], file: Option<&str>| {
+            let files = [file.map(|text| Owned::new(text.as_bytes())), None];
+            shut(&closed, &Seen { ssh: ssh.iter().copied().collect(), files, ..Seen::default() })
+        };
+        assert_eq!(at(&[22, 2222], None), [22, 2222].into());
+        assert_eq!(at(&[], Some("# SSH is kept out at: 2222\n*filter\n")), [2222].into());
+        assert_eq!((at(&[], Some("*filter\n")), at(&[], None)), ([22].into(), [22].into()));
+        let open = FirewallSpec { ssh: SshPort::Open, ..closed.clone() };
+        assert_eq!(shut(&open, &Seen { ssh: [22].into(), ..Seen::default() }), [].into());
+        let seen = in_force(&closed);
+        assert_eq!(Firewall::plan(&closed, &seen), []);
+        let text = String::from_utf8(seen.files[0].as_ref().unwrap().content.clone()).unwrap();
+        assert!(!text.contains("--dport 22 ") && text.contains("--dport 443 "), "{text}");
+        assert!(text.contains("--dport 1:21 ") && text.contains("--dport 23:100 "), "{text}");
+    }
+
+    /// What somebody opened by hand is told as what it is, and how to keep it.
+    #[test]
+    fn a_port_that_was_opened_by_hand_is_named() {
+        let closed = spec(json!({"ssh": "closed", "allow": ["22/tcp"]}));
+        let shut = BTreeSet::from([22]);
+        let place = Place { family: Family::V4, docker: false };
+        let file = text(&closed, &shut, Family::V4).replace("COMMIT\n", "-A INPUT -j POSTERN-INPUT\n");
+        assert_eq!(differs(&closed, &shut, place, &Table::parse(&file)), [""; 0]);
+        let drop = "-A POSTERN-INPUT -j DROP";
+        let opened =
+            file.replace(drop, &format!("-A POSTERN-INPUT -p tcp -m tcp --dport 22 -j RETURN\n{drop}"));
+        let wrong = differs(&closed, &shut, place, &Table::parse(&opened));
+        assert!(
+            wrong[0].contains("SSH is let in at port 22") && wrong[0].contains("ssh-port open"),
+            "{wrong:?}"
+        );
+    }
+
+    #[test]
+    fn no_undo_opens_what_is_declared_closed() {
+        let closed = spec(json!({"ssh": "closed", "allow": ["22/tcp", "443/tcp"]}));
+        let less = FirewallSpec { allow: vec!["22/tcp".to_owned()], ..closed.clone() };
+        let open = FirewallSpec { ssh: SshPort::Open, ..less.clone() };
+        let now = in_force(&closed);
+        let undo = |before: &Seen| Firewall::undo(&closed, before, &json!(null), &now);
+        assert!(matches!(undo(&in_force(&less)), Undo::Steps(steps) if !steps.is_empty()));
+        for before in [in_force(&open), Seen { ssh: [22].into(), ..Seen::default() }] {
+            assert!(matches!(undo(&before), Undo::Cannot(why) if why.contains("port 22")), "{before:?}");
+        }
+        // Nothing was changed: there is nothing to take back.
+        assert!(matches!(undo(&now), Undo::Steps(steps) if steps.is_empty()));
+        // Where it is declared open, anything goes.
+        let undo = Firewall::undo(&open, &Seen::default(), &json!(null), &in_force(&open));
+        assert!(matches!(undo, Undo::Steps(_)));
     }
 
     fn lines(programs: &[Vec<String>]) -> Vec<String> {

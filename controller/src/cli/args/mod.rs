@@ -5,6 +5,7 @@ mod host;
 mod profile;
 mod run;
 mod secret;
+mod ssh_port;
 mod state;
 
 use std::path::PathBuf;
@@ -17,6 +18,7 @@ pub(crate) use host::{Change, Changes, Forget, Host, Hosts};
 pub(crate) use profile::Profile;
 pub(crate) use run::{Run, Runs};
 pub(crate) use secret::{Secret, SetSecret};
+pub(crate) use ssh_port::SshPort;
 pub(crate) use state::{Backup, Restore, Serve};
 
 const ABOUT: &str = "\
@@ -96,6 +98,9 @@ pub(crate) enum Command {
     Exec(Exec),
     /// Let an address in again that fail2ban shut out of a host
     Unban(Unban),
+    /// Close the port of SSH of a host for good, open it again, or show how it stands
+    #[command(subcommand, after_help = ssh_port::HELP)]
+    SshPort(SshPort),
     /// List hosts
     Hosts(Hosts),
     /// Show, rename, label, set up or forget one host

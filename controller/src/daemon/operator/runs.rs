@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use postern_proto::ids::{HostId, PlanHash, RunId};
 use postern_proto::plan::{Approval, PLAN_SCHEMA, Plan, PlannedResource, Terms};
-use postern_proto::spec::{CommandSpec, ResourceSpec as _};
+use postern_proto::spec::{CommandSpec, ResourceSpec as _, SshPort};
 use postern_proto::v1;
 use tonic::Status;
 
@@ -14,6 +14,7 @@ use super::{OperatorService, failed};
 use crate::daemon::authz::OperatorPeer;
 use crate::daemon::follow::{Updates, follow, follow_new, run_message};
 use crate::daemon::hub::Command;
+use crate::daemon::ssh_port;
 use crate::daemon::text::{Neutral, neutral};
 use crate::store::{Assigned, CancelOutcome, NewRun};
 
@@ -37,6 +38,7 @@ struct Order {
     undoes: Option<RunId>,
     assign: Vec<Assigned>,
     ttl: Duration,
+    ssh_port: Option<SshPort>,
 }
 
 fn assigned(profile: v1::AssignedProfile) -> Result<Assigned, Status> {
@@ -63,6 +65,12 @@ impl OperatorService {
                 "a check changes nothing, so it assigns no profiles either",
             ));
         }
+        let ssh_port = ssh_port::from_message(request.ssh_port());
+        if ssh_port.is_some() && (request.check || !request.assign.is_empty()) {
+            return Err(Status::invalid_argument(
+                "what changes the port of SSH is no check and assigns nothing",
+            ));
+        }
         let approved = request.approved.into_iter().map(Approval::try_from).collect::<Result<_, _>>();
         let approved = approved.map_err(|error| Status::invalid_argument(format!("approved: {error}")))?;
         self.start(Order {
@@ -72,6 +80,7 @@ impl OperatorService {
             terms: Terms { check: request.check, approved, ..Terms::default() },
             assign: request.assign.into_iter().map(assigned).collect::<Result<_, _>>()?,
             ttl: self.0.limits.apply_ttl,
+            ssh_port,
             ..Order::default()
         })
         .await
@@ -130,6 +139,9 @@ impl OperatorService {
         let shared = &self.0;
         let plan =
             Plan::from_bytes(&order.plan).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        ssh_port::check_plan(&plan, order.ssh_port)?;
+        // A check changes nothing, and what takes a run back looks at what was before it and is judged on the host.
+        let lets_ssh_in = !order.terms.check && order.terms.undo_of.is_none() && ssh_port::lets_in(&plan);
         // What takes a run back may go without: it starts from what was there before.
         let secrets = if order.undoes.is_some() { Default::default() } else { plan.secrets() };
         // An id needs no look-up: the store checks it in the commit that it costs anyway.
@@ -152,6 +164,7 @@ impl OperatorService {
         let ttl_ms = i64::try_from(order.ttl.as_millis()).unwrap_or(i64::MAX);
         let not_after_ms = created_ms.saturating_add(ttl_ms);
         let (check, assigns) = (order.terms.check, !order.assign.is_empty());
+        let changes_ssh_port = order.ssh_port.is_some();
         let new = NewRun {
             id: RunId::generate(),
             host,
@@ -167,6 +180,8 @@ impl OperatorService {
             not_after_ms,
             send_now: session.is_some(),
             limit: shared.limits.runs_per_host,
+            ssh_port: order.ssh_port,
+            lets_ssh_in,
         };
         let changes = shared.hub.runs.subscribe(new.id);
         let (run, dispatch) = shared.store.create_run(new).await.map_err(failed)?;
@@ -183,7 +198,7 @@ impl OperatorService {
             // Not taken: the next session of the host gets it from the store.
             shared.hub.tell(host, Command::Dispatch(dispatch)).await;
         }
-        if assigns {
+        if assigns || changes_ssh_port {
             shared.hub.hosts.wake(host);
         }
         shared.expiry.expect(not_after_ms);
