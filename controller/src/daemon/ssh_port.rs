@@ -31,9 +31,10 @@ fn said(resource: &PlannedResource) -> Option<SshPort> {
     Some(word.and_then(SshPort::from_word).unwrap_or(SshPort::Open))
 }
 
-/// Whether some firewall of the plan lets SSH in.
-pub(crate) fn lets_in(plan: &Plan) -> bool {
-    plan.resources.iter().filter_map(said).any(|port| port == SshPort::Open)
+/// What the plan makes of it: open where some firewall of it says so; `None` where it has none.
+pub(crate) fn of(plan: &Plan) -> Option<SshPort> {
+    let mut all = plan.resources.iter().filter_map(said);
+    all.clone().find(|port| *port == SshPort::Open).or_else(|| all.next())
 }
 
 /// A run by which the port is opened or closed does that and nothing else.
@@ -72,17 +73,18 @@ mod tests {
         let closed = || ("firewall", json!({"ssh": "closed"}));
         let open = || ("firewall", json!({"allow": ["22/tcp"]}));
         let file = || ("file", json!({"path": "/x", "ssh": "open"}));
-        for (resources, lets, is_open, is_closed) in [
-            (vec![closed()], false, false, true),
-            (vec![open()], true, true, false),
-            (vec![("firewall", json!({"ssh": 7}))], true, true, false),
-            (vec![closed(), file()], false, false, false),
-            (vec![open(), closed()], true, false, false),
-            (vec![file()], false, false, false),
-            (vec![], false, false, false),
+        let (says_open, says_closed) = (Some(SshPort::Open), Some(SshPort::Closed));
+        for (resources, says, is_open, is_closed) in [
+            (vec![closed()], says_closed, false, true),
+            (vec![open()], says_open, true, false),
+            (vec![("firewall", json!({"ssh": 7}))], says_open, true, false),
+            (vec![closed(), file()], says_closed, false, false),
+            (vec![closed(), open()], says_open, false, false),
+            (vec![file()], None, false, false),
+            (vec![], None, false, false),
         ] {
             let plan = plan(&resources);
-            assert_eq!(lets_in(&plan), lets, "{resources:?}");
+            assert_eq!(of(&plan), says, "{resources:?}");
             assert_eq!(check_plan(&plan, Some(SshPort::Open)).is_ok(), is_open, "{resources:?}");
             assert_eq!(check_plan(&plan, Some(SshPort::Closed)).is_ok(), is_closed, "{resources:?}");
             assert!(check_plan(&plan, None).is_ok());

@@ -62,19 +62,23 @@ pub(super) fn of(db: &Connection, host: HostId) -> Result<SshRecord, OpError> {
 }
 
 /// Refuses what would change the port beside who may: decided in the commit that writes the run down, so that no plan
-/// that was made before the port was closed can open it again.
+/// that was made before the port was closed can open it again, and none that was made before it is opened can close it.
 pub(super) fn allow(
     db: &Connection,
     host: HostId,
     name: &str,
     wants: Option<SshPort>,
-    lets_in: bool,
+    firewall: Option<SshPort>,
 ) -> Result<(), OpError> {
-    let now = of(db, host)?;
-    match (wants, now.changing) {
-        (Some(_), Some(run)) => Err(OpError::SshPortChanges { host: name.to_owned(), run }),
-        (None, Some(run)) if lets_in => Err(OpError::SshPortChanges { host: name.to_owned(), run }),
-        (None, None) if lets_in && now.is_closed() => Err(OpError::SshPortClosed(name.to_owned())),
-        _ => Ok(()),
+    if wants.is_none() && firewall.is_none() {
+        return Ok(());
     }
+    let now = of(db, host)?;
+    if let Some(run) = now.changing {
+        return Err(OpError::SshPortChanges { host: name.to_owned(), run });
+    }
+    if wants.is_none() && firewall == Some(SshPort::Open) && now.is_closed() {
+        return Err(OpError::SshPortClosed(name.to_owned()));
+    }
+    Ok(())
 }

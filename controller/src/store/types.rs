@@ -207,8 +207,8 @@ pub struct NewRun {
     pub limit: u32,
     /// It is to open or close the port of SSH.
     pub ssh_port: Option<SshPort>,
-    /// Its plan says that SSH is let in: refused where that is not declared.
-    pub lets_ssh_in: bool,
+    /// What the firewall of its plan makes of that port; `None` where it has none, or changes nothing.
+    pub firewall: Option<SshPort>,
 }
 
 /// A plan on its way to a host.

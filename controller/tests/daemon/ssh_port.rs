@@ -141,7 +141,9 @@ async fn only_a_run_that_ended_well_declares_it_and_no_other_plan_opens_it() {
     let closing = apply(&rig, request(CLOSES, closed)).await.unwrap();
     assert_eq!(rig.host(&agent.host).await.ssh_port_changing, closing);
     // While it goes on, nobody else decides.
-    for other in [request(CLOSES, closed), request(OPENS, open), request(OPENS, plain)] {
+    for other in
+        [request(CLOSES, closed), request(OPENS, open), request(OPENS, plain), request(CLOSES, plain)]
+    {
         let error = apply(&rig, other).await.unwrap_err();
         assert!(error.code() == Code::FailedPrecondition && error.message().contains(&closing), "{error}");
     }
@@ -154,12 +156,15 @@ async fn only_a_run_that_ended_well_declares_it_and_no_other_plan_opens_it() {
     assert!(host.ssh_port_unix_ms > 0);
     // A plan from before it was closed: refused with the way, and so is a run that is taken up again.
     let resume = v1::ResumeRunRequest { run_id: before.clone() };
-    for error in [
-        apply(&rig, request(OPENS, plain)).await.unwrap_err(),
-        rig.operator().await.resume_run(resume).await.unwrap_err(),
+    for (error, text) in [
+        (apply(&rig, request(OPENS, plain)).await.unwrap_err(), "postern ssh-port open one"),
+        (
+            rig.operator().await.resume_run(resume).await.unwrap_err(),
+            "was opened or closed since it was made",
+        ),
     ] {
         assert_eq!(error.code(), Code::FailedPrecondition);
-        assert!(error.message().contains("postern ssh-port open one"), "{error}");
+        assert!(error.message().contains(text), "{error}");
     }
     // Looks, plans that keep it out and commands go on.
     let check = v1::ApplyRequest { check: true, ..request(OPENS, plain) };

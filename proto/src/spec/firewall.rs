@@ -258,7 +258,8 @@ impl ResourceSpec for FirewallSpec {
     ];
     const DOC: &'static str = "What may come in over IPv4 and IPv6, in chains of its own; needs the package \
                                iptables.";
-    const CANNOT_UNDO: &'static str = "connections that were opened or cut in the meantime";
+    const CANNOT_UNDO: &'static str = "connections that were opened or cut in the meantime; a port of SSH that is declared closed \
+                                       is not let in again by it";
 
     fn natural_name(&self) -> String {
         "inbound".to_owned()

@@ -115,7 +115,8 @@ fn readme(host: &HostInfo, made: &str, has_key: bool) -> String {
         ),
     };
     format!(
-        "Recovery kit of {name} ({id}), made {made}, before its port of SSH was closed.\n\
+        "Recovery kit of {name}, made {made}, before its port of SSH was closed.\n\
+         Its id is {id}.\n\
          \n\
          Nothing in here is encrypted. Whoever has {STATE} has all hosts of this controller: keep the kit where only\n\
          you can read it, and not on the controller alone.\n\

@@ -50,12 +50,13 @@ fn ssh_ports(host: &HostInfo) -> BTreeSet<u16> {
     [port.unwrap_or(USUAL)].into()
 }
 
-/// `None` where the port was seen to be shut everywhere that can be seen: nobody can log in to the host then.
+/// False where the port was seen to be shut at every address: nobody can log in to the host then.
 pub(crate) async fn can_be_reached(client: &mut Client, host: &HostInfo) -> Result<bool, CliError> {
     let ssh = ssh_ports(host);
     let looked = client.look_at_ports(host.id, ssh.iter().copied().collect()).await?;
     let shut = |state| matches!(state, PortState::Refused | PortState::Dropped);
-    Ok(looked.seen.is_empty() || !looked.seen.iter().all(|look| shut(look.state)))
+    let mut at = looked.seen.iter().filter(|look| ssh.contains(&look.port)).peekable();
+    Ok(at.peek().is_none() || !at.all(|look| shut(look.state)))
 }
 
 /// Said where somebody has to log in, and the port is shut.
@@ -269,7 +270,7 @@ impl Command<'_> {
         waits(self.context, &self.host);
         let order = Order { origin, ssh_port: Some(wanted), ..Order::default() };
         let updates = self.client.apply(self.host.id, bytes, order).await?;
-        let task = Task { host: &self.host, what: What::Apply, check: false, prefixed: false };
+        let task = Task { host: &self.host, what: What::SshPort, check: false, prefixed: false };
         let exit =
             attend(self.context, &mut self.client, updates, task, &mut Interrupt::listen(), |_| {}).await?;
         self.host = hosts::find(&mut self.client, &self.host.id.to_string()).await?;

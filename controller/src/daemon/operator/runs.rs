@@ -99,6 +99,16 @@ impl OperatorService {
         let plan = Plan::from_bytes(&past.plan)
             .map_err(|error| Status::failed_precondition(format!("run {old} cannot be resumed: {error}")))?;
         let terms = past.resume(&plan).map_err(failed)?;
+        let host = self.0.store.find_host(past.run.host.to_string()).await.map_err(failed)?;
+        let said_since = host.ssh.declared.is_some_and(|said| said.at_ms >= past.run.created_ms);
+        if said_since && ssh_port::of(&plan).is_some() {
+            // It would make of the port what was declared then.
+            return Err(Status::failed_precondition(format!(
+                "run {old} cannot be resumed: the port of SSH of {} was opened or closed since it was made \
+                 (`postern ssh-port status` says how it stands); apply the profiles again",
+                host.name
+            )));
+        }
         tracing::info!(run = %old, uid = peer.uid, done = terms.done.len(), "resume");
         self.start(Order {
             host: past.run.host.to_string(),
@@ -140,8 +150,9 @@ impl OperatorService {
         let plan =
             Plan::from_bytes(&order.plan).map_err(|error| Status::invalid_argument(error.to_string()))?;
         ssh_port::check_plan(&plan, order.ssh_port)?;
-        // A check changes nothing, and what takes a run back looks at what was before it and is judged on the host.
-        let lets_ssh_in = !order.terms.check && order.terms.undo_of.is_none() && ssh_port::lets_in(&plan);
+        // A check changes nothing, and what takes a run back is judged on the host.
+        let changes = !order.terms.check && order.terms.undo_of.is_none();
+        let firewall = changes.then(|| ssh_port::of(&plan)).flatten();
         // What takes a run back may go without: it starts from what was there before.
         let secrets = if order.undoes.is_some() { Default::default() } else { plan.secrets() };
         // An id needs no look-up: the store checks it in the commit that it costs anyway.
@@ -181,7 +192,7 @@ impl OperatorService {
             send_now: session.is_some(),
             limit: shared.limits.runs_per_host,
             ssh_port: order.ssh_port,
-            lets_ssh_in,
+            firewall,
         };
         let changes = shared.hub.runs.subscribe(new.id);
         let (run, dispatch) = shared.store.create_run(new).await.map_err(failed)?;
