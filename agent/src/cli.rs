@@ -30,6 +30,7 @@ usage: postern-agent COMMAND [--config PATH] [--state-dir PATH]
   probe       can a controller be reached from here?
   status      who this host is, as JSON
   firewall    load or unload the host's firewall (what its units run)
+  ssh-port    open: let SSH in again where it was closed for good (for the provider's console; as root)
   reload-ssh  have sshd read its files anew, and wait until it listens again (what runs do)
   uninstall   stop, and remove the agent with all of its state from this host
   version     the version
@@ -79,6 +80,11 @@ pub fn main(args: &[String]) -> i32 {
         Some("http-unix" | "hold-ports" | "settle-service") => return step(args),
         _ => {}
     }
+    let args = match args {
+        [command, what] if command == "ssh-port" && what == "open" => &args[..1],
+        [command, ..] if command == "ssh-port" => return usage("ssh-port wants `open`"),
+        _ => args,
+    };
     // For the units of a guard, not for people.
     let (guard, args) = match args {
         [command, name, rest @ ..] if command.starts_with("guard-revert") => {
@@ -105,6 +111,7 @@ pub fn main(args: &[String]) -> i32 {
         "probe" => runtime.block_on(Box::pin(probe(&args))),
         "status" => status(&args.state_dir),
         "reload-ssh" => runtime.block_on(reload_ssh()),
+        "ssh-port" => runtime.block_on(let_ssh_in()),
         "guard-revert" => runtime.block_on(guard_revert(&args.state_dir, guard, Moment::Now)),
         "guard-revert-boot" => runtime.block_on(guard_revert(&args.state_dir, guard, Moment::Boot)),
         "uninstall" => runtime.block_on(uninstall(args.state_dir)),
@@ -337,6 +344,28 @@ async fn reload_ssh() -> i32 {
         Ok(()) => exit::OK,
         Err(why) => {
             let _ = writeln!(std::io::stderr(), "postern-agent reload-ssh: {why}");
+            exit::FAILED
+        }
+    }
+}
+
+/// For somebody at the console of a host whose port of SSH was closed for good.
+async fn let_ssh_in() -> i32 {
+    let host = Sys::host();
+    let listens = crate::resources::ssh_ports(&host).await;
+    match crate::firewall::let_ssh_in(&host, &listens) {
+        Ok(ports) => {
+            let ports: Vec<_> = ports.iter().map(ToString::to_string).collect();
+            let unserved =
+                if listens.is_empty() { "; sshd listens on none: systemctl start ssh" } else { "" };
+            say(&format!(
+                "SSH is let in at port {}, also after a restart{unserved}\n\
+                 To keep it open, tell the controller: postern ssh-port open HOST. The next run closes it otherwise.\n",
+                ports.join(", ")
+            ))
+        }
+        Err(why) => {
+            let _ = writeln!(std::io::stderr(), "postern-agent ssh-port open: {why}");
             exit::FAILED
         }
     }

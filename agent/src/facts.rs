@@ -25,6 +25,8 @@ pub struct Facts {
     pub disk_free_bytes: Option<u64>,
     /// Free on the file system of `/var`, bytes.
     pub var_free_bytes: Option<u64>,
+    /// Where its SSH server listens; not read from a file.
+    pub ssh_ports: Vec<u16>,
 }
 
 /// The longest fact that is sent, bytes.
@@ -50,6 +52,7 @@ pub fn read(root: &Path) -> Facts {
         swap_bytes: meminfo.contains("SwapTotal:").then(|| memory.swap_kib.saturating_mul(1024)),
         disk_free_bytes: free("/"),
         var_free_bytes: free("/var"),
+        ssh_ports: Vec::new(),
     }
 }
 

@@ -480,6 +480,25 @@ fn leaving_refuses_work_and_ends_with_a_last_word() {
     assert!(matches!(sim.last.as_slice(), [Effect::End { .. }]));
 }
 
+/// It ends and is started anew by whoever watches over it; one that leaves has another end.
+#[test]
+fn a_restart_is_an_end_that_is_not_a_leaving() {
+    let mut sim = Sim::new();
+    let conn = sim.up();
+    sim.frame(conn, FromController::Restart);
+    assert!(matches!(sim.last.last(), Some(Effect::Restart)));
+    let mut sim = Sim::new();
+    let conn = sim.up();
+    sim.frame(conn, FromController::Leave);
+    assert!(sim.frame(conn, FromController::Restart).last.is_empty());
+    // Only a controller that was welcomed can say so.
+    let mut sim = Sim::new();
+    sim.give(Event::Start);
+    let conn = sim.dialled().unwrap();
+    sim.give(Event::Dialled(conn)).frame(conn, FromController::Restart);
+    assert!(!sim.did(|it| matches!(it, Effect::Restart)));
+}
+
 /// What a random peer and a random network do.
 #[derive(Clone, Debug)]
 enum Move {

@@ -16,7 +16,10 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 use zeroize::Zeroizing;
 
-pub use model::{Assigned, HostChange, HostInfo, Info, Link, Order, RunInfo, SecretInfo, Update, UpdateKind};
+pub use model::{
+    AgentBack, Assigned, HostChange, HostInfo, Info, Link, Order, PortLook, PortLooks, PortState, RunInfo,
+    SecretInfo, SshInfo, SshSaid, Update, UpdateKind,
+};
 pub use start::{StartFailure, Starter, log_path};
 pub(crate) use start::{reach, start_lock};
 
@@ -24,6 +27,10 @@ pub(crate) use start::{reach, start_lock};
 const CALL_DEADLINE: Duration = Duration::from_secs(15);
 /// All profiles assigned to a host are the largest answer, bytes.
 const MAX_ANSWER: usize = 16 * 1024 * 1024;
+/// How long an agent may take to come back from a restart: the daemon's own deadline is shorter.
+const RESTART_DEADLINE: Duration = Duration::from_secs(120);
+/// How long looks at ports may take, those included that wait for their turn.
+const LOOK_DEADLINE: Duration = Duration::from_secs(60);
 /// How long a host may take to remove its agent.
 const FORGET_DEADLINE: Duration = Duration::from_secs(120);
 
@@ -257,6 +264,19 @@ impl Client {
         let message = v1::UnassignRequest { host: host.to_string(), profile };
         self.operator.unassign(request(message, CALL_DEADLINE)).await?;
         Ok(())
+    }
+
+    /// Has an agent end and come back as a new process. Refused while a run of its host is not over.
+    pub async fn restart_agent(&mut self, host: HostId) -> Result<AgentBack, ClientError> {
+        let message = v1::RestartAgentRequest { host: host.to_string() };
+        self.operator.restart_agent(request(message, RESTART_DEADLINE)).await?.into_inner().try_into()
+    }
+
+    /// What the daemon sees of these ports at every address of a host, by new connections.
+    pub async fn look_at_ports(&mut self, host: HostId, ports: Vec<u16>) -> Result<PortLooks, ClientError> {
+        let ports = ports.into_iter().map(u32::from).collect();
+        let message = v1::LookAtPortsRequest { host: host.to_string(), ports };
+        self.operator.look_at_ports(request(message, LOOK_DEADLINE)).await?.into_inner().try_into()
     }
 
     /// Gives a secret a value; yields the version that has it. The value it has already makes no new version.

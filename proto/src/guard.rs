@@ -42,6 +42,12 @@ pub enum Predicate {
         /// The account.
         user: String,
     },
+    /// No fresh connection of the controller's to this TCP port is accepted, at any address. It is what a change is
+    /// to bring about, so it need not be so before.
+    Closed {
+        /// TCP.
+        port: u16,
+    },
     /// The host finds the addresses of this name.
     Dns {
         /// A host name.
@@ -60,13 +66,16 @@ impl Predicate {
     /// True where the controller has to look; the host sees to the others itself.
     #[must_use]
     pub fn is_from_outside(&self) -> bool {
-        matches!(self, Self::Inbound { .. } | Self::Login { .. } | Self::NoPassword { .. })
+        matches!(
+            self,
+            Self::Inbound { .. } | Self::Login { .. } | Self::NoPassword { .. } | Self::Closed { .. }
+        )
     }
 
     /// True where it counts only if it was seen to be so before the change.
     #[must_use]
     pub fn is_kept(&self) -> bool {
-        !matches!(self, Self::NoPassword { .. })
+        !matches!(self, Self::NoPassword { .. } | Self::Closed { .. })
     }
 }
 
@@ -76,6 +85,7 @@ impl fmt::Display for Predicate {
             Self::Inbound { port } => write!(f, "inbound {port}"),
             Self::Login { port, user, .. } => write!(f, "ssh login of {user} on port {port}"),
             Self::NoPassword { port, user } => write!(f, "ssh takes no password from {user} on port {port}"),
+            Self::Closed { port } => write!(f, "closed {port}"),
             Self::Dns { name } => write!(f, "dns {name}"),
             Self::Egress { host, port } => write!(f, "egress {host}:{port}"),
         }

@@ -216,7 +216,7 @@ mod tests {
 
     fn file(json: serde_json::Value, family: Family) -> String {
         let spec: FirewallSpec = serde_json::from_value(json).unwrap();
-        text(&spec, family)
+        text(&spec, &Default::default(), family)
     }
 
     fn bare(family: Family) -> Place {

@@ -3,12 +3,14 @@
 //! Our chains drop what is not allowed and hand back what is (`RETURN`): so the rules of others, fail2ban's
 //! above all, go on having their say about it. No chain of others is ever flushed, no policy is set.
 
+mod by_hand;
 mod load;
 mod rules;
 mod table;
 
+pub(crate) use by_hand::let_ssh_in;
 pub(crate) use load::{Loader, Place, has_docker, hooks};
-pub(crate) use rules::text;
+pub(crate) use rules::{shut_in, text};
 pub(crate) use table::{Jump, Table};
 
 use std::io::Write as _;

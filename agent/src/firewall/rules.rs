@@ -1,5 +1,6 @@
 //! What a spec means in rules, in the words that iptables-save has for them.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use postern_proto::spec::{Allow, DockerPorts, FirewallSpec};
@@ -15,9 +16,51 @@ const ICMP: [u8; 4] = [3, 8, 11, 12];
 /// Without the last (133 to 137) there is no IPv6 at all.
 const ICMPV6: [u8; 14] = [1, 2, 3, 4, 128, 130, 131, 132, 133, 134, 135, 136, 137, 143];
 
-/// The rules of one family: what iptables-restore takes, but for the jumps to our chains.
-pub(crate) fn text(spec: &FirewallSpec, family: Family) -> String {
-    let mut text = "# Written by Postern, which writes it again at each run.\n*filter\n".to_owned();
+/// Before the ports of SSH that are let in by no rule, in a comment of the file. What is to be let in again by hand,
+/// and what goes on being shut while no sshd listens, is known by it.
+const SHUT: &str = "# SSH is kept out at: ";
+
+/// The ports of SSH that such a file keeps out.
+pub(crate) fn shut_in(file: &str) -> BTreeSet<u16> {
+    let line = file.lines().find_map(|line| line.strip_prefix(SHUT)).unwrap_or_default();
+    line.split(' ').filter_map(|port| port.parse().ok()).collect()
+}
+
+/// The file with these TCP ports let in from everywhere; `None` where it has none of our chains.
+pub(crate) fn let_in(file: &str, ports: &BTreeSet<u16>) -> Option<String> {
+    let end = format!("-A {INPUT_CHAIN} -j DROP");
+    let mut found = false;
+    let mut text = String::new();
+    for line in file.lines().filter(|line| !line.starts_with(SHUT)) {
+        if line == end && !found {
+            found = true;
+            for port in ports {
+                let rule = format!("-A {INPUT_CHAIN} {}", tcp_to(*port));
+                if !file.lines().any(|line| line == rule) {
+                    text += &(rule + "\n");
+                }
+            }
+        }
+        text += line;
+        text.push('\n');
+    }
+    found.then_some(text)
+}
+
+/// What lets everybody in at a port.
+fn tcp_to(port: u16) -> String {
+    format!("-p tcp -m tcp --dport {port} -j RETURN")
+}
+
+/// The rules of one family: what iptables-restore takes, but for the jumps to our chains. `shut` are the ports of SSH
+/// that are not let in, whatever the spec says.
+pub(crate) fn text(spec: &FirewallSpec, shut: &BTreeSet<u16>, family: Family) -> String {
+    let mut text = "# Written by Postern, which writes it again at each run.\n".to_owned();
+    if !shut.is_empty() {
+        let ports: Vec<_> = shut.iter().map(ToString::to_string).collect();
+        let _ = writeln!(text, "{SHUT}{}", ports.join(" "));
+    }
+    text += "*filter\n";
     let filtered = spec.docker == DockerPorts::Filtered;
     for chain in CHAINS.iter().filter(|chain| filtered || **chain != DOCKER_CHAIN) {
         let _ = writeln!(text, ":{chain} - [0:0]");
@@ -25,7 +68,7 @@ pub(crate) fn text(spec: &FirewallSpec, family: Family) -> String {
     let mut rule = |chain: &str, rule: &str| {
         let _ = writeln!(text, "-A {chain} {rule}");
     };
-    let rules = spec.rules();
+    let rules = spec.rules_without(shut);
     for line in input(&rules, family) {
         rule(INPUT_CHAIN, &line);
     }
@@ -120,7 +163,10 @@ mod tests {
     fn lines(json: serde_json::Value, family: Family, chain: &str) -> Vec<String> {
         let spec: FirewallSpec = serde_json::from_value(json).unwrap();
         let start = format!("-A {chain} ");
-        text(&spec, family).lines().filter_map(|line| line.strip_prefix(&start).map(str::to_owned)).collect()
+        text(&spec, &BTreeSet::new(), family)
+            .lines()
+            .filter_map(|line| line.strip_prefix(&start).map(str::to_owned))
+            .collect()
     }
 
     /// T03: without these there is no IPv6.
@@ -149,7 +195,31 @@ mod tests {
         assert!(!lines(spec, Family::V6, DOCKER_CHAIN).iter().any(|line| line.contains("udp")));
         let ignored = json!({"allow": ["80/tcp"], "docker": "ignored"});
         let spec: FirewallSpec = serde_json::from_value(ignored).unwrap();
-        assert!(!text(&spec, Family::V4).contains(DOCKER_CHAIN));
+        assert!(!text(&spec, &BTreeSet::new(), Family::V4).contains(DOCKER_CHAIN));
+    }
+
+    #[test]
+    fn ssh_is_kept_out_and_let_in_again() {
+        let allow = json!({"allow": ["22/tcp limit 9/minute", "20-30/tcp", "443/tcp"], "ssh": "closed"});
+        let spec: FirewallSpec = serde_json::from_value(allow).unwrap();
+        let shut = BTreeSet::from([22, 2222]);
+        for family in Family::ALL {
+            let file = text(&spec, &shut, family);
+            assert_eq!(shut_in(&file), shut);
+            assert!(!file.contains("dport 22") && !file.contains("origdstport 22"), "{file}");
+            assert!(file.contains("--dport 20:21 ") && file.contains("--dport 23:30 "), "{file}");
+            let open = let_in(&file, &shut).unwrap();
+            let rules: Vec<_> = open.lines().collect();
+            let end = rules.iter().position(|line| *line == "-A POSTERN-INPUT -j DROP").unwrap();
+            for port in &shut {
+                assert!(rules[..end].contains(&format!("-A POSTERN-INPUT {}", tcp_to(*port)).as_str()));
+            }
+            // Said twice, it is the same; and what is open by a rule of its own gets no second one.
+            assert_eq!(let_in(&open, &shut), Some(open.clone()));
+            assert_eq!(shut_in(&open), BTreeSet::new());
+        }
+        assert_eq!(let_in("*filter\nCOMMIT\n", &shut), None);
+        assert_eq!(shut_in("# SSH is kept out at: 22 x 70000\n"), [22].into());
     }
 
     #[test]

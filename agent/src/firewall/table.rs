@@ -60,6 +60,22 @@ impl Table {
         self.chains.get(chain).map_or(&[], |chain| &chain.rules)
     }
 
+    /// Whether our chain for what comes in has a rule by which somebody gets in at this TCP port.
+    pub(crate) fn lets_in(&self, port: u16) -> bool {
+        let has = |ports: &str| {
+            let (first, last) = ports.split_once(':').unwrap_or((ports, ports));
+            let number = |text: &str| text.parse::<u16>().ok();
+            number(first).zip(number(last)).is_some_and(|(first, last)| (first..=last).contains(&port))
+        };
+        self.rules(super::INPUT_CHAIN).iter().any(|rule| {
+            let words: Vec<&str> = rule.split(' ').collect();
+            let after = |word: &str| words.iter().skip_while(|it| **it != word).nth(1).copied();
+            after("-p") == Some("tcp")
+                && matches!(after("-j"), Some("RETURN" | "ACCEPT"))
+                && after("--dport").is_some_and(has)
+        })
+    }
+
     /// What becomes of a packet that no rule of this chain decided about: `ACCEPT`, `DROP`, or `-`.
     pub(crate) fn policy(&self, chain: &str) -> &str {
         self.chains.get(chain).map_or("", |chain| &chain.policy)
@@ -171,6 +187,25 @@ mod tests {
         }
         assert_ne!(normal("-p tcp --dport 22 -j RETURN"), normal("-p tcp --dport 23 -j RETURN"));
         assert_ne!(normal("-p tcp -m multiport --dports 1,2 -j X"), normal("-p tcp --dports 1,2 -j X"));
+    }
+
+    #[test]
+    fn who_gets_in_at_a_port() {
+        let in_at = |rule: &str| {
+            let table = Table::parse(&format!("*filter\n:POSTERN-INPUT - [0:0]\n-A POSTERN-INPUT {rule}\n"));
+            table.lets_in(22)
+        };
+        for (rule, want) in [
+            ("-p tcp -m tcp --dport 22 -j RETURN", true),
+            ("-p tcp -m tcp --dport 20:30 -m hashlimit --hashlimit-upto 1/sec -j RETURN", true),
+            ("-s 192.0.2.1/32 -p tcp -m tcp --dport 22 -j ACCEPT", true),
+            ("-p udp -m udp --dport 22 -j RETURN", false),
+            ("-p tcp -m tcp --dport 2222 -j RETURN", false),
+            ("-p tcp -m tcp --dport 22 -j DROP", false),
+            ("-j DROP", false),
+        ] {
+            assert_eq!(in_at(rule), want, "{rule}");
+        }
     }
 
     #[test]

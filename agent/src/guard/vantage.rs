@@ -146,6 +146,18 @@ mod tests {
         assert_eq!(lacking(&predicates, &before, &moved_away).len(), 1);
         let never = [found(0, "v4", refused()), found(2, "v4", Finding::unobservable("no answer in time"))];
         assert_eq!(lacking(&predicates, &never, &never), [] as [&str; 0]);
+        // A port that is to be shut: one address at which it still answers is enough.
+        let (shut, web) = (Predicate::Closed { port: 22 }, inbound(443));
+        let at = |v4: Finding, v6: Finding, web: Finding| {
+            [found(0, "v4", v4), found(0, "v6", v6), found(1, "v4", web.clone()), found(1, "v6", web)]
+        };
+        let was = at(Finding::fails("it answers"), Finding::fails("it answers"), Finding::Holds);
+        let closing = [shut, web];
+        assert_eq!(lacking(&closing, &was, &at(Finding::Holds, Finding::Holds, Finding::Holds)), [""; 0]);
+        let half = at(Finding::Holds, Finding::fails("it answers"), Finding::Holds);
+        assert_eq!(lacking(&closing, &was, &half), ["closed 22 at v6: it answers"]);
+        let blind = at(Finding::Holds, Finding::unobservable("nothing answers"), Finding::Holds);
+        assert_eq!(lacking(&closing, &was, &blind), ["closed 22 at v6: nothing answers"]);
         // What fails alike at one place is told at once.
         let gone = [found(0, "v4", refused()), found(0, "v6", Finding::Holds), found(2, "v4", refused())];
         assert_eq!(

@@ -19,7 +19,9 @@ use super::stream::{self, Lanes};
 use super::time::TrustedTime;
 use super::wire;
 use super::{AgentError, AgentOptions, ExitReason, HelloFacts};
-use crate::{facts, leave};
+use crate::facts::{self, Facts};
+use crate::leave;
+use crate::resources::ssh_ports;
 
 /// The engine answers within this, or the agent restarts.
 const ENGINE: Duration = Duration::from_secs(60);
@@ -129,6 +131,10 @@ impl Driver {
                         self.last_word().await;
                         return Ok(ExitReason::Left { clean });
                     }
+                    if let Effect::Restart = effect {
+                        self.last_word().await;
+                        return Ok(ExitReason::Restarting);
+                    }
                     self.perform(effect).await?;
                 }
             }
@@ -216,7 +222,7 @@ impl Driver {
             }
             Effect::Renew => self.renew(),
             Effect::Remove => self.remove(),
-            Effect::End { .. } => {}
+            Effect::End { .. } | Effect::Restart => {}
             Effect::Note(Level::Info, text) => tracing::info!("{text}"),
             Effect::Note(Level::Warn, text) => tracing::warn!("{text}"),
             Effect::Note(Level::Error, text) => tracing::error!("{text}"),
@@ -243,8 +249,12 @@ impl Driver {
         // saying hello: what was known last is said.
         let root = self.options.facts_root.clone();
         let read = tokio::task::spawn_blocking(move || facts::read(&root));
-        match timeout(FACTS, read).await {
-            Ok(Ok(facts)) => self.facts.facts = facts,
+        let ssh = ssh_ports(&self.options.engine.sys);
+        let (read, ssh) = tokio::join!(timeout(FACTS, read), timeout(FACTS, ssh));
+        // One that does not say is not asked twice: what was known last is said.
+        let ssh = ssh.map(|ports| ports.into_iter().collect()).unwrap_or_default();
+        match read {
+            Ok(Ok(facts)) => self.facts.facts = Facts { ssh_ports: ssh, ..facts },
             _ => tracing::warn!("the facts of this host cannot be read: a file system does not answer"),
         }
         let wall_ns = (self.options.clock)().saturating_mul(1_000_000_000);

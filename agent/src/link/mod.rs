@@ -115,6 +115,8 @@ pub(crate) struct HelloFacts {
 pub enum ExitReason {
     /// It was asked to.
     Stopped,
+    /// The controller wants to see it come back.
+    Restarting,
     /// It removed itself from the host.
     Left {
         /// Nothing was left behind.
@@ -128,6 +130,8 @@ impl ExitReason {
     pub fn exit_code(self) -> i32 {
         match self {
             Self::Stopped => exit::OK,
+            // The unit says `Restart=always`: that is started anew, and is no failure.
+            Self::Restarting => exit::OK,
             // systemd has forgotten the unit: any other code would keep it there as failed.
             Self::Left { clean: true } => exit::OK,
             // It may still know it, and must not start it again.

@@ -317,6 +317,12 @@ impl Session {
                 }
                 self.out.push(Effect::Remove);
             }
+            // One that leaves has its own end.
+            FromController::Restart if self.leaving => {}
+            FromController::Restart => {
+                self.note(Level::Info, "told to restart".into());
+                self.out.push(Effect::Restart);
+            }
             FromController::Unknown => {}
         }
     }

@@ -111,9 +111,10 @@ impl LinkVantage {
                     Err(_) => Finding::fails("no answer in time"),
                 }
             }
-            Predicate::Inbound { .. } | Predicate::Login { .. } | Predicate::NoPassword { .. } => {
-                Finding::unobservable("the controller has to look")
-            }
+            Predicate::Inbound { .. }
+            | Predicate::Login { .. }
+            | Predicate::NoPassword { .. }
+            | Predicate::Closed { .. } => Finding::unobservable("the controller has to look"),
         }
     }
 }

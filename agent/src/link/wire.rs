@@ -50,6 +50,8 @@ pub enum FromController {
     Goodbye(Goodbye),
     /// Remove yourself.
     Leave,
+    /// End, to be started anew.
+    Restart,
     /// A kind of frame that this build does not know.
     Unknown,
 }
@@ -148,6 +150,7 @@ impl TryFrom<v1::ControllerFrame> for FromController {
                 Self::Secrets(it.run_id.parse()?, answers)
             }
             Some(Kind::Leave(_)) => Self::Leave,
+            Some(Kind::Restart(_)) => Self::Restart,
         })
     }
 }
@@ -267,6 +270,7 @@ pub(crate) fn hello(who: &HelloFacts, cluster: ClusterId, have: Snapshot, now_ns
             swap_bytes: who.facts.swap_bytes,
             disk_free_bytes: who.facts.disk_free_bytes,
             var_free_bytes: who.facts.var_free_bytes,
+            ssh_ports: who.facts.ssh_ports.iter().map(|port| u32::from(*port)).collect(),
             now_unix_ns: now_ns,
         }),
     }))

@@ -79,6 +79,13 @@ pub(super) async fn served(
     served_within(host, properties, names, SETTLE).await
 }
 
+/// Where SSH is served just now, for people and for what is only told: a server in the middle of a reload is not waited
+/// for, and where nothing is known there is none.
+pub(crate) async fn ssh_ports(host: &Sys) -> BTreeSet<u16> {
+    let served = served_within(host, SSH_PROPERTIES, &SSH_UNITS, Duration::ZERO).await;
+    served.map(|(_, listen)| listen.ports).unwrap_or_default()
+}
+
 async fn served_within(
     host: &Sys,
     properties: &str,

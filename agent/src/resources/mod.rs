@@ -32,6 +32,7 @@ mod user;
 pub(crate) use diff::{hidden, unified};
 pub(crate) use docker::{hold_ports, http_unix, settle_service};
 pub(crate) use firewall::unit_paths as firewall_units;
+pub(crate) use listen::ssh_ports;
 pub use protect::Protect;
 pub(crate) use sshd::reload as reload_ssh;
 pub use step::{Exec, HttpUnix, Step, WriteFile};

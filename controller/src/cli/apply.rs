@@ -166,6 +166,7 @@ pub(crate) async fn one(
         approved: job.approved.clone(),
         assign: job.assign.clone(),
         unassign: job.unassign.clone(),
+        ssh_port: None,
     };
     let updates = client.apply(host.id, job.plan.clone(), order).await?;
     let task = Task { host, what: job.what, check: job.check, prefixed };
@@ -173,7 +174,7 @@ pub(crate) async fn one(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
@@ -198,7 +199,7 @@ mod tests {
         }
     }
 
-    fn host(name: &str) -> HostInfo {
+    pub(crate) fn host(name: &str) -> HostInfo {
         HostInfo {
             id: postern_proto::ids::HostId::generate(),
             name: name.into(),
@@ -217,6 +218,7 @@ mod tests {
             profiles: Vec::new(),
             also_at: Vec::new(),
             room: Default::default(),
+            ssh: Default::default(),
         }
     }
 

@@ -18,6 +18,8 @@ pub(crate) enum What {
     Reviewed,
     /// To take back what another run did.
     Undo,
+    /// To open or close the port of SSH.
+    SshPort,
 }
 
 /// What is said of a run around its own lines.
@@ -127,7 +129,7 @@ fn summary(context: &Context, task: Task<'_>, run: &RunInfo, view: &View) -> Exi
         }
         let schema = match task.what {
             What::Undo => "postern/undo-result/v1",
-            What::Apply | What::Reviewed => "postern/apply-result/v1",
+            What::Apply | What::Reviewed | What::SshPort => "postern/apply-result/v1",
         };
         out.document(&json::result(schema, &run, &view.counts));
         return exit;
@@ -168,6 +170,12 @@ fn failure(task: Task<'_>, run: &RunInfo, view: &View) -> CliError {
         _ if task.check => format!("`postern run show {id}` shows it again; nothing was changed"),
         _ if task.what == What::Reviewed && view.counts.changed == 0 => {
             "nothing was done; make a new preview with --plan-out and have that reviewed".to_owned()
+        }
+        _ if task.what == What::SshPort => {
+            format!(
+                "`postern run show {id}` shows it again, `postern ssh-port status {}` how it stands",
+                task.host.name
+            )
         }
         _ if task.what == What::Undo => {
             format!("`postern run show {id}` shows it again; undo again to go on from here")

@@ -1,6 +1,6 @@
 //! `postern backup` and `postern restore`: the controller's whole state as one file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::json;
@@ -10,6 +10,7 @@ use super::error::{CliError, chain};
 use super::fresh::Fresh;
 use super::{Context, Exit, clean};
 use crate::backup::{self, RestoreError};
+use crate::client::Client;
 use crate::seal::KEY_FILE_VARIABLE;
 
 /// How long the daemon may take for a piece.
@@ -17,23 +18,7 @@ const PIECE: Duration = Duration::from_secs(60);
 
 pub(crate) async fn backup(context: &Context, args: &Backup) -> Result<Exit, CliError> {
     let path = context.env.cwd.join(&args.file);
-    let mut file = Fresh::create(&path)?;
-    let mut pieces = context.connect().await?.backup().await?;
-    let mut bytes = 0;
-    loop {
-        let piece = tokio::time::timeout(PIECE, pieces.next()).await.map_err(|_| {
-            CliError::usage("deadline-exceeded", "the daemon sends nothing more of the backup")
-        })?;
-        let Some(piece) = piece? else { break };
-        file.write(&piece)?;
-        bytes += piece.len() as u64;
-    }
-    if bytes == 0 {
-        return Err(CliError::usage("daemon-answer", "the daemon's backup is empty"));
-    }
-    // Read back before it counts as one.
-    let has_key = backup::verify(file.part()).map_err(|error| not_a_backup(&error))?;
-    file.keep()?;
+    let (bytes, has_key) = archive(&mut context.connect().await?, &path).await?;
     if context.out.json {
         context.out.document(
             &json!({"schema": "postern/backup/v1", "file": path, "bytes": bytes, "has_key": has_key}),
@@ -49,6 +34,29 @@ pub(crate) async fn backup(context: &Context, args: &Backup) -> Result<Exit, Cli
         context.out.note("whoever has this file has the hosts: keep it where only you can read it");
     }
     Ok(Exit::Ok)
+}
+
+/// Writes the daemon's whole state to a file that does not exist yet; how many bytes, and whether the key of the secrets
+/// is in it.
+pub(crate) async fn archive(client: &mut Client, path: &Path) -> Result<(u64, bool), CliError> {
+    let mut file = Fresh::create(path)?;
+    let mut pieces = client.backup().await?;
+    let mut bytes = 0;
+    loop {
+        let piece = tokio::time::timeout(PIECE, pieces.next()).await.map_err(|_| {
+            CliError::usage("deadline-exceeded", "the daemon sends nothing more of the backup")
+        })?;
+        let Some(piece) = piece? else { break };
+        file.write(&piece)?;
+        bytes += piece.len() as u64;
+    }
+    if bytes == 0 {
+        return Err(CliError::usage("daemon-answer", "the daemon's backup is empty"));
+    }
+    // Read back before it counts as one.
+    let has_key = backup::verify(file.part()).map_err(|error| not_a_backup(&error))?;
+    file.keep()?;
+    Ok((bytes, has_key))
 }
 
 /// Offline: no daemon may have the state that is made.

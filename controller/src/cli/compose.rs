@@ -11,6 +11,7 @@ use super::apply::Job;
 use super::args::Values;
 use super::attend::What;
 use super::error::{CliError, chain};
+use super::ssh_port::keep_ssh_out;
 use super::{Context, clean};
 use crate::client::{self, Client, HostInfo};
 use crate::profile::{self, Bundle, Compiled, Diagnostic, Facts, Inputs, MAX_PROFILE_BYTES, VarFile};
@@ -111,8 +112,11 @@ impl Wanted {
                 secrets: Some(secrets.clone()),
                 ..self.inputs(&host.vars)
             };
-            let compiled = profile::compile(&self.bundles, &assigned, &inputs)
+            let mut compiled = profile::compile(&self.bundles, &assigned, &inputs)
                 .map_err(|found| wrong(context, &format!("the profile for {}", host.name), &found))?;
+            if host.ssh.is_closed() {
+                keep_ssh_out(&mut compiled.plan);
+            }
             jobs.push(self.to_job(compiled, check)?);
         }
         Ok(jobs)

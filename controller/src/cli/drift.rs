@@ -168,13 +168,7 @@ impl Look {
         if !out.json {
             out.note(&format!("{name}: comparing with {} ({})", clean::line(&job.origin), job.what_it_has()));
         }
-        let order = Order {
-            check: true,
-            origin: job.origin,
-            approved: Vec::new(),
-            assign: Vec::new(),
-            unassign: Vec::new(),
-        };
+        let order = Order { check: true, origin: job.origin, ..Order::default() };
         let updates = self.client.apply(self.host.id, job.plan, order).await?;
         let mut findings = Findings::of(&plan);
         let mut view = View::new(self.prefixed.then_some(self.host.name.as_str()), out.volume, true);

@@ -104,6 +104,7 @@ pub(crate) async fn show(context: &Context, name: &str) -> Result<Exit, CliError
         ("last seen", seen(&host)),
         ("ssh address", clean::line(&host.ssh_address)),
         ("also at", clean::line(&host.also_at.join(", "))),
+        ("ssh port", ssh_port(&host)),
         ("hostname", clean::line(&host.hostname)),
         ("system", clean::line(format!("{} {} {}", host.os_id, host.os_version, host.arch).trim())),
         ("memory", memory(&host.room)),
@@ -121,6 +122,13 @@ pub(crate) async fn show(context: &Context, name: &str) -> Result<Exit, CliError
         .collect();
     table(&rows).iter().for_each(|line| out.line(line));
     Ok(Exit::Ok)
+}
+
+/// `closed 3 min ago by run …`; empty where no run has said anything.
+fn ssh_port(host: &HostInfo) -> String {
+    host.ssh.declared.as_ref().map_or_else(String::new, |said| {
+        format!("{} {} by run {}", said.port.as_str(), ago(said.at_ms), said.run)
+    })
 }
 
 /// `980 MB, 1024 MB of swap`; empty where nothing is known.

@@ -7,7 +7,7 @@ use super::view::{Counts, outcome_word};
 use crate::client::{HostInfo, RunInfo, SecretInfo, Update, UpdateKind};
 
 /// Milliseconds since the Unix epoch as RFC 3339; null for 0.
-fn time_ms(ms: i64) -> Value {
+pub(crate) fn time_ms(ms: i64) -> Value {
     if ms == 0 {
         return Value::Null;
     }
@@ -46,6 +46,9 @@ pub(crate) fn host(host: &HostInfo) -> Value {
         "swap_mb": host.room.swap_mb,
         "disk_free_mb": host.room.disk_free_mb,
         "var_free_mb": host.room.var_free_mb,
+        "ssh_port": host.ssh.declared.as_ref().map_or("open", |said| said.port.as_str()),
+        "ssh_port_since": time_ms(host.ssh.declared.as_ref().map_or(0, |said| said.at_ms)),
+        "ssh_port_run": host.ssh.declared.as_ref().map(|said| said.run.to_string()),
     })
 }
 

@@ -28,6 +28,7 @@ mod secrets;
 mod selector;
 mod serve;
 mod site;
+mod ssh_port;
 mod terminal;
 mod unban;
 mod up;
@@ -134,6 +135,7 @@ async fn dispatch(context: &Context, command: Command, verbose: u8) -> Result<Ex
         Command::Drift(args) => Box::pin(drift::drift(context, args)).await,
         Command::Exec(args) => Box::pin(exec::exec(context, args)).await,
         Command::Unban(args) => Box::pin(unban::unban(context, args)).await,
+        Command::SshPort(args) => Box::pin(ssh_port::ssh_port(context, args)).await,
         Command::Hosts(args) => hosts::list(context, args).await,
         Command::Host(Host::Show { host }) => hosts::show(context, &host).await,
         Command::Host(Host::Forget(args)) => Box::pin(hosts::forget(context, args)).await,

@@ -147,6 +147,7 @@ mod tests {
             profiles: Vec::new(),
             also_at: Vec::new(),
             room: Default::default(),
+            ssh: Default::default(),
         }
     }
 

@@ -23,7 +23,7 @@ use super::error::{CliError, chain};
 use super::follow::Interrupt;
 use super::out::Volume;
 use super::terminal::{Terminal, secret};
-use super::{Context, Exit, addresses, admin_key, apply, clean};
+use super::{Context, Exit, addresses, admin_key, apply, clean, ssh_port};
 use crate::bundle::Bundle;
 use crate::client::{Client, HostChange, HostInfo, Info, Link};
 
@@ -63,6 +63,14 @@ pub(crate) async fn up(context: &Context, args: Up) -> Result<Exit, CliError> {
     if let Some(wanted) = &wanted {
         let vars = known.as_ref().map(|host| host.vars.clone()).unwrap_or_default();
         admin_key::check(context, wanted, &admin_key::with(key.as_ref(), vars))?;
+    }
+    // Somebody at the console may have opened it again: what counts is whether it answers.
+    if let Some(host) = &known
+        && host.ssh.is_closed()
+        && (host.link != Link::Up || args.bootstrap)
+        && !ssh_port::can_be_reached(&mut client, host).await?
+    {
+        return Err(ssh_port::is_shut(host));
     }
     let connected = known.filter(|host| host.link == Link::Up && !args.bootstrap);
     let (host, mut route) = match connected {

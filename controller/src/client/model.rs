@@ -1,12 +1,13 @@
 //! What the daemon tells, in the program's own types: checked once, here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use postern_proto::convert::WireError;
 use postern_proto::event::{LogFrame, RunEvent, RunState};
 use postern_proto::ids::{HostId, PlanHash, RunId};
 use postern_proto::plan::Approval;
+use postern_proto::spec::SshPort;
 use postern_proto::v1;
 
 use super::ClientError;
@@ -114,6 +115,123 @@ pub struct HostInfo {
     pub also_at: Vec<String>,
     /// What it has of memory and disk, as its agent said when its session began.
     pub room: Room,
+    /// How it stands with its port of SSH.
+    pub ssh: SshInfo,
+}
+
+/// How it stands with a host's port of SSH.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SshInfo {
+    /// What a run declared; `None` while none has.
+    pub declared: Option<SshSaid>,
+    /// A run that is to change it and is not over.
+    pub changing: Option<RunId>,
+    /// Where its SSH server listens, as its agent last said; empty where that is not known.
+    pub ports: BTreeSet<u16>,
+}
+
+/// What a run declared of the port of SSH.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SshSaid {
+    /// What.
+    pub port: SshPort,
+    /// Which run.
+    pub run: RunId,
+    /// Milliseconds since the Unix epoch.
+    pub at_ms: i64,
+}
+
+impl SshInfo {
+    /// SSH is to be kept out, whatever the profiles say.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.declared.as_ref().is_some_and(|said| said.port == SshPort::Closed)
+    }
+}
+
+fn ports(ports: &[u32]) -> Result<BTreeSet<u16>, ClientError> {
+    let port =
+        |port: &u32| u16::try_from(*port).map_err(|_| ClientError::Answer("a port that is none".into()));
+    ports.iter().map(port).collect()
+}
+
+/// An agent that was told to restart, and is back.
+#[derive(Clone, Debug)]
+pub struct AgentBack {
+    /// Where its new session comes from.
+    pub peer: String,
+    /// From the word to the new session.
+    pub took_ms: u64,
+    /// The session comes from the daemon's own machine.
+    pub from_here: bool,
+    /// Where its SSH server listens, as it said.
+    pub ssh_ports: BTreeSet<u16>,
+}
+
+impl TryFrom<v1::RestartAgentResponse> for AgentBack {
+    type Error = ClientError;
+
+    fn try_from(back: v1::RestartAgentResponse) -> Result<Self, ClientError> {
+        let ssh_ports = ports(&back.ssh_ports)?;
+        Ok(Self { peer: back.peer, took_ms: back.took_ms, from_here: back.from_here, ssh_ports })
+    }
+}
+
+/// What became of a new connection to a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortState {
+    /// It was accepted.
+    Open,
+    /// It was refused.
+    Refused,
+    /// Nobody answered.
+    Dropped,
+    /// Nothing can be told from where the daemon is.
+    Unobservable,
+}
+
+/// One port at one address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortLook {
+    /// Of the host.
+    pub address: IpAddr,
+    /// TCP.
+    pub port: u16,
+    /// What was seen.
+    pub state: PortState,
+    /// For people; empty where it is open.
+    pub why: String,
+}
+
+/// What the daemon sees of a host's ports.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PortLooks {
+    /// Each port at each address.
+    pub seen: Vec<PortLook>,
+    /// Why there is nothing to look at; empty where there is.
+    pub unobservable: String,
+}
+
+impl TryFrom<v1::LookAtPortsResponse> for PortLooks {
+    type Error = ClientError;
+
+    fn try_from(looks: v1::LookAtPortsResponse) -> Result<Self, ClientError> {
+        let nonsense = |what: &str| ClientError::Answer(format!("{what} that is none"));
+        let look = |seen: v1::PortSeen| {
+            let state = match seen.state() {
+                v1::PortState::Open => PortState::Open,
+                v1::PortState::Refused => PortState::Refused,
+                v1::PortState::Dropped => PortState::Dropped,
+                v1::PortState::Unobservable => PortState::Unobservable,
+                v1::PortState::Unspecified => return Err(nonsense("a state of a port")),
+            };
+            let port = u16::try_from(seen.port).map_err(|_| nonsense("a port"))?;
+            let address = seen.address.parse().map_err(|_| nonsense("an address"))?;
+            Ok(PortLook { address, port, state, why: seen.why })
+        };
+        let seen = looks.seen.into_iter().map(look).collect::<Result<_, _>>()?;
+        Ok(Self { seen, unobservable: looks.unobservable })
+    }
 }
 
 impl TryFrom<v1::Host> for HostInfo {
@@ -129,7 +247,22 @@ impl TryFrom<v1::Host> for HostInfo {
                 return Err(ClientError::Answer("a host without link state".into()));
             }
         };
+        let declared = match host.ssh_port() {
+            v1::SshPort::Unspecified => None,
+            v1::SshPort::Open => Some(SshPort::Open),
+            v1::SshPort::Closed => Some(SshPort::Closed),
+        };
+        let declared = declared.map(|port| {
+            let run = host.ssh_port_run.parse().map_err(WireError::Id)?;
+            Ok::<_, ClientError>(SshSaid { port, run, at_ms: host.ssh_port_unix_ms })
+        });
+        let ssh = SshInfo {
+            declared: declared.transpose()?,
+            changing: other_run(&host.ssh_port_changing)?,
+            ports: ports(&host.ssh_ports)?,
+        };
         Ok(Self {
+            ssh,
             id: host.id.parse().map_err(WireError::Id)?,
             name: host.name,
             ssh_address: host.ssh_address,
@@ -223,6 +356,8 @@ pub struct Order {
     pub assign: Vec<Assigned>,
     /// Names of profiles that the host is not to have any more from this run on.
     pub unassign: Vec<String>,
+    /// The run is to open or close the port of SSH.
+    pub ssh_port: Option<SshPort>,
 }
 
 impl Order {
@@ -235,6 +370,12 @@ impl Order {
             approved: self.approved.into_iter().map(v1::Approval::from).collect(),
             assign: self.assign.into_iter().map(v1::AssignedProfile::from).collect(),
             unassign: self.unassign,
+            ssh_port: match self.ssh_port {
+                None => v1::SshPort::Unspecified,
+                Some(SshPort::Open) => v1::SshPort::Open,
+                Some(SshPort::Closed) => v1::SshPort::Closed,
+            }
+            .into(),
         }
     }
 }

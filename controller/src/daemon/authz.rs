@@ -135,6 +135,8 @@ rows! {
     UPDATE_HOST: "postern.v1.Operator/UpdateHost" => Operator;
     LIST_ASSIGNED: "postern.v1.Operator/ListAssigned" => Operator;
     UNASSIGN: "postern.v1.Operator/Unassign" => Operator;
+    RESTART_AGENT: "postern.v1.Operator/RestartAgent" => Operator;
+    LOOK_AT_PORTS: "postern.v1.Operator/LookAtPorts" => Operator;
     SET_SECRET: "postern.v1.Operator/SetSecret" => Operator;
     LIST_SECRETS: "postern.v1.Operator/ListSecrets" => Operator;
     REMOVE_SECRET: "postern.v1.Operator/RemoveSecret" => Operator;

@@ -76,6 +76,8 @@ pub struct Limits {
     pub probe: Duration,
     /// How long a host that was told to leave may take.
     pub leave: Duration,
+    /// How long an agent that was told to restart may take to come back.
+    pub restart: Duration,
     /// A session that said nothing for so long is asked; if nothing comes back in half of it, it is over.
     pub quiet: Duration,
 }
@@ -97,6 +99,7 @@ impl Default for Limits {
             runs_per_host: 256,
             probe: Duration::from_secs(5),
             leave: Duration::from_secs(60),
+            restart: Duration::from_secs(60),
             quiet: Duration::from_secs(60),
         }
     }

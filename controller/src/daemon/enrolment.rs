@@ -33,6 +33,8 @@ pub(crate) fn store_status(error: &OpError) -> Status {
         OpError::Quarantined(_)
         | OpError::NoSuchSecrets(_)
         | OpError::SecretInUse { .. }
+        | OpError::SshPortClosed(_)
+        | OpError::SshPortChanges { .. }
         | OpError::NotAgain { .. } => Status::failed_precondition(error.to_string()),
         OpError::Closed => Status::unavailable("the controller stops"),
         OpError::Busy(_) => Status::unavailable(error.to_string()),

@@ -34,6 +34,7 @@ pub(crate) fn run_message(run: RunRecord) -> v1::Run {
         message: run.message,
         resumes: run.resumes.map(|run| run.to_string()).unwrap_or_default(),
         undoes: run.undoes.map(|run| run.to_string()).unwrap_or_default(),
+        ssh_port: super::ssh_port::message(run.ssh_port).into(),
     }
 }
 

@@ -30,6 +30,7 @@ pub(crate) enum Command {
     Cancel(RunId),
     Leave(oneshot::Sender<Vec<String>>),
     Probe(oneshot::Sender<()>),
+    Restart,
 }
 
 /// A live session.

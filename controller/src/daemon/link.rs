@@ -211,6 +211,7 @@ impl Driver {
                 self.probes.push(answer);
                 Input::Probe
             }
+            Command::Restart => Input::Restart,
         };
         self.input(input).await;
     }

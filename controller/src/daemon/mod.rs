@@ -13,6 +13,7 @@ mod operator;
 mod route;
 mod session;
 mod shared;
+mod ssh_port;
 mod state;
 mod text;
 mod tls;

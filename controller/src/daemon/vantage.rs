@@ -22,7 +22,7 @@ use super::authz::{self, AgentPeer, rpc};
 use super::enrolment::store_status;
 use super::shared::Shared;
 use super::text::Neutral;
-use crate::store::KeyStatus;
+use crate::store::{HostRecord, KeyStatus};
 
 /// For one port, and for one look at an SSH server.
 const PROBE: Duration = Duration::from_secs(5);
@@ -32,6 +32,8 @@ const LOOKUP: Duration = Duration::from_secs(5);
 const MAX_ADDRESSES: usize = 4;
 /// Connections that are made for looks at one time, over all hosts.
 const AT_ONCE: usize = 128;
+/// Said of what is not looked at.
+const BUSY: &str = "the controller is busy";
 /// How long a look waits for its turn.
 const TURN: Duration = Duration::from_secs(5);
 
@@ -69,6 +71,26 @@ pub(crate) async fn answer(
 
 async fn look(shared: &Shared, peer: &AgentPeer, predicates: &[Predicate]) -> Result<Vec<Found>, Status> {
     let host = shared.store.find_host(peer.host.to_string()).await.map_err(|error| store_status(&error))?;
+    let addresses = match addresses(&host).await {
+        Ok(addresses) => addresses,
+        Err(why) => {
+            let unobservable = |predicate| Found {
+                predicate,
+                at: String::new(),
+                finding: Finding::unobservable(why.clone()),
+            };
+            return Ok((0..predicates.len()).map(unobservable).collect());
+        }
+    };
+    // To an SSH server that counts failed logins, one that is looked at by two addresses of a family is attacked twice.
+    let first =
+        |address: &IpAddr| addresses.iter().find(|it| it.is_ipv4() == address.is_ipv4()) == Some(address);
+    let at = addresses.iter().map(|address| look_at(&shared.looks, predicates, *address, first(address)));
+    Ok(join_all(at).await.concat())
+}
+
+/// Where a host is looked at; why it cannot be where there is nothing.
+pub(crate) async fn addresses(host: &HostRecord) -> Result<Vec<IpAddr>, String> {
     let mut addresses = BTreeSet::new();
     // Not where its session comes from: that may be a gateway, which answers for itself.
     let mut why = "the host is not known by an address that can be reached from here".to_owned();
@@ -80,37 +102,81 @@ async fn look(shared: &Shared, peer: &AgentPeer, predicates: &[Predicate]) -> Re
         }
     }
     // Where bootstrap saw the same server, by its host key.
-    let others = host.also_at.into_iter().filter(|it| !addresses.contains(it));
+    let others = host.also_at.iter().copied().filter(|it| !addresses.contains(it));
     let addresses: Vec<IpAddr> = addresses.iter().copied().chain(others).take(MAX_ADDRESSES).collect();
-    if addresses.is_empty() {
-        let unobservable =
-            |predicate| Found { predicate, at: String::new(), finding: Finding::unobservable(why.clone()) };
-        return Ok((0..predicates.len()).map(unobservable).collect());
+    if addresses.is_empty() { Err(why) } else { Ok(addresses) }
+}
+
+/// What becomes of a new TCP connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Knock {
+    /// It is accepted.
+    Open,
+    /// Somebody says no; what exactly.
+    Refused(String),
+    /// Nobody says anything. The kernel asks three times in this time (after 0, 1 and 3 s), so one lost packet makes
+    /// no port look shut.
+    Dropped,
+    /// It says nothing about the host.
+    NoWay(String),
+}
+
+/// Makes one.
+async fn knock(address: IpAddr, port: u16) -> Knock {
+    match timeout(PROBE, TcpStream::connect(SocketAddr::new(address, port))).await {
+        Ok(Ok(_)) => Knock::Open,
+        Err(_) => Knock::Dropped,
+        Ok(Err(error)) if error.kind() == std::io::ErrorKind::TimedOut => Knock::Dropped,
+        Ok(Err(error)) => match unreached(&LookError::Connect(error)) {
+            Finding::Holds => Knock::Open,
+            Finding::Fails { why } => Knock::Refused(why),
+            Finding::Unobservable { why } => Knock::NoWay(why),
+        },
     }
-    // To an SSH server that counts failed logins, one that is looked at by two addresses of a family is attacked twice.
-    let first =
-        |address: &IpAddr| addresses.iter().find(|it| it.is_ipv4() == address.is_ipv4()) == Some(address);
-    let at = addresses.iter().map(|address| look_at(&shared.looks, predicates, *address, first(address)));
-    Ok(join_all(at).await.concat())
+}
+
+/// Each of these ports at each of these addresses, side by side.
+pub(crate) async fn look_at_ports(
+    looks: &Looks,
+    addresses: &[IpAddr],
+    ports: &BTreeSet<u16>,
+) -> Vec<(IpAddr, u16, Knock)> {
+    let one = async |address: IpAddr, port: u16| {
+        let knock = match timeout(TURN, looks.0.acquire()).await {
+            Ok(Ok(_turn)) => knock(address, port).await,
+            _ => Knock::NoWay(BUSY.to_owned()),
+        };
+        (address, port, knock)
+    };
+    let all = addresses.iter().flat_map(|address| ports.iter().map(move |port| (*address, *port)));
+    join_all(all.map(|(address, port)| one(address, port))).await
+}
+
+/// Whether a port that is to be shut is. Where nobody answers, it is the port's doing only if somebody answers at
+/// another one there, as far as others are asked about.
+fn shut(knock: Knock, others_answer: Option<bool>) -> Finding {
+    match knock {
+        Knock::Open => Finding::fails("it still answers"),
+        Knock::Refused(_) => Finding::Holds,
+        Knock::Dropped if others_answer == Some(false) => {
+            Finding::unobservable("nothing answers at that address, at no other port either")
+        }
+        Knock::Dropped => Finding::Holds,
+        Knock::NoWay(why) => Finding::unobservable(why),
+    }
 }
 
 /// All that is asked about one address.
 async fn look_at(looks: &Looks, predicates: &[Predicate], address: IpAddr, logins: bool) -> Vec<Found> {
     let found = |predicate, finding| Found { predicate, at: address.to_string(), finding };
     let Ok(Ok(_turn)) = timeout(TURN, looks.0.acquire()).await else {
-        let busy = |place| found(place, Finding::unobservable("the controller is busy"));
+        let busy = |place| found(place, Finding::unobservable(BUSY));
         return (0..predicates.len()).map(busy).collect();
     };
     let ports = predicates.iter().enumerate().filter_map(|(place, predicate)| match predicate {
-        Predicate::Inbound { port } => Some(async move {
-            let connected = timeout(PROBE, TcpStream::connect(SocketAddr::new(address, *port))).await;
-            let finding = match connected {
-                Ok(Ok(_)) => Finding::Holds,
-                Ok(Err(error)) => unreached(&LookError::Connect(error)),
-                Err(_) => unreached(&LookError::TimedOut),
-            };
-            found(place, finding)
-        }),
+        Predicate::Inbound { port } | Predicate::Closed { port } => {
+            Some(async move { (place, predicate, knock(address, *port).await) })
+        }
         _ => None,
     });
     // One after the other, and one connection for all that is asked about a user: to an SSH server, many
@@ -135,9 +201,24 @@ async fn look_at(looks: &Looks, predicates: &[Predicate], address: IpAddr, login
         }
         all
     };
-    let (mut all, logins) = tokio::join!(join_all(ports), logins);
-    all.extend(logins);
+    let (knocks, mut all) = tokio::join!(join_all(ports), logins);
+    let inbound = |predicate: &Predicate| matches!(predicate, Predicate::Inbound { .. });
+    let others = knocks.iter().filter(|(_, predicate, _)| inbound(predicate));
+    let answer = others.map(|(_, _, knock)| *knock == Knock::Open).reduce(|one, other| one || other);
+    all.extend(knocks.into_iter().map(|(place, predicate, knock)| {
+        found(place, if inbound(predicate) { reached(knock) } else { shut(knock, answer) })
+    }));
     all
+}
+
+/// Whether a port that is to be open is.
+fn reached(knock: Knock) -> Finding {
+    match knock {
+        Knock::Open => Finding::Holds,
+        Knock::Refused(why) => Finding::fails(why),
+        Knock::Dropped => unreached(&LookError::TimedOut),
+        Knock::NoWay(why) => Finding::unobservable(why),
+    }
 }
 
 /// Every port and user that is asked about, once.
@@ -147,7 +228,10 @@ fn accounts(predicates: &[Predicate]) -> BTreeSet<(u16, &str)> {
             Predicate::Login { port, user, .. } | Predicate::NoPassword { port, user } => {
                 Some((*port, user.as_str()))
             }
-            Predicate::Inbound { .. } | Predicate::Dns { .. } | Predicate::Egress { .. } => None,
+            Predicate::Inbound { .. }
+            | Predicate::Closed { .. }
+            | Predicate::Dns { .. }
+            | Predicate::Egress { .. } => None,
         }
     }
     predicates.iter().filter_map(of).collect()
@@ -255,6 +339,46 @@ mod tests {
                 Finding::fails("connection refused"),
             ]
         );
+    }
+
+    /// T24: "closed" is what is seen, and not what was asked for.
+    #[tokio::test]
+    async fn trap_24_a_port_that_answers_is_not_closed() {
+        let looks = Looks::default();
+        let open = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let gone = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = |listener: &tokio::net::TcpListener| listener.local_addr().unwrap().port();
+        let (open_port, gone_port) = (port(&open), port(&gone));
+        drop(gone);
+        let closed = |port| Predicate::Closed { port };
+        let asked = [closed(open_port), closed(gone_port), Predicate::Inbound { port: open_port }];
+        let mut found = look_at(&looks, &asked, IpAddr::from([127, 0, 0, 1]), true).await;
+        found.sort_by_key(|found| found.predicate);
+        let found: Vec<_> = found.into_iter().map(|found| found.finding).collect();
+        assert_eq!(found, [Finding::fails("it still answers"), Finding::Holds, Finding::Holds]);
+        let local = [IpAddr::from([127, 0, 0, 1])];
+        let seen = look_at_ports(&looks, &local, &[open_port, gone_port].into()).await;
+        let seen: std::collections::BTreeMap<_, _> = seen.into_iter().map(|it| (it.1, it.2)).collect();
+        assert_eq!(seen[&open_port], Knock::Open);
+        assert_eq!(seen[&gone_port], Knock::Refused("connection refused".to_owned()));
+    }
+
+    #[test]
+    fn where_nobody_answers_at_all_nothing_is_closed() {
+        for (knock, others, want) in [
+            (Knock::Dropped, Some(true), Finding::Holds),
+            (Knock::Dropped, None, Finding::Holds),
+            (
+                Knock::Dropped,
+                Some(false),
+                Finding::unobservable("nothing answers at that address, at no other port either"),
+            ),
+            (Knock::Refused("connection refused".to_owned()), Some(false), Finding::Holds),
+            (Knock::NoWay("no IPv6".to_owned()), None, Finding::unobservable("no IPv6")),
+            (Knock::Open, Some(true), Finding::fails("it still answers")),
+        ] {
+            assert_eq!(shut(knock.clone(), others), want, "{knock:?} {others:?}");
+        }
     }
 
     #[test]

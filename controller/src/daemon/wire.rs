@@ -1,6 +1,6 @@
 //! Between the messages of the link and what a session thinks in. What an agent sends is checked here.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use postern_proto::convert::WireError;
 use postern_proto::event::{LogFrame, RunEvent, RunOffset};
@@ -16,6 +16,8 @@ use crate::store::{Dispatch, Facts, Revealed};
 const MAX_RUNS: usize = 10_000;
 /// Secrets that are asked for at once.
 const MAX_SECRETS: usize = 256;
+/// Ports on which one SSH server listens.
+const MAX_SSH_PORTS: usize = 16;
 /// The longest fact about a host, bytes.
 const MAX_FACT: usize = 255;
 
@@ -73,6 +75,7 @@ pub(crate) enum ControllerFrame {
         retry_after_ms: u64,
     },
     Leave,
+    Restart,
     Secrets {
         run: RunId,
         values: Vec<Revealed>,
@@ -116,6 +119,17 @@ fn fact(what: &'static str, text: String) -> Result<String, WireError> {
     Ok(neutral(&text))
 }
 
+/// Sorted, each once.
+fn ports(ports: Vec<u32>) -> Result<Vec<u16>, WireError> {
+    let invalid = |why: String| WireError::Invalid { what: "ports of SSH", why };
+    if ports.len() > MAX_SSH_PORTS {
+        return Err(invalid(format!("{}, the limit is {MAX_SSH_PORTS}", ports.len())));
+    }
+    let port = |port: u32| u16::try_from(port).ok().filter(|port| *port != 0);
+    let all: Option<BTreeSet<u16>> = ports.into_iter().map(port).collect();
+    Ok(all.ok_or_else(|| invalid("want 1 to 65535".to_owned()))?.into_iter().collect())
+}
+
 /// Whole MiB; so many always fit the store's numbers.
 fn mib(bytes: u64) -> u64 {
     bytes >> 20
@@ -150,6 +164,7 @@ fn hello(hello: v1::Hello) -> Result<Hello, WireError> {
                 disk_free_mb: facts.disk_free_bytes.map(mib),
                 var_free_mb: facts.var_free_bytes.map(mib),
             },
+            ssh_ports: ports(facts.ssh_ports)?,
         },
     })
 }
@@ -251,6 +266,7 @@ impl From<ControllerFrame> for v1::ControllerFrame {
                 retry_after_ms,
             }),
             ControllerFrame::Leave => Kind::Leave(v1::Leave {}),
+            ControllerFrame::Restart => Kind::Restart(v1::Restart {}),
             ControllerFrame::Secrets { run, values, retry_after_ms } => Kind::Secrets(v1::Secrets {
                 run_id: run.to_string(),
                 values: values.into_iter().map(|value| secret_value(value, retry_after_ms)).collect(),

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use postern_proto::event::{EventKind, Outcome, RunState};
 use postern_proto::ids::{Address, RunId};
 use postern_proto::plan::{Plan, Terms};
-use postern_proto::spec::{CommandSpec, ResourceSpec as _};
+use postern_proto::spec::{CommandSpec, ResourceSpec as _, SshPort};
 use rusqlite::params;
 
 use super::sql::{all, malformed, one};
@@ -60,6 +60,7 @@ impl Past {
 
     /// Terms of a run that goes on where this one stopped.
     pub fn resume(&self, plan: &Plan) -> Result<Terms, OpError> {
+        self.refuse_ssh_port()?;
         match self.run.state {
             RunState::Ok => return self.refuse("ended well: there is nothing to resume"),
             state if !state.is_final() => return self.refuse("is not over yet"),
@@ -84,8 +85,25 @@ impl Past {
         })
     }
 
+    /// What was asked of the port of SSH before it was closed must hold again, and what is declared must follow: there
+    /// is one command for each way.
+    fn refuse_ssh_port(&self) -> Result<(), OpError> {
+        match self.run.ssh_port {
+            None => Ok(()),
+            Some(SshPort::Closed) => self.refuse(
+                "is the closing of the port of SSH, which is opened with `postern ssh-port open HOST` and closed anew \
+                 with `postern ssh-port close HOST`",
+            ),
+            Some(SshPort::Open) => self.refuse(
+                "is the opening of the port of SSH, which is closed with `postern ssh-port close HOST` and opened anew \
+                 with `postern ssh-port open HOST`",
+            ),
+        }
+    }
+
     /// Terms of a run that takes this one back.
     pub fn undo(&self, check: bool) -> Result<Terms, OpError> {
+        self.refuse_ssh_port()?;
         if !self.run.state.is_final() {
             return self.refuse("is not over yet: cancel it first");
         }
@@ -152,6 +170,7 @@ mod tests {
                 finished_ms: 0,
                 plan: PlanHash::of(b"x"),
                 message: String::new(),
+                ssh_port: None,
             },
             plan: Vec::new(),
             accepted: true,
@@ -192,6 +211,14 @@ mod tests {
         let never = Past { accepted: false, ..past(RunState::Expired, Terms::default()) };
         assert!(never.undo(false).is_err());
         assert!(past(RunState::Ok, Terms::check()).undo(false).is_err());
+        // What opens or closes the port of SSH has a command for each way.
+        for port in [SshPort::Open, SshPort::Closed] {
+            let mut past = past(RunState::Failed, Terms::default());
+            past.run.ssh_port = Some(port);
+            for refused in [past.resume(&plan()), past.undo(false), past.undo(true)] {
+                assert!(refused.unwrap_err().to_string().contains("postern ssh-port open HOST"), "{port:?}");
+            }
+        }
         // An undo is a run like any other: it can be taken back in its turn.
         let undo = past(RunState::Ok, Terms { undo_of: Some(RunId::generate()), ..Terms::default() });
         assert_eq!(undo.undo(false).unwrap().undo_of, Some(undo.run.id));

@@ -155,6 +155,22 @@ pub enum OpError {
         /// Why, for people.
         why: &'static str,
     },
+    /// The plan lets SSH in.
+    #[error(
+        "the port of SSH of {0} is closed, and this plan would let SSH in: it was made before that; make it again, or \
+         open the port with `postern ssh-port open {0}`"
+    )]
+    SshPortClosed(String),
+    /// Another run is about to open or close it.
+    #[error(
+        "run {run} is about to change the port of SSH of {host}, and is not over: wait for it, or cancel it"
+    )]
+    SshPortChanges {
+        /// The host's name.
+        host: String,
+        /// That run.
+        run: RunId,
+    },
     /// The host is not to be given work.
     #[error("the host is quarantined: {0}")]
     Quarantined(String),

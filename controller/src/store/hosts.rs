@@ -6,12 +6,12 @@ use postern_proto::ids::{HostId, RunId};
 use rusqlite::{Connection, Row, params};
 
 use super::sql::{all, execute, malformed, optional, parsed};
-use super::{Facts, HostChange, HostRecord, HostState, OpError, Store};
+use super::{Facts, HostChange, HostRecord, HostState, OpError, SshRecord, Store};
 use crate::room::Room;
 
 const COLUMNS: &str = "id, name, ssh_address, labels, state, detail, agent_version, os_id, os_version, arch, \
                        hostname, boot_id, last_seen_ms, vars, also_at, memory_mb, swap_mb, disk_free_mb, \
-                       var_free_mb";
+                       var_free_mb, ssh_ports";
 
 /// Labels on one host.
 const MAX_LABELS: usize = 64;
@@ -29,6 +29,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<HostRecord> {
     let labels: String = row.get("labels")?;
     let vars: String = row.get("vars")?;
     let also_at: String = row.get("also_at")?;
+    let ssh_ports: String = row.get("ssh_ports")?;
     let boot_id: Option<String> = row.get("boot_id")?;
     Ok(HostRecord {
         id: parsed(row, "id")?,
@@ -50,18 +51,21 @@ fn read(row: &Row<'_>) -> rusqlite::Result<HostRecord> {
                 disk_free_mb: row.get("disk_free_mb")?,
                 var_free_mb: row.get("var_free_mb")?,
             },
+            ssh_ports: serde_json::from_str(&ssh_ports).map_err(malformed)?,
         },
         last_seen_ms: row.get("last_seen_ms")?,
         vars: serde_json::from_str(&vars).map_err(malformed)?,
         also_at: serde_json::from_str(&also_at).map_err(malformed)?,
-        // They are in a table of their own: see `whole`.
+        // They are in tables of their own: see `whole`.
         profiles: Vec::new(),
+        ssh: SshRecord::default(),
     })
 }
 
-/// With the names of its assigned profiles.
+/// With what other tables say of it.
 fn whole(db: &Connection, mut host: HostRecord) -> Result<HostRecord, OpError> {
     host.profiles = super::assigned::names(db, host.id)?;
+    host.ssh = super::ssh_port::of(db, host.id)?;
     Ok(host)
 }
 
@@ -240,6 +244,7 @@ fn insert(
         vars: BTreeMap::new(),
         also_at: Vec::new(),
         profiles: Vec::new(),
+        ssh: SshRecord::default(),
     };
     let sql = "INSERT INTO hosts (id, name, ssh_address, labels, state, created_ms, detail, epoch, next_seq, \
                agent_version, os_id, os_version, arch, hostname, last_seen_ms) \

@@ -17,6 +17,7 @@ mod schema;
 mod secrets;
 mod session;
 mod sql;
+mod ssh_port;
 mod types;
 mod worker;
 
@@ -30,6 +31,7 @@ pub use record::{Batch, RunBatch, StepMove};
 pub use runs::{CancelOutcome, Expiry};
 pub use secrets::{Revealed, SecretBytes, SecretRecord, SecretSet};
 pub use session::{OpenRefusal, OpenRequest, Opened};
+pub use ssh_port::{SshDeclared, SshRecord};
 pub use types::{
     Assigned, Dispatch, Facts, HostChange, HostRecord, HostState, NewRun, Progress, RunRecord, StepProgress,
 };

@@ -3,6 +3,7 @@
 use postern_proto::event::RunState;
 use postern_proto::ids::{HostId, PlanHash, RunId};
 use postern_proto::plan::Terms;
+use postern_proto::spec::SshPort;
 use rusqlite::{Connection, Row, params};
 
 use super::sql::{all, execute, malformed, one, optional, parsed};
@@ -10,7 +11,8 @@ use super::types::run_state;
 use super::{Dispatch, HostState, NewRun, OpError, RunRecord, Store, hosts};
 
 const COLUMNS: &str = "runs.id, runs.host, hosts.name AS host_name, runs.state, runs.origin, runs.terms, \
-                       runs.resumes, runs.undoes, runs.created_ms, runs.finished_ms, runs.plan_sha256, runs.message";
+                       runs.resumes, runs.undoes, runs.created_ms, runs.finished_ms, runs.plan_sha256, \
+                       runs.message, runs.ssh_port";
 const FROM: &str = "runs JOIN hosts ON hosts.id = runs.host";
 
 /// The states in which a run is not over.
@@ -68,6 +70,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<RunRecord> {
         finished_ms: row.get("finished_ms")?,
         plan: plan_hash(row)?,
         message: row.get("message")?,
+        ssh_port: super::ssh_port::word(row)?,
     })
 }
 
@@ -140,6 +143,17 @@ impl Store {
     /// The run with this id.
     pub async fn run(&self, id: RunId) -> Result<RunRecord, OpError> {
         self.read("looking up a run", move |db| by_id(db, id)).await
+    }
+
+    /// The oldest run of a host that is not over.
+    pub async fn open_run(&self, host: HostId) -> Result<Option<RunRecord>, OpError> {
+        self.read("looking for a run that is not over", move |db| {
+            let sql = format!(
+                "SELECT {COLUMNS} FROM {FROM} WHERE runs.host = $1 AND runs.state IN {OPEN} ORDER BY runs.no LIMIT 1"
+            );
+            optional(db, &sql, params![host.to_string()], read)
+        })
+        .await
     }
 
     /// The newest runs, of one host or of all.
@@ -218,11 +232,12 @@ fn create(db: &Connection, new: NewRun) -> Result<(RunRecord, Option<Dispatch>),
         return Err(OpError::TooManyRuns(open));
     }
     super::secrets::require(db, &new.secrets)?;
+    super::ssh_port::allow(db, new.host, &host.name, new.ssh_port, new.firewall)?;
     let terms = serde_json::to_string(&new.terms).map_err(malformed)?;
     let seq = if new.send_now { Some(next_seq(db, new.host)?) } else { None };
     let sql = "INSERT INTO runs (id, host, state, origin, terms, resumes, undoes, created_ms, not_after_ms, \
-               plan_sha256, plan, seq, finished_ms, message, cancel, last_event, last_cursor) \
-               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, 0, '', 0, 0, 0)";
+               plan_sha256, plan, seq, ssh_port, finished_ms, message, cancel, last_event, last_cursor) \
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, 0, '', 0, 0, 0)";
     execute(
         db,
         sql,
@@ -238,7 +253,8 @@ fn create(db: &Connection, new: NewRun) -> Result<(RunRecord, Option<Dispatch>),
             new.not_after_ms,
             new.plan_hash.as_bytes(),
             new.plan,
-            seq
+            seq,
+            new.ssh_port.map(SshPort::as_str)
         ],
     )?;
     super::assigned::assign(db, new.host, new.id, &new.assign, new.created_ms)?;
@@ -259,6 +275,7 @@ fn create(db: &Connection, new: NewRun) -> Result<(RunRecord, Option<Dispatch>),
         finished_ms: 0,
         plan: new.plan_hash,
         message: String::new(),
+        ssh_port: new.ssh_port,
     };
     let dispatch = seq.map(|seq| Dispatch {
         seq,

@@ -22,6 +22,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("schema_2.sql"),
     include_str!("schema_3.sql"),
     include_str!("schema_4.sql"),
+    include_str!("schema_5.sql"),
     include_str!("schema_6.sql"),
 ];
 
@@ -418,6 +419,8 @@ mod tests {
         assert_eq!(rows(&opened.connection, "SELECT vars || behind FROM hosts"), ["{}0"]);
         let room = "SELECT quote(memory_mb) || quote(swap_mb) || quote(disk_free_mb) || quote(var_free_mb) FROM hosts";
         assert_eq!(rows(&opened.connection, room), ["NULLNULLNULLNULL"]);
+        assert_eq!(rows(&opened.connection, "SELECT ssh_ports FROM hosts"), ["[]"]);
+        assert_eq!(rows(&opened.connection, "SELECT quote(ssh_port) FROM runs"), ["NULL", "NULL"]);
         assert_eq!(opened.generation, 1);
         let version = |db: &Connection| {
             db.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0)).unwrap()

@@ -107,10 +107,13 @@ fn open(db: &Connection, request: &OpenRequest) -> Result<Result<Opened, OpenRef
     }
     let mut opened = Opened { epoch: epoch + 1, name: host.name, ..Opened::default() };
     let facts = &request.facts;
+    // At boot the agent may be there before sshd: that says nothing about where it will listen.
+    let said = Some(&facts.ssh_ports).filter(|ports| !ports.is_empty());
+    let ssh_ports = said.map(|ports| serde_json::json!(ports).to_string());
     let sql = "UPDATE hosts SET epoch = $1, last_seen_ms = $2, agent_version = $3, os_id = $4, os_version = $5, \
                arch = $6, hostname = $7, boot_id = $8, next_seq = $9, memory_mb = $10, swap_mb = $11, \
-               disk_free_mb = $12, var_free_mb = $13, behind = 0, state = 'enrolled', detail = '' \
-               WHERE id = $14";
+               disk_free_mb = $12, var_free_mb = $13, ssh_ports = coalesce($14, ssh_ports), behind = 0, \
+               state = 'enrolled', detail = '' WHERE id = $15";
     execute(
         db,
         sql,
@@ -128,6 +131,7 @@ fn open(db: &Connection, request: &OpenRequest) -> Result<Result<Opened, OpenRef
             facts.room.swap_mb,
             facts.room.disk_free_mb,
             facts.room.var_free_mb,
+            ssh_ports,
             id
         ],
     )?;

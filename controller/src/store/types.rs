@@ -7,6 +7,9 @@ use std::str::FromStr;
 use postern_proto::event::{RunState, StepId, Stream};
 use postern_proto::ids::{BootId, HostId, PlanHash, RunId, SecretRef};
 use postern_proto::plan::Terms;
+use postern_proto::spec::SshPort;
+
+use super::SshRecord;
 
 /// What a host is to the controller, apart from whether its session is up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +41,12 @@ impl HostState {
 #[derive(Debug, thiserror::Error)]
 #[error("{0:?} is not a known word")]
 pub struct UnknownWord(String);
+
+impl UnknownWord {
+    pub(super) fn of(word: &str) -> Self {
+        Self(word.to_owned())
+    }
+}
 
 impl FromStr for HostState {
     type Err = UnknownWord;
@@ -79,6 +88,8 @@ pub struct HostRecord {
     pub also_at: Vec<IpAddr>,
     /// Names of the assigned profiles, in the order in which they compose.
     pub profiles: Vec<String>,
+    /// What is declared of its port of SSH.
+    pub ssh: SshRecord,
 }
 
 /// What an agent says about its host.
@@ -98,6 +109,8 @@ pub struct Facts {
     pub boot_id: Option<BootId>,
     /// What it has of memory and disk.
     pub room: crate::room::Room,
+    /// Where its SSH server listens; empty where it does not say.
+    pub ssh_ports: Vec<u16>,
 }
 
 /// A run as it is on record.
@@ -127,6 +140,8 @@ pub struct RunRecord {
     pub plan: PlanHash,
     /// For people.
     pub message: String,
+    /// It was to open or close the port of SSH.
+    pub ssh_port: Option<SshPort>,
 }
 
 /// A profile that a host is to have.
@@ -195,6 +210,10 @@ pub struct NewRun {
     pub send_now: bool,
     /// How many runs may wait or go on at once.
     pub limit: u32,
+    /// It is to open or close the port of SSH.
+    pub ssh_port: Option<SshPort>,
+    /// What the firewall of its plan makes of that port; `None` where it has none, or changes nothing.
+    pub firewall: Option<SshPort>,
 }
 
 /// A plan on its way to a host.

@@ -8,9 +8,10 @@ use serde_json::Value;
 use super::scenarios::scenarios;
 
 /// Those that no scenario emits, and why.
-const NOT_PLAYED: [(&str, &str); 5] = [
+const NOT_PLAYED: [(&str, &str); 6] = [
     ("postern/restored/v1", "needs a real backup: the test of a restore looks at it"),
     ("postern/reviewed-plan/v1", "is a file"),
+    ("postern/recovery-kit/v1", "is a file"),
     ("postern/bootstrap-step/v1", "needs an SSH server: the lab's tests look at it"),
     ("postern/bootstrap-result/v1", "needs an SSH server: the lab's tests look at it"),
     ("postern/serve/v1", "serves until it is ended: the daemon's tests look at it"),

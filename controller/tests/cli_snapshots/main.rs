@@ -10,6 +10,7 @@ mod live;
 mod restore;
 mod reviewed;
 mod scenarios;
+mod ssh_port;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -26,6 +27,7 @@ fn steady(text: &str, shell: &Shell) -> String {
     let text = text
         .replace(shell.dir.path().to_str().unwrap(), "DIR")
         .replace(&format!("postern {}", env!("CARGO_PKG_VERSION")), "postern VERSION");
+    let text = without_times(&text);
     let mut steady = String::new();
     // `20000 days ago`: the number grows.
     for (index, part) in text.split(" ago").enumerate() {
@@ -38,6 +40,25 @@ fn steady(text: &str, shell: &Shell) -> String {
         steady.push_str(part);
     }
     steady
+}
+
+/// The names of recovery kits have the time at which they were made.
+fn without_times(text: &str) -> String {
+    let is_time = |part: &str| {
+        part.len() == 16
+            && part.char_indices().all(|(at, c)| match at {
+                8 => c == 'T',
+                15 => c == 'Z',
+                _ => c.is_ascii_digit(),
+            })
+    };
+    let mut out = text.to_owned();
+    for (at, _) in text.char_indices().filter(|(_, c)| *c == '-') {
+        if let Some(part) = text.get(at + 1..at + 17).filter(|part| is_time(part)) {
+            out = out.replace(part, "TIME");
+        }
+    }
+    out
 }
 
 fn transcript(args: &[&str], ended: &Ended, shell: &Shell) -> String {

@@ -500,5 +500,6 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         ),
     ];
     all.extend(super::drift::scenarios());
+    all.extend(super::ssh_port::scenarios());
     all
 }

@@ -125,6 +125,10 @@ pub(crate) struct FakeOperator {
     pub(crate) held: Option<Arc<tokio::sync::Notify>>,
     /// Waits so long before each update that follows a stream's first.
     pub(crate) slow: Option<std::time::Duration>,
+    /// How an agent comes back; refused where there is nothing.
+    pub(crate) back: Option<v1::RestartAgentResponse>,
+    /// What is seen of ports, look by look; the last stays.
+    pub(crate) looks: Arc<Mutex<Vec<v1::LookAtPortsResponse>>>,
 }
 
 pub(crate) fn host(name: &str, link: v1::LinkState) -> v1::Host {
@@ -327,6 +331,27 @@ impl Operator for FakeOperator {
         Ok(Response::new(v1::UnassignResponse {}))
     }
 
+    async fn restart_agent(
+        &self,
+        _: Request<v1::RestartAgentRequest>,
+    ) -> Result<Response<v1::RestartAgentResponse>, Status> {
+        self.note("restart".into());
+        match self.back.clone() {
+            Some(back) => Ok(Response::new(back)),
+            None => Err(Status::failed_precondition("web1: run 0199 (hello) is not over")),
+        }
+    }
+
+    async fn look_at_ports(
+        &self,
+        request: Request<v1::LookAtPortsRequest>,
+    ) -> Result<Response<v1::LookAtPortsResponse>, Status> {
+        self.note(format!("look at {:?}", request.into_inner().ports));
+        let mut looks = self.looks.lock().unwrap();
+        let look = if looks.len() > 1 { looks.remove(0) } else { looks.first().cloned().unwrap_or_default() };
+        Ok(Response::new(look))
+    }
+
     async fn set_secret(
         &self,
         request: Request<v1::SetSecretRequest>,
@@ -411,6 +436,9 @@ impl Operator for FakeOperator {
         let plan = postern_proto::plan::Plan::from_bytes(&request.plan)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let mut note = format!("apply {} resources check={}", plan.resources.len(), request.check);
+        if request.ssh_port() != v1::SshPort::Unspecified {
+            note += &format!(" ssh_port={:?}", request.ssh_port());
+        }
         for approval in &request.approved {
             note += &format!(" approved {}={}", approval.address, approval.seen);
         }

@@ -23,6 +23,7 @@ fn apply(host: &str) -> v1::ApplyRequest {
         approved: Vec::new(),
         assign: Vec::new(),
         unassign: Vec::new(),
+        ssh_port: 0,
     }
 }
 

@@ -15,6 +15,7 @@ mod lifecycle;
 mod runs;
 mod secrets;
 mod sessions;
+mod ssh_port;
 mod state;
 mod support;
 mod vantage;

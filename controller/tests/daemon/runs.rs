@@ -344,6 +344,7 @@ async fn requests_that_make_no_sense_are_refused_before_anything_is_written() {
         approved: Vec::new(),
         assign: Vec::new(),
         unassign: Vec::new(),
+        ssh_port: 0,
     };
     let good = br#"{"schema":1,"resources":[]}"#;
     for (request, code) in [

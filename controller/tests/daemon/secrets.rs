@@ -52,6 +52,7 @@ async fn apply(rig: &Rig, host: &str, secrets: &[(&str, u32)]) -> Result<v1::Run
         approved: Vec::new(),
         assign: Vec::new(),
         unassign: Vec::new(),
+        ssh_port: 0,
     };
     let mut updates = rig.operator().await.apply(request).await?.into_inner();
     match soon("the run", updates.message()).await?.unwrap().kind {

@@ -273,6 +273,8 @@ pub(crate) struct Agent {
     pub(crate) kinds: Vec<v1::KindSupport>,
     /// What it says it has; an older one says nothing, which is 0.
     pub(crate) memory_bytes: u64,
+    /// Where it says that SSH is served.
+    pub(crate) ssh_ports: Vec<u32>,
 }
 
 impl Agent {
@@ -290,6 +292,7 @@ impl Agent {
             wire: (1, 1),
             kinds: Vec::new(),
             memory_bytes: 0,
+            ssh_ports: Vec::new(),
         }
     }
 
@@ -358,6 +361,7 @@ impl Agent {
                 swap_bytes: (self.memory_bytes > 0).then_some(0),
                 disk_free_bytes: (self.memory_bytes > 0).then_some(u64::MAX),
                 var_free_bytes: None,
+                ssh_ports: self.ssh_ports.clone(),
             }),
         })
     }

@@ -37,6 +37,7 @@ impl v1::GuardPredicate {
             Predicate::NoPassword { port, user } => {
                 Kind::NoPassword(v1::SshNoPassword { port: u32::from(*port), user: user.clone() })
             }
+            Predicate::Closed { port } => Kind::Closed(v1::ClosedPort { port: u32::from(*port) }),
             Predicate::Dns { .. } | Predicate::Egress { .. } => return None,
         };
         Some(Self { kind: Some(kind) })
@@ -56,6 +57,7 @@ impl TryFrom<v1::GuardPredicate> for Predicate {
                 }
                 Self::Login { port: port(it.port)?, user: user(it.user)?, keys: it.keys }
             }
+            Some(Kind::Closed(it)) => Self::Closed { port: port(it.port)? },
             Some(Kind::NoPassword(it)) => Self::NoPassword { port: port(it.port)?, user: user(it.user)? },
         })
     }
@@ -128,6 +130,7 @@ mod tests {
             Predicate::Inbound { port: 22 },
             Predicate::Login { port: 2222, user: "ada".into(), keys: vec!["ssh-ed25519 AAAA".into()] },
             Predicate::NoPassword { port: 22, user: "root".into() },
+            Predicate::Closed { port: 22 },
         ] {
             let message = v1::GuardPredicate::of(&predicate).unwrap();
             assert_eq!(Predicate::try_from(message), Ok(predicate));
@@ -144,6 +147,7 @@ mod tests {
         let of = |kind| Predicate::try_from(v1::GuardPredicate { kind: Some(kind) });
         for port in [0, 65536] {
             assert!(of(Kind::Inbound(v1::InboundPort { port })).is_err(), "{port}");
+            assert!(of(Kind::Closed(v1::ClosedPort { port })).is_err(), "{port}");
         }
         assert!(of(Kind::NoPassword(v1::SshNoPassword { port: 22, user: "a\nb".into() })).is_err());
         let keys = vec![String::new(); MAX_KEYS + 1];

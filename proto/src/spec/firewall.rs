@@ -1,5 +1,7 @@
 //! `firewall`: what may come in.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use super::network::Network;
@@ -31,8 +33,25 @@ pub enum SshPort {
     /// Refused where a port that sshd listens on is not allowed.
     #[default]
     Open,
-    /// The operator knows that nobody gets in by SSH.
+    /// Nobody gets in by SSH: no port on which sshd listens is let in, whatever the rules say.
     Closed,
+}
+
+impl SshPort {
+    /// The word for it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Closed => "closed",
+        }
+    }
+
+    /// What a word says.
+    #[must_use]
+    pub fn from_word(word: &str) -> Option<Self> {
+        [Self::Open, Self::Closed].into_iter().find(|it| it.as_str() == word)
+    }
 }
 
 /// What is done about ports that Docker publishes, which no rule of INPUT sees.
@@ -175,7 +194,33 @@ fn rate(word: &str) -> Option<Rate> {
     Some(Rate { count, seconds })
 }
 
+/// These ranges without some ports.
+fn without(ranges: &[(u16, u16)], shut: &BTreeSet<u16>) -> Vec<(u16, u16)> {
+    let mut left = Vec::new();
+    for (first, last) in ranges {
+        let mut from = u32::from(*first);
+        for port in shut.range(*first..=*last) {
+            left.extend(port.checked_sub(1).filter(|end| u32::from(*end) >= from).map(|end| (from, end)));
+            from = u32::from(*port) + 1;
+        }
+        left.extend((from <= u32::from(*last)).then_some((from, *last)));
+    }
+    // What begins behind the last port there is has no last either.
+    left.into_iter().filter_map(|(from, last)| Some((u16::try_from(from).ok()?, last))).collect()
+}
+
 impl FirewallSpec {
+    /// Its rules without those for these TCP ports. Each keeps its place, also where nothing is left of it: counts of
+    /// connections go by that.
+    #[must_use]
+    pub fn rules_without(&self, shut: &BTreeSet<u16>) -> Vec<Allow> {
+        let mut rules = self.rules();
+        for rule in rules.iter_mut().filter(|rule| rule.protocol == Protocol::Tcp) {
+            rule.ports = without(&rule.ports, shut);
+        }
+        rules
+    }
+
     /// Its rules, those that can be read.
     #[must_use]
     pub fn rules(&self) -> Vec<Allow> {
@@ -196,7 +241,8 @@ impl ResourceSpec for FirewallSpec {
         Field::optional(
             "ssh",
             Holds::OneOf(&["open", "closed"]),
-            "open or closed; open when left out. Only with closed may the port of SSH be missing from allow.",
+            "open or closed; open when left out. open: a port on which sshd listens must be in allow. closed: no such \
+             port is let in, also where it is in allow.",
         ),
         Field::optional(
             "docker",
@@ -212,7 +258,8 @@ impl ResourceSpec for FirewallSpec {
     ];
     const DOC: &'static str = "What may come in over IPv4 and IPv6, in chains of its own; needs the package \
                                iptables.";
-    const CANNOT_UNDO: &'static str = "connections that were opened or cut in the meantime";
+    const CANNOT_UNDO: &'static str = "connections that were opened or cut in the meantime; a port of SSH that is declared closed \
+                                       is not let in again by it";
 
     fn natural_name(&self) -> String {
         "inbound".to_owned()
@@ -239,6 +286,24 @@ impl ResourceSpec for FirewallSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ports_that_are_shut_are_cut_out_of_every_rule() {
+        for (ranges, shut, want) in [
+            (&[(22, 22)][..], &[22][..], &[][..]),
+            (&[(22, 22)], &[], &[(22, 22)]),
+            (&[(20, 30)], &[22], &[(20, 21), (23, 30)]),
+            (&[(20, 30), (80, 80)], &[20, 21, 30], &[(22, 29), (80, 80)]),
+            (&[(1, 65535)], &[1, 65535, 22], &[(2, 21), (23, 65534)]),
+            (&[(65535, 65535)], &[65535], &[]),
+        ] {
+            assert_eq!(without(ranges, &shut.iter().copied().collect()), want, "{ranges:?} {shut:?}");
+        }
+        let text = ["22,80/tcp".to_owned(), "22/udp".to_owned(), "22/tcp from 192.0.2.1".to_owned()];
+        let spec = FirewallSpec { allow: text.to_vec(), ..serde_json::from_str("{}").unwrap() };
+        let left: Vec<_> = spec.rules_without(&[22].into()).into_iter().map(|rule| rule.ports).collect();
+        assert_eq!(left, [vec![(80, 80)], vec![(22, 22)], vec![]]);
+    }
 
     #[test]
     fn rules_by_table() {

@@ -112,6 +112,8 @@ pub enum Effect {
     Renew,
     /// Send what is left, then remove the agent from the host.
     Remove,
+    /// End the process, to be started anew by the service manager.
+    Restart,
     /// End the process.
     End {
         /// Nothing of the agent is left on the host.

@@ -1,6 +1,7 @@
 //! `firewall`: what may come in, in chains of its own, now and at every boot.
 
 mod foreign;
+mod ssh;
 mod units;
 
 use std::collections::BTreeSet;
@@ -19,6 +20,7 @@ use super::owned::{self, Owned};
 use super::{Depth, Exec, ObserveError, Protect, Resource, Step, Undo};
 use crate::firewall::{DOCKER_CHAIN, Family, Jump, Place, Table, has_docker, hooks, text};
 use crate::sys::{Sys, SysError};
+use ssh::{closes_ssh, opens_ssh, shut};
 
 const ASK_LIMIT: Duration = Duration::from_secs(30);
 const ACT_LIMIT: Duration = Duration::from_secs(120);
@@ -54,6 +56,9 @@ pub(super) struct Seen {
     off: Vec<String>,
     /// Where SSH is served.
     ssh: BTreeSet<u16>,
+    /// Ports of SSH that are let in by no rule.
+    #[serde(default)]
+    shut: BTreeSet<u16>,
     /// Where the host gets its packages, name and port: it must still get there.
     mirror: Option<(String, u16)>,
 }
@@ -74,6 +79,9 @@ impl Resource for Firewall {
         let mut tables = Vec::new();
         for (at, family) in Family::ALL.into_iter().enumerate() {
             seen.files[at] = Owned::look(host, family.path())?;
+        }
+        seen.shut = shut(spec, &seen);
+        for (at, family) in Family::ALL.into_iter().enumerate() {
             if family == Family::V6 && !host.exists(HAS_V6)? {
                 continue;
             }
@@ -83,7 +91,7 @@ impl Resource for Firewall {
                 return obstacle(format!("{program} failed: {why}"));
             }
             let table = Table::parse(&String::from_utf8_lossy(&said.stdout));
-            seen.wrong.extend(differs(spec, Place { family, docker }, &table));
+            seen.wrong.extend(differs(spec, &seen.shut, Place { family, docker }, &table));
             seen.live[at] = table.ours();
             tables.push(table);
         }
@@ -111,7 +119,7 @@ impl Resource for Firewall {
     fn plan(spec: &FirewallSpec, seen: &Seen) -> Vec<Step> {
         let mut steps = Vec::new();
         for (at, family) in Family::ALL.into_iter().enumerate() {
-            let content = text(spec, family).into_bytes();
+            let content = text(spec, &seen.shut, family).into_bytes();
             if !owned::is(seen.files[at].as_ref(), Some(&content)) {
                 steps.push(owned::put(family.path(), content));
             }
@@ -141,7 +149,7 @@ impl Resource for Firewall {
         let mut shown = String::new();
         for (at, family) in Family::ALL.into_iter().enumerate() {
             let old = seen.files[at].as_ref().map(|there| there.content.as_slice());
-            shown += &unified(family.path(), old, Some(text(spec, family).as_bytes()));
+            shown += &unified(family.path(), old, Some(text(spec, &seen.shut, family).as_bytes()));
         }
         for (at, (path, content)) in units::ALL.iter().enumerate() {
             let old = seen.units[at].as_ref().map(|there| there.content.as_slice());
@@ -162,7 +170,10 @@ impl Resource for Firewall {
         json!({"files": files, "enabled": seen.enabled, "live": seen.live, "others": seen.others})
     }
 
-    fn undo(_: &FirewallSpec, before: &Seen, _: &serde_json::Value, now: &Seen) -> Undo {
+    fn undo(spec: &FirewallSpec, before: &Seen, _: &serde_json::Value, now: &Seen) -> Undo {
+        if let Some(why) = opens_ssh(spec, before, now) {
+            return Undo::Cannot(why);
+        }
         let mut steps = Vec::new();
         let both = |seen: &Seen| seen.files.iter().chain(&seen.units).cloned().collect::<Vec<_>>();
         let paths = Family::ALL.into_iter().map(Family::path).chain(units::ALL.iter().map(|(path, _)| *path));
@@ -194,7 +205,7 @@ impl Resource for Firewall {
         // Where all is as declared, it is about to be taken back: what this opened may be shut then, and another
         // firewall on.
         let taken_back = Self::plan(spec, seen).is_empty();
-        let rules = if taken_back { Vec::new() } else { spec.rules() };
+        let rules = if taken_back { Vec::new() } else { spec.rules_without(&seen.shut) };
         let anywhere = rules.iter().filter(|rule| rule.protocol == Protocol::Tcp && rule.from.is_empty());
         let single = anywhere.flat_map(|rule| rule.ports.iter().filter(|(first, last)| first == last));
         let mut ports: Vec<u16> = single.map(|(port, _)| *port).collect();
@@ -205,6 +216,9 @@ impl Resource for Firewall {
         ports.dedup();
         ports.truncate(WATCHED);
         let mut predicates: Vec<_> = ports.into_iter().map(|port| Predicate::Inbound { port }).collect();
+        // Where nothing listens it cannot be told from a port that is shut.
+        let shut = seen.shut.intersection(&seen.ssh).filter(|_| !taken_back);
+        predicates.extend(shut.map(|port| Predicate::Closed { port: *port }));
         if let Some((host, port)) = &seen.mirror {
             predicates.push(Predicate::Dns { name: host.clone() });
             predicates.push(Predicate::Egress { host: host.clone(), port: *port });
@@ -244,14 +258,20 @@ fn load(what: &str) -> Step {
 }
 
 /// What of a family is not in force, for people.
-fn differs(spec: &FirewallSpec, place: Place, now: &Table) -> Vec<String> {
+fn differs(spec: &FirewallSpec, shut: &BTreeSet<u16>, place: Place, now: &Table) -> Vec<String> {
     let name = place.family.name();
-    let wanted = Table::parse(&text(spec, place.family));
+    let wanted = Table::parse(&text(spec, shut, place.family));
     let (want, have) = (wanted.ours(), now.ours());
     if have.is_empty() {
         return vec![format!("{name}: our chains are not there")];
     }
     let mut wrong = Vec::new();
+    wrong.extend(shut.iter().filter(|port| now.lets_in(**port)).map(|port| {
+        format!(
+            "{name}: SSH is let in at port {port}, and is declared closed; to keep it open, say so to the \
+             controller: `postern ssh-port open`"
+        )
+    }));
     if want != have {
         let gone = want.iter().find(|line| !have.contains(line)).map(|line| format!("is missing: {line}"));
         let come =
@@ -267,19 +287,6 @@ fn differs(spec: &FirewallSpec, place: Place, now: &Table) -> Vec<String> {
         }
     }
     wrong
-}
-
-/// Why this would lock people out; `None` where it would not, or is meant to.
-fn closes_ssh(spec: &FirewallSpec, ssh: &BTreeSet<u16>) -> Option<String> {
-    if spec.ssh == SshPort::Closed {
-        return None;
-    }
-    let rules = spec.rules();
-    let open = |port: u16| rules.iter().any(|rule| rule.has(Protocol::Tcp, port));
-    let port = ssh.iter().find(|port| !open(**port))?;
-    Some(format!(
-        "this would close port {port}, where sshd listens: add \"{port}/tcp\" to `allow`, or say `ssh: closed`"
-    ))
 }
 
 /// Docker's bridges are told by their names; one that leads outside must not have such a name.
@@ -320,7 +327,7 @@ fn mirror(host: &Sys) -> Result<Option<(String, u16)>, SysError> {
 mod tests {
     use super::*;
 
-    fn spec(json: serde_json::Value) -> FirewallSpec {
+    pub(super) fn spec(json: serde_json::Value) -> FirewallSpec {
         serde_json::from_value(json).unwrap()
     }
 
@@ -329,15 +336,17 @@ mod tests {
     }
 
     /// The host as it is once this is in force.
-    fn in_force(spec: &FirewallSpec) -> Seen {
-        let file = |family| Some(Owned::new(text(spec, family).as_bytes()));
-        let live = |family| Table::parse(&text(spec, family)).ours();
+    pub(super) fn in_force(spec: &FirewallSpec) -> Seen {
+        let shut = if spec.ssh == SshPort::Closed { BTreeSet::from([22]) } else { BTreeSet::new() };
+        let file = |family| Some(Owned::new(text(spec, &shut, family).as_bytes()));
+        let live = |family| Table::parse(&text(spec, &shut, family)).ours();
         Seen {
             files: Family::ALL.map(file),
             units: units::ALL.map(|(_, content)| Some(Owned::new(content.as_bytes()))),
             enabled: true,
             live: Family::ALL.map(live),
             ssh: [22].into(),
+            shut: shut.clone(),
             ..Seen::default()
         }
     }
@@ -416,27 +425,17 @@ mod tests {
         assert_eq!(shown(&steps), [enable]);
     }
 
-    #[test]
-    fn nobody_is_locked_out_by_mistake() {
-        let why = |json, ports: &[u16]| closes_ssh(&spec(json), &ports.iter().copied().collect());
-        assert!(why(json!({"allow": ["80/tcp"]}), &[22]).unwrap().starts_with("this would close port 22"));
-        assert!(why(json!({"allow": ["22/tcp"]}), &[22, 2222]).unwrap().contains("\"2222/tcp\""));
-        assert!(why(json!({"allow": ["22/udp"]}), &[22]).is_some());
-        assert_eq!(why(json!({"allow": ["20-30/tcp from 192.0.2.0/24"]}), &[22]), None);
-        assert_eq!(why(json!({"ssh": "closed"}), &[22]), None);
-        assert_eq!(why(json!({}), &[]), None);
-    }
-
     /// T01 and T02: what is not as declared is found, wherever in the table.
     #[test]
     fn drift_is_found() {
         let spec = spec(json!({"allow": ["22/tcp"]}));
         let right = |family| {
-            let file = text(&spec, family).replace("COMMIT\n", "");
+            let file = text(&spec, &BTreeSet::new(), family).replace("COMMIT\n", "");
             format!("{file}:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n-A INPUT -j POSTERN-INPUT\n")
         };
-        let wrong =
-            |family, table: &str| differs(&spec, Place { family, docker: false }, &Table::parse(table));
+        let wrong = |family, table: &str| {
+            differs(&spec, &BTreeSet::new(), Place { family, docker: false }, &Table::parse(table))
+        };
         let (v4, v6) = (right(Family::V4), right(Family::V6) + "-A FORWARD -j POSTERN-DOCKER\n");
         assert_eq!((wrong(Family::V4, &v4), wrong(Family::V6, &v6)), (vec![], vec![]));
         let one = |family, table: &str| wrong(family, table).pop().unwrap();
@@ -470,9 +469,16 @@ mod tests {
         let many: Vec<String> = (1..60).map(|port| format!("{port}/tcp")).collect();
         let many = Firewall::protect(&self::spec(json!({"allow": many})), &seen).unwrap();
         assert_eq!(many.predicates.len(), WATCHED + 2);
-        // Meant to be shut.
-        let closed = Firewall::protect(&self::spec(json!({"ssh": "closed"})), &seen).unwrap();
-        assert_eq!(closed.predicates.len(), 2);
+        // Meant to be shut, and seen to be.
+        let closed = self::spec(json!({"ssh": "closed", "allow": ["22/tcp", "443/tcp"]}));
+        let seen = Seen { shut: [22].into(), ..seen };
+        let protect = Firewall::protect(&closed, &seen).unwrap();
+        let watched: Vec<_> = protect.predicates.iter().map(Predicate::to_string).collect();
+        let want = ["inbound 443", "closed 22", "dns deb.debian.org", "egress deb.debian.org:80"];
+        assert_eq!(watched, want);
+        // No server: nothing can be told of its port.
+        let down = Seen { ssh: BTreeSet::new(), ..seen };
+        assert_eq!(Firewall::protect(&closed, &down).unwrap().predicates.len(), 3);
     }
 
     fn lines(programs: &[Vec<String>]) -> Vec<String> {

@@ -6,6 +6,7 @@ mod profile;
 mod run;
 mod secret;
 mod site;
+mod ssh_port;
 mod state;
 
 use std::path::PathBuf;
@@ -19,6 +20,7 @@ pub(crate) use profile::Profile;
 pub(crate) use run::{Run, Runs};
 pub(crate) use secret::{Secret, SetSecret};
 pub(crate) use site::{AddSite, Site};
+pub(crate) use ssh_port::SshPort;
 pub(crate) use state::{Backup, Restore, Serve};
 
 const ABOUT: &str = "\
@@ -98,6 +100,9 @@ pub(crate) enum Command {
     Exec(Exec),
     /// Let an address in again that fail2ban shut out of a host
     Unban(Unban),
+    /// Close the port of SSH of a host for good, open it again, or show how it stands
+    #[command(subcommand, after_help = ssh_port::HELP)]
+    SshPort(SshPort),
     /// List hosts
     Hosts(Hosts),
     /// Show, rename, label, set up or forget one host

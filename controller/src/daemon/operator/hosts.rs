@@ -16,6 +16,7 @@ use super::{OperatorService, failed};
 use crate::daemon::authz::OperatorPeer;
 use crate::daemon::hub::Command;
 use crate::daemon::shared::Shared;
+use crate::daemon::ssh_port;
 use crate::daemon::text::Neutral;
 use crate::daemon::wire::Reason;
 use crate::store::{Assigned, HostChange, HostRecord, HostState, TokenHash};
@@ -113,6 +114,11 @@ fn host_message(shared: &Shared, host: HostRecord) -> v1::Host {
         swap_mb: host.facts.room.swap_mb,
         disk_free_mb: host.facts.room.disk_free_mb,
         var_free_mb: host.facts.room.var_free_mb,
+        ssh_port: ssh_port::message(host.ssh.declared.map(|it| it.port)).into(),
+        ssh_port_run: host.ssh.declared.map(|it| it.run.to_string()).unwrap_or_default(),
+        ssh_port_unix_ms: host.ssh.declared.map_or(0, |it| it.at_ms),
+        ssh_port_changing: host.ssh.changing.map(|run| run.to_string()).unwrap_or_default(),
+        ssh_ports: host.facts.ssh_ports.iter().map(|port| u32::from(*port)).collect(),
     }
 }
 

@@ -5,6 +5,7 @@ mod backup;
 mod hosts;
 mod runs;
 mod secrets;
+mod ssh_port;
 
 use std::sync::Arc;
 
@@ -151,6 +152,22 @@ impl Operator for OperatorService {
     async fn undo_run(&self, request: Request<v1::UndoRunRequest>) -> Result<Response<Updates>, Status> {
         let peer = authz::require(&request, rpc::UNDO_RUN)?;
         Ok(Response::new(self.undo(peer, request.into_inner()).await?))
+    }
+
+    async fn restart_agent(
+        &self,
+        request: Request<v1::RestartAgentRequest>,
+    ) -> Result<Response<v1::RestartAgentResponse>, Status> {
+        let peer = authz::require(&request, rpc::RESTART_AGENT)?;
+        Ok(Response::new(self.restart(peer, request.into_inner()).await?))
+    }
+
+    async fn look_at_ports(
+        &self,
+        request: Request<v1::LookAtPortsRequest>,
+    ) -> Result<Response<v1::LookAtPortsResponse>, Status> {
+        authz::require(&request, rpc::LOOK_AT_PORTS)?;
+        Ok(Response::new(self.look(request.into_inner()).await?))
     }
 
     async fn set_secret(

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use postern_proto::ids::{HostId, PlanHash, RunId};
 use postern_proto::plan::{Approval, PLAN_SCHEMA, Plan, PlannedResource, Terms};
-use postern_proto::spec::{CommandSpec, ResourceSpec as _};
+use postern_proto::spec::{CommandSpec, ResourceSpec as _, SshPort};
 use postern_proto::v1;
 use tonic::Status;
 
@@ -14,6 +14,7 @@ use super::{OperatorService, failed};
 use crate::daemon::authz::OperatorPeer;
 use crate::daemon::follow::{Updates, follow, follow_new, run_message};
 use crate::daemon::hub::Command;
+use crate::daemon::ssh_port;
 use crate::daemon::text::{Neutral, neutral};
 use crate::store::{Assigned, CancelOutcome, NewRun};
 
@@ -40,6 +41,7 @@ struct Order {
     assign: Vec<Assigned>,
     unassign: Vec<String>,
     ttl: Duration,
+    ssh_port: Option<SshPort>,
 }
 
 fn assigned(profile: v1::AssignedProfile) -> Result<Assigned, Status> {
@@ -71,6 +73,12 @@ impl OperatorService {
                 "a check changes nothing, so it assigns no profiles either",
             ));
         }
+        let ssh_port = ssh_port::from_message(request.ssh_port());
+        if ssh_port.is_some() && (request.check || !request.assign.is_empty()) {
+            return Err(Status::invalid_argument(
+                "what changes the port of SSH is no check and assigns nothing",
+            ));
+        }
         let approved = request.approved.into_iter().map(Approval::try_from).collect::<Result<_, _>>();
         let approved = approved.map_err(|error| Status::invalid_argument(format!("approved: {error}")))?;
         self.start(Order {
@@ -81,6 +89,7 @@ impl OperatorService {
             assign: request.assign.into_iter().map(assigned).collect::<Result<_, _>>()?,
             unassign: request.unassign,
             ttl: self.0.limits.apply_ttl,
+            ssh_port,
             ..Order::default()
         })
         .await
@@ -99,6 +108,16 @@ impl OperatorService {
         let plan = Plan::from_bytes(&past.plan)
             .map_err(|error| Status::failed_precondition(format!("run {old} cannot be resumed: {error}")))?;
         let terms = past.resume(&plan).map_err(failed)?;
+        let host = self.0.store.find_host(past.run.host.to_string()).await.map_err(failed)?;
+        let said_since = host.ssh.declared.is_some_and(|said| said.at_ms >= past.run.created_ms);
+        if said_since && ssh_port::of(&plan).is_some() {
+            // It would make of the port what was declared then.
+            return Err(Status::failed_precondition(format!(
+                "run {old} cannot be resumed: the port of SSH of {} was opened or closed since it was made \
+                 (`postern ssh-port status` says how it stands); apply the profiles again",
+                host.name
+            )));
+        }
         tracing::info!(run = %old, uid = peer.uid, done = terms.done.len(), "resume");
         self.start(Order {
             host: past.run.host.to_string(),
@@ -139,6 +158,10 @@ impl OperatorService {
         let shared = &self.0;
         let plan =
             Plan::from_bytes(&order.plan).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        ssh_port::check_plan(&plan, order.ssh_port)?;
+        // A check changes nothing, and what takes a run back is judged on the host.
+        let changes = !order.terms.check && order.terms.undo_of.is_none();
+        let firewall = changes.then(|| ssh_port::of(&plan)).flatten();
         // What takes a run back may go without: it starts from what was there before.
         let secrets = if order.undoes.is_some() { Default::default() } else { plan.secrets() };
         // An id needs no look-up: the store checks it in the commit that it costs anyway.
@@ -165,6 +188,7 @@ impl OperatorService {
             !(order.assign.is_empty() && order.unassign.is_empty()),
             order.undoes.is_some(),
         );
+        let changes_ssh_port = order.ssh_port.is_some();
         let new = NewRun {
             id: RunId::generate(),
             host,
@@ -181,6 +205,8 @@ impl OperatorService {
             not_after_ms,
             send_now: session.is_some(),
             limit: shared.limits.runs_per_host,
+            ssh_port: order.ssh_port,
+            firewall,
         };
         let changes = shared.hub.runs.subscribe(new.id);
         let (run, dispatch) = shared.store.create_run(new).await.map_err(failed)?;
@@ -198,7 +224,7 @@ impl OperatorService {
             shared.hub.tell(host, Command::Dispatch(dispatch)).await;
         }
         // The undo of a run takes back what it assigned, too.
-        if assigns || undoes {
+        if assigns || undoes || changes_ssh_port {
             shared.hub.hosts.wake(host);
         }
         shared.expiry.expect(not_after_ms);

@@ -160,6 +160,7 @@ impl Session {
             Input::Dispatch(dispatch) => self.dispatch(dispatch, &mut effects),
             Input::Cancel(run) => effects.push(Effect::Send(ControllerFrame::Cancel(run))),
             Input::Leave => effects.push(Effect::Send(ControllerFrame::Leave)),
+            Input::Restart => effects.push(Effect::Send(ControllerFrame::Restart)),
             Input::Probe => {
                 self.probing = true;
                 self.send_ping(now, &mut effects);

@@ -59,6 +59,8 @@ pub(crate) enum Input {
     Leave,
     /// Does it answer?
     Probe,
+    /// The agent is to come back as a new process.
+    Restart,
     /// It is to end.
     Close(Reason, String),
     /// The deadline has come.
