@@ -195,6 +195,34 @@ pub(crate) fn has_other() -> FakeOperator {
     fake
 }
 
+/// A host with a profile that brings Traefik, and one site.
+fn has_sites() -> FakeOperator {
+    let assigned = |name: &str, text: &str| {
+        let site = postern::profile::SHIPPED.iter().find(|shipped| shipped.name == "site").unwrap();
+        let bundle = postern::profile::Bundle::new(&format!("{name}.yaml"), text.as_bytes());
+        v1::AssignedProfile {
+            name: name.into(),
+            bundle: bundle.with("site", site.text.as_bytes()).to_bytes().unwrap().into(),
+            vars: Default::default(),
+            assigned_unix_ms: 1_000,
+            covers: Vec::new(),
+        }
+    };
+    let traefik = "name: edge\nvars: {traefik_image: 'traefik:v3', dns: bunny}\nresources:\n  - file: {path: /etc/dns, \
+                   content: '{{ dns }}'}\n";
+    let site = "name: site-a-example\nvars: {site_domain: a.example, site_image: 'nginx:1', site_port: 80, site_dns: '', \
+                site_replicas: 1, site_env: 'A=b'}\nresources:\n  - include: site\n    vars: {domain: '{{ site_domain }}', \
+                image: '{{ site_image }}'}\n";
+    let mut fake = FakeOperator { updates: vec![end(RunState::Ok, "")], ..secrets() };
+    let token =
+        v1::SecretInfo { name: "dns-cloudflare".into(), used_by: Vec::new(), ..fake.secrets[0].clone() };
+    fake.secrets.push(token);
+    fake.end = Some(RunState::Ok);
+    fake.hosts[0].profiles = vec!["edge".into(), "site-a-example".into()];
+    fake.assigned = vec![assigned("edge", traefik), assigned("site-a-example", site)];
+    fake
+}
+
 /// Needs a variable of the host, facts and a secret.
 pub(crate) const MINE: &str = "name: mine\nvars: {admin: , size: 1}\nresources:\n  - file:\n      path: /etc/mine\n      \
     content: \"{{ admin }} {{ size }} {{ os.version }} {{ secret('db') }}\"\n";
@@ -250,6 +278,28 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
                 &["host", "forget", "db\u{1b}1"],
                 &["host", "forget", "db\u{1b}1", "--force"],
             ],
+        ),
+        Scenario::new(
+            "sites",
+            Some(has_sites()),
+            &[
+                &["site", "list", "web1"],
+                &["--output", "json", "site", "list", "web1"],
+                &["site", "add", "web1", "b.example", "--image", "nginx:2", "--dns", "cloudflare"],
+                &["site", "add", "web1", "b.example"],
+                &["site", "add", "web1", "https://b.example", "--image", "nginx:2"],
+                &["site", "add", "web1", "b.example", "--image", "nginx:2", "--dns", "hetzner"],
+                &["site", "add", "web1", "b.example", "--image", "nginx:2", "--dns", "route53"],
+                &["site", "add", "web1", "a.example", "--replicas", "2", "--check"],
+                &["site", "remove", "web1", "A.example."],
+                &["site", "remove", "web1", "a.example", "--check"],
+                &["site", "remove", "web1", "c.example"],
+            ],
+        ),
+        Scenario::new(
+            "sites-none",
+            Some(daemon()),
+            &[&["site", "list", "web1"], &["site", "add", "web1", "a.example", "--image", "nginx:1"]],
         ),
         Scenario::new(
             "runs",

@@ -356,6 +356,16 @@ async fn an_undo_takes_back_what_its_run_assigned_and_can_be_undone() {
     assert_eq!(assigned(&rig).await, "swarm=1 site=1 base=1 extra=3");
     undone(&rig, &mut line, &third).await;
     assert_eq!(assigned(&rig).await, "tunnel=2 site=1 extra=3");
+
+    // What a run takes away comes back with its undo, in its place.
+    let without = ["site", "none"].map(str::to_owned).into();
+    let order = v1::ApplyRequest { unassign: without, ..with(Vec::new()) };
+    let check = v1::ApplyRequest { check: true, ..order.clone() };
+    assert_eq!(begun(operator.apply(check).await).await.unwrap_err().code(), Code::InvalidArgument);
+    let fourth = applied(&rig, &mut line, order).await;
+    assert_eq!(assigned(&rig).await, "tunnel=2 extra=3");
+    undone(&rig, &mut line, &fourth).await;
+    assert_eq!(assigned(&rig).await, "tunnel=2 site=1 extra=3");
 }
 
 async fn applied(rig: &Rig, line: &mut Line, order: v1::ApplyRequest) -> String {

@@ -69,8 +69,8 @@ impl Site {
         let Some(image) = args.image.clone().or_else(|| before.as_ref().map(|site| site.image.clone()))
         else {
             return wrong(
-                format!("{domain} is a new site, and of what its containers are made is not said"),
-                "give --image",
+                format!("{domain} is a new site, and no image is given for its containers"),
+                "give one with --image",
             );
         };
         if image.is_empty() || image.chars().any(|c| c.is_whitespace() || c.is_control()) {
@@ -248,7 +248,7 @@ mod tests {
         let none = AddSite { dns: Some("none".into()), ..args("a.example") };
         assert_eq!(Site::wanted(&none, Some(&changed)).unwrap(), Site { dns: String::new(), ..changed });
         for (bad, why) in [
-            (args("a.example"), "is a new site"),
+            (args("a.example"), "no image is given"),
             (AddSite { image: Some("a b".into()), ..args("a.example") }, "is no image"),
             (AddSite { image: Some("{{x}}".into()), ..args("a.example") }, "template"),
             (
