@@ -22,6 +22,9 @@ const TOKEN: &str = "lab-tunnel-token-0123456789abcdef";
 const PATTERN: &str = "lab-tunnel-toke[n]-0123456789abcdef";
 /// Where tunnels are dialled to.
 const EDGE_PORT: u16 = 7844;
+/// Where the lab's web server passes on what is asked for by this name.
+const WEB_PORT: u16 = 7845;
+const NAME: &str = "app.tunnel.test";
 
 /// The lab's own edge: takes tunnels whose token it knows, and sends requests through them.
 struct Edge {
@@ -48,21 +51,24 @@ impl Edge {
                 }
             }
         });
+        let web = TcpListener::bind((rig.lab.gateway_v4(), WEB_PORT))?;
+        let tunnels = Arc::clone(&edge.tunnels);
+        std::thread::spawn(move || {
+            for mut stream in web.incoming().flatten() {
+                let mut head = [0; 8192];
+                let got = stream.read(&mut head).unwrap_or_default();
+                if let Ok(answer) = send(&tunnels, &head[..got]) {
+                    let _ = stream.write_all(&answer);
+                }
+            }
+        });
         Ok(edge)
     }
 
     /// A request for a path, through the newest tunnel.
     fn ask(&self, path: &str) -> Result<String> {
-        let mut stream = None;
-        wait_for("a tunnel", Duration::from_secs(20), || {
-            stream = self.tunnels.lock().unwrap().pop();
-            Ok(stream.is_some())
-        })?;
-        let mut stream = stream.context("no tunnel")?;
-        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: app.lab.test\r\nConnection: close\r\n\r\n")?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer)?;
+        let head = format!("GET {path} HTTP/1.0\r\nHost: {NAME}\r\n\r\n");
+        let answer = send(&self.tunnels, head.as_bytes())?;
         Ok(String::from_utf8_lossy(&answer).into_owned())
     }
 
@@ -72,6 +78,21 @@ impl Edge {
             self.tunnels.lock().unwrap().clear();
         }
     }
+}
+
+/// Through the newest tunnel there is.
+fn send(tunnels: &Mutex<Vec<TcpStream>>, request: &[u8]) -> Result<Vec<u8>> {
+    let mut stream = None;
+    wait_for("a tunnel", Duration::from_secs(20), || {
+        stream = tunnels.lock().unwrap().pop();
+        Ok(stream.is_some())
+    })?;
+    let mut stream = stream.context("no tunnel")?;
+    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+    stream.write_all(request)?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    Ok(answer)
 }
 
 fn set_secret(rig: &Rig, name: &str, value: &str) -> Result<()> {
@@ -120,7 +141,9 @@ fn life(name: &str, image: Image) -> Result<()> {
     let swarm = ["apply", "swarm", "-H", name, "--var", "admin=ada", "--var", &key, "--var", &docker];
 
     // A site needs Traefik, a certificate its secret; both are said before anything is touched.
-    let add = ["site", "add", name, "app.lab.test", "--image", internet.images()[0].as_str()];
+    let image = internet.images().iter().find(|image| image.contains("traefik"));
+    let image = image.context("no image that goes on running")?;
+    let add = ["site", "add", name, "app.lab.test", "--image", image];
     assert!(said(&run(&rig, &add)?.expect(2)).contains("postern apply swarm -H"));
     run(&rig, &swarm)?.expect(0);
     let mut with_dns = add.to_vec();
@@ -147,6 +170,8 @@ fn life(name: &str, image: Image) -> Result<()> {
         Ok(run(&rig, &["drift", name])?.code == Some(0))
     })?;
 
+    closed(&rig, &host)?;
+
     run(&rig, &["run", "undo", &run_id])?.expect(0);
     assert_eq!(profiles(&rig, &host)?, ["swarm", "site-app-lab-test"]);
     host.sh("! systemctl is-active cloudflared && ! test -e /etc/cloudflared && ! dpkg -s cloudflared 2>/dev/null")?;
@@ -160,6 +185,39 @@ fn life(name: &str, image: Image) -> Result<()> {
     assert_eq!(profiles(&rig, &host)?, ["swarm"]);
     let gone = run(&rig, &["site", "remove", name, "app.lab.test"])?.expect(2);
     assert!(said(&gone).contains("it has none"), "{gone:?}");
+    Ok(())
+}
+
+/// With a tunnel, the last port is closed only when a request came through it; and opened again for what follows.
+fn closed(rig: &Rig, host: &Host) -> Result<()> {
+    let name = host.name.as_str();
+    let kit = rig.state_dir().join("kit");
+    let close = ["ssh-port", "close", name, "--kit", &kit.display().to_string()].map(str::to_owned);
+    let close: Vec<&str> = close.iter().map(String::as_str).collect();
+    // The site's name leads nowhere.
+    let refused = run(rig, &close)?.expect(1);
+    assert!(
+        said(&refused).contains("NO   the tunnel carries what comes for this host: app.lab.test"),
+        "{refused:?}"
+    );
+    assert!(is_open(host.v4.into(), 22));
+    // One that leads to the host itself proves nothing.
+    host.sh(&format!("echo '127.0.0.1 {NAME}' >>/etc/hosts"))?;
+    run(rig, &["host", "set", name, &format!("hostnames={NAME}")])?.expect(0);
+    let refused = run(rig, &close)?.expect(1);
+    assert!(said(&refused).contains(NAME), "{refused:?}");
+    assert!(is_open(host.v4.into(), 22));
+    host.sh(&format!("sed -i '/{NAME}/d' /etc/hosts"))?;
+    let done = run(rig, &close)?.expect(0);
+    assert!(said(&done).contains(&format!("a request came through it for {NAME}")), "{done:?}");
+    for at in [IpAddr::from(host.v4), host.v6.into()] {
+        for port in [22, 80, 443] {
+            assert!(!is_open(at, port), "{at} {port}");
+        }
+    }
+    run(rig, &["exec", name, "--", "true"])?.expect(0);
+    run(rig, &["ssh-port", "open", name])?.expect(0);
+    assert!(is_open(host.v4.into(), 22));
     Ok(())
 }
 

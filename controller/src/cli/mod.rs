@@ -4,6 +4,7 @@ mod addresses;
 mod admin_key;
 mod apply;
 mod args;
+mod asked;
 mod attend;
 mod backup;
 mod bar;

@@ -69,6 +69,12 @@ impl Assignments {
     }
 }
 
+/// The domains of the sites among what is assigned.
+pub(crate) fn domains(assigned: &[Assigned]) -> Vec<String> {
+    let site = |it: &Assigned| Site::of(&it.name, &profile::about(&it.bundle), &it.vars);
+    assigned.iter().filter_map(site).map(|site| site.domain).collect()
+}
+
 async fn add(context: &Context, args: AddSite) -> Result<Exit, CliError> {
     let domain = text::domain(&args.domain).map_err(usage)?;
     let mut client = context.connect().await?;

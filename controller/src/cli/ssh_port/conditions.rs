@@ -11,8 +11,7 @@ use crate::cli::clean;
 use crate::cli::error::CliError;
 use crate::client::{AgentBack, Client, HostInfo, PortLook, PortLooks, PortState};
 
-/// One condition. A tunnel that is assigned has to carry a real connection: that one belongs here too, where there are
-/// tunnels.
+/// One condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Condition {
     /// What is needed when all else is lost lies on the disk.
@@ -23,6 +22,8 @@ pub(super) enum Condition {
     Route,
     /// The port is seen open, or its closing could not be seen.
     Visible,
+    /// The tunnel, where one is assigned, carries real connections.
+    Tunnel,
 }
 
 impl Condition {
@@ -33,6 +34,7 @@ impl Condition {
             Self::Restart => "agent-restart",
             Self::Route => "route",
             Self::Visible => "visible",
+            Self::Tunnel => "tunnel",
         }
     }
 
@@ -42,6 +44,7 @@ impl Condition {
             Self::Restart => "the agent comes back by itself",
             Self::Route => "its way here does not lead over SSH",
             Self::Visible => "the port is seen from here",
+            Self::Tunnel => "the tunnel carries what comes for this host",
         }
     }
 }
@@ -56,7 +59,7 @@ pub(super) struct Checked {
 }
 
 impl Checked {
-    fn new(condition: Condition, met: bool, evidence: impl Into<String>) -> Self {
+    pub(super) fn new(condition: Condition, met: bool, evidence: impl Into<String>) -> Self {
         Self { condition, met, evidence: evidence.into() }
     }
 

@@ -5,6 +5,7 @@ mod conditions;
 mod kit;
 mod plan;
 mod seen;
+mod tunnel;
 
 pub(crate) use plan::keep_ssh_out;
 
@@ -120,9 +121,13 @@ impl Command<'_> {
             }
         }
         self.note(&format!("{}: is what closing the port of SSH needs there?", self.name()));
-        let checks =
+        let mut checks =
             conditions::check(&mut self.client, &self.host, kit_dir, |ssh| plan::controls(&plan, ssh))
                 .await?;
+        let assigned = super::compose::assigned(&mut self.client, &self.host).await?;
+        if let Some(names) = tunnel::names(&assigned, &self.host) {
+            checks.all.push(tunnel::check(self.context, &mut self.client, &self.host, &names).await?);
+        }
         for checked in &checks.all {
             self.say(&checked.line());
         }

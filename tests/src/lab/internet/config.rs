@@ -2,7 +2,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The public names that the lab answers for. All else is asked of the machine's own resolvers.
-pub(super) const NAMES: [&str; 8] = [
+pub(super) const NAMES: [&str; 9] = [
     DOCKER,
     CLOUDFLARE,
     REGISTRY,
@@ -11,6 +11,7 @@ pub(super) const NAMES: [&str; 8] = [
     "acme-v02.api.letsencrypt.org",
     "acme-staging-v02.api.letsencrypt.org",
     EDGE,
+    TUNNEL,
 ];
 /// Docker's packages.
 pub(super) const DOCKER: &str = "download.docker.com";
@@ -18,6 +19,8 @@ pub(super) const DOCKER: &str = "download.docker.com";
 pub(super) const CLOUDFLARE: &str = "pkg.cloudflare.com";
 /// Where tunnels are dialled to.
 pub(super) const EDGE: &str = "region1.v2.argotunnel.com";
+/// What is asked for by this name goes to whoever listens at the gateway's port 7845: to a test's edge.
+pub(super) const TUNNEL: &str = "app.tunnel.test";
 /// Docker Hub.
 const REGISTRY: &str = "registry-1.docker.io";
 /// A zone that is nobody's outside, for records that come and go while the lab runs.
@@ -86,11 +89,15 @@ pub(super) fn nginx(at: Gateway) -> String {
          server {{\n{}    server_name {REGISTRY};\n    client_max_body_size 0;\n    location / {{\n      \
          proxy_pass http://unix:/run/lab/registry.sock;\n      proxy_set_header Host $http_host;\n      \
          proxy_set_header X-Forwarded-Proto https;\n      proxy_request_buffering off;\n    }}\n  }}\n  \
+         server {{\n{}    server_name {TUNNEL};\n    location / {{\n      proxy_pass http://{}:7845;\n      \
+         proxy_set_header Host $host;\n    }}\n  }}\n  \
          server {{\n{}    server_name _;\n    default_type text/plain;\n    \
          return 404 \"the lab answers for $host, and has nothing there\\n\";\n  }}\n}}\n",
         files(DOCKER, "docker"),
         files(CLOUDFLARE, "cloudflare"),
         listen(""),
+        listen(""),
+        at.v4,
         listen(" default_server"),
     )
 }

@@ -31,7 +31,7 @@ ln -sfn /run/secrets /www/secrets
 echo OK >/www/ping
 ids=
 for listen in 80 443 127.0.0.1:8082; do
-    httpd -f -p $listen -h /www &
+    httpd -f -vv -p $listen -h /www &
     ids="$ids $!"
 done
 trap 'kill $ids; sleep 1; exit 0' TERM
