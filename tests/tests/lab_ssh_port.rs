@@ -194,7 +194,7 @@ fn what_is_missing_keeps_it_open(gate: &Gate) -> Result<()> {
     let name = host.name.clone();
     let busy = std::thread::scope(|scope| {
         let work = scope.spawn(|| gate.rig.run(&["exec", &name, "--", "sleep", "12"]));
-        wait_for("the work goes on", BACK, || Ok(host.sh("pgrep -x sleep || true")? != ""))?;
+        wait_for("the work goes on", BACK, || Ok(!host.sh("pgrep -x sleep || true")?.is_empty()))?;
         let busy = gate.close(&[])?.expect(1);
         work.join().map_err(|_| anyhow::anyhow!("the work panicked"))??.expect(0);
         Ok::<_, anyhow::Error>(busy)
