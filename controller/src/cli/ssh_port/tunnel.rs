@@ -128,7 +128,7 @@ mod tests {
         let mut known = host("web1");
         known.vars.insert(HOSTNAMES.to_owned(), "d.example".to_owned());
         assert_eq!(names(&both, &known), Some(vec!["d.example".to_owned()]));
-        let many = vec!["x.example"; 9].join(" ");
+        let many = ["x.example"; 9].join(" ");
         assert_eq!(of(&[assigned("tunnel", tunnel, Some(&many))]).map(|names| names.len()), Some(MOST));
     }
 }
