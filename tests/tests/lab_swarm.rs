@@ -253,7 +253,7 @@ fn trap_18_and_19_a_swarm_on_the_hosts_own_networks() -> Result<()> {
     let node = "docker info --format '{{.Swarm.NodeAddr}}'";
     let swarm = "  - swarm: {}\n";
     // The lab's address is private and of the default route; this one is lower, and of neither.
-    host.sh("ip link add other type dummy; ip link set other up; ip addr add 10.0.0.1/24 dev other")?;
+    host.sh("ip link add other type veth peer name other-end; ip link set other up; ip addr add 10.0.0.1/24 dev other")?;
     apply(&rig, &host, swarm, &[])?.expect(0);
     assert_eq!(host.sh(node)?, host.v4.to_string());
     let run = last_run(&rig, &host)?;
@@ -426,6 +426,8 @@ fn cases() -> Vec<Case> {
 
 fn contract_on(name: &str, image: Image) -> Result<()> {
     let Some((rig, host)) = with_docker(name, image)? else { return Ok(()) };
+    // What is looked at is one resource.
+    rig.run(&["host", "unassign", &host.name, "lab"])?.expect(0);
     let mut broken = Vec::new();
     for (number, case) in cases().iter().enumerate() {
         if let Err(why) = keeps(&rig, &host, number, case) {

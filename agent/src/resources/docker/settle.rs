@@ -136,7 +136,7 @@ impl Wait<'_> {
             if let Some(why) = self.failed(&service, &now) {
                 return Err(why);
             }
-            if self.held && now.old == 0 && self.ports_answer(&service).await {
+            if self.held && now.old == 0 && self.answers(sys, &service).await {
                 // Also before Docker says that the task is well, which it finds out some seconds later.
                 self.let_go(sys).await;
             }
@@ -186,6 +186,21 @@ impl Wait<'_> {
         }
     }
 
+    /// Whether the new task has the ports. Its container must run first: to one that does not, a connection is neither
+    /// made nor refused, and Docker's proxy has taken ours by then.
+    async fn answers(&self, sys: &Sys, service: &Value) -> bool {
+        let Ok(containers) = sys.ask(SOCKET, &self.containers(), ASK_LIMIT).await else { return false };
+        let runs = containers.as_ref().and_then(Value::as_array).is_some_and(|list| !list.is_empty());
+        runs && self.ports_answer(service).await
+    }
+
+    /// Where the engine tells of the service's containers that run.
+    fn containers(&self) -> String {
+        let label = format!("com.docker.swarm.service.name={}", self.name);
+        let filters = json!({"label": [label], "status": ["running"]}).to_string();
+        format!("/containers/json?filters={}", encoded(&filters))
+    }
+
     async fn ports_answer(&self, service: &Value) -> bool {
         let ports = service["Spec"]["EndpointSpec"]["Ports"].as_array();
         for port in ports.into_iter().flatten() {
@@ -200,8 +215,7 @@ impl Wait<'_> {
 
     /// The containers of a service that is gone end after it.
     async fn gone(&self, sys: &Sys, seconds: u64) -> Result<(), String> {
-        let label = format!("com.docker.swarm.service.name={}", self.name);
-        let path = format!("/containers/json?filters={}", encoded(&json!({"label": [label]}).to_string()));
+        let path = self.containers();
         loop {
             let left = sys.ask(SOCKET, &path, ASK_LIMIT).await.map_err(|error| error.to_string())?;
             if left.and_then(|left| left.as_array().map(Vec::len)).unwrap_or(0) == 0 {
