@@ -262,7 +262,7 @@ fn trap_18_and_19_a_swarm_on_the_hosts_own_networks() -> Result<()> {
 
     // A host that has only IPv6 for others: its IPv4 address goes on carrying the link, and no more.
     host.sh("ip link del other")?;
-    host.sh(&format!("ip addr change {}/24 dev eth0 scope link", host.v4))?;
+    host.sh(&format!("ip addr del {0}/24 dev eth0; ip addr add {0}/24 dev eth0 scope link", host.v4))?;
     host.sh("ip link set eth0 mtu 1400")?;
     let network = "  - docker_network: {name: proxy, attachable: true}\n";
     apply(&rig, &host, &format!("{swarm}{network}"), &[])?.expect(0);
@@ -369,7 +369,7 @@ fn a_failed_update_is_told(rig: &Rig, host: &Host) -> Result<()> {
         .clone();
     let broken = traefik().replace(TRAEFIK, &hello).replace("      health: [traefik, healthcheck]\n", "");
     let failed = apply_for(rig, host, &broken)?.expect(1);
-    assert!(said(&failed).contains("failed and was rolled back"), "{failed:?}");
+    assert!(said(&failed).contains("failed and was rolled back: its program ended by itself"), "{failed:?}");
     wait_for("what ran before answers again", Duration::from_secs(60), || {
         Ok(get(at(host, 80), "/config").is_ok())
     })?;
