@@ -15,7 +15,7 @@ const KEY: &str =
 /// Every key of the static configuration that we use, as Traefik's reference has it: github.com/traefik/traefik, tag
 /// v3.7.9, docs/content/reference/install-configuration/configuration-options.md. There they are in lower case, and a
 /// name of one's own is `_name_`.
-const KEYS: [&str; 17] = [
+const KEYS: [&str; 18] = [
     "accesslog",
     "certificatesresolvers._name_.acme.caserver",
     "certificatesresolvers._name_.acme.dnschallenge.provider",
@@ -23,6 +23,7 @@ const KEYS: [&str; 17] = [
     "certificatesresolvers._name_.acme.storage",
     "entrypoints._name_.address",
     "entrypoints._name_.forwardedheaders.trustedips",
+    "entrypoints._name_.http.redirections.entrypoint.priority",
     "entrypoints._name_.http.redirections.entrypoint.scheme",
     "entrypoints._name_.http.redirections.entrypoint.to",
     "entrypoints._name_.http3",

@@ -166,6 +166,12 @@ pub(crate) async fn forget(context: &Context, args: Forget) -> Result<Exit, CliE
         .hint("wait for it, remove it over SSH (--ssh), or drop the record only (--force)"));
     }
     let record_only = args.force || args.over_ssh;
+    if host.ssh.is_closed() {
+        context.out.tell(&format!(
+            "warning: the port of SSH of {name} is closed for good, and stays so: without its agent, the provider's console \
+             is the only way in"
+        ));
+    }
     let left = client.forget(host.id, record_only).await?;
     if context.out.json {
         context.out.document(&json!({

@@ -354,7 +354,7 @@ pub struct Order {
     pub approved: Vec<Approval>,
     /// Written down together with the run. Those that the host has already are replaced in their place.
     pub assign: Vec<Assigned>,
-    /// Names of profiles that the host is not to have any more from this run on.
+    /// Names of profiles that the host is not to have any more once this run has ended well.
     pub unassign: Vec<String>,
     /// The run is to open or close the port of SSH.
     pub ssh_port: Option<SshPort>,

@@ -5,6 +5,7 @@
 //! connections said: an agent must not be able to make the controller knock at other people's doors.
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -126,11 +127,16 @@ async fn knock(address: IpAddr, port: u16) -> Knock {
     match timeout(PROBE, TcpStream::connect(SocketAddr::new(address, port))).await {
         Ok(Ok(_)) => Knock::Open,
         Err(_) => Knock::Dropped,
-        Ok(Err(error)) if error.kind() == std::io::ErrorKind::TimedOut => Knock::Dropped,
-        Ok(Err(error)) => match unreached(&LookError::Connect(error)) {
-            Finding::Holds => Knock::Open,
-            Finding::Fails { why } => Knock::Refused(why),
-            Finding::Unobservable { why } => Knock::NoWay(why),
+        Ok(Err(error)) => match error.kind() {
+            ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset => {
+                Knock::Refused(LookError::Connect(error).to_string())
+            }
+            // A router says so, or a filter that would rather not be taken for a port: what other ports do decides.
+            ErrorKind::TimedOut | ErrorKind::HostUnreachable => Knock::Dropped,
+            _ => match unreached(&LookError::Connect(error)) {
+                Finding::Unobservable { why } | Finding::Fails { why } => Knock::NoWay(why),
+                Finding::Holds => Knock::Open,
+            },
         },
     }
 }

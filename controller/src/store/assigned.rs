@@ -1,11 +1,13 @@
 //! The profiles that a host is to have, in the order in which they compose. What a bundle holds is known to
 //! the command line alone.
 
+use std::collections::HashMap;
+
 use postern_proto::ids::{HostId, RunId};
 use rusqlite::{Connection, params};
 
 use super::hosts::{self, map_json};
-use super::sql::{all, execute, malformed, one, optional};
+use super::sql::{all, execute, malformed, one, optional, parsed};
 use super::{Assigned, OpError, Store};
 
 /// Profiles of one host.
@@ -43,13 +45,24 @@ pub(super) fn assign(
         for name in covered {
             let Some(row) = find(db, host, name)? else { continue };
             place = Some(place.map_or(row.position, |place| place.min(row.position)));
-            keep(db, host, run, name, Some(&row), None)?;
+            keep(
+                db,
+                host,
+                run,
+                name,
+                Kept { before: Some(&row), covered_by: Some(&profile.name), left_ms: None },
+            )?;
             take_away(db, host, name)?;
         }
         let vars = map_json(&profile.vars);
-        if earlier.as_ref().is_none_or(|row| row.bundle != profile.bundle || row.vars != vars) {
-            keep(db, host, run, &profile.name, earlier.as_ref(), Some(now_ms))?;
+        if let Some(row) = &earlier
+            && (&row.bundle, &row.vars, Some(row.position)) == (&profile.bundle, &vars, place)
+        {
+            // Still the assignment of the run that made it, whose undo may take it back.
+            continue;
         }
+        let kept = Kept { before: earlier.as_ref(), covered_by: None, left_ms: Some(now_ms) };
+        keep(db, host, run, &profile.name, kept)?;
         let place = match place {
             Some(place) => place,
             None => {
@@ -71,12 +84,18 @@ pub(super) fn assign(
     Ok(())
 }
 
-/// Those that a run takes away, in its commit; one that is not there is not.
-pub(super) fn unassign(db: &Connection, host: HostId, run: RunId, names: &[String]) -> Result<(), OpError> {
+/// Takes away what a run that has ended well was to take away, in the commit of its end; one that is not there is not.
+pub(super) fn unassign(db: &Connection, no: i64) -> Result<(), OpError> {
+    let sql = "SELECT id, host, unassigns FROM runs WHERE no = $1";
+    let (run, host, names) = one(db, sql, params![no], |row| {
+        let names: Vec<String> =
+            serde_json::from_str(row.get_ref("unassigns")?.as_str()?).map_err(malformed)?;
+        Ok((parsed::<RunId>(row, "id")?, parsed::<HostId>(row, "host")?, names))
+    })?;
     for name in names {
-        if let Some(row) = find(db, host, name)? {
-            keep(db, host, run, name, Some(&row), None)?;
-            take_away(db, host, name)?;
+        if let Some(row) = find(db, host, &name)? {
+            keep(db, host, run, &name, Kept { before: Some(&row), covered_by: None, left_ms: None })?;
+            take_away(db, host, &name)?;
         }
     }
     Ok(())
@@ -85,20 +104,32 @@ pub(super) fn unassign(db: &Connection, host: HostId, run: RunId, names: &[Strin
 /// Takes back what a run did to what is assigned, where nobody has changed it since; `by` is its undo, which can
 /// be undone in its turn.
 pub(super) fn take_back(db: &Connection, host: HostId, undone: RunId, by: RunId) -> Result<(), OpError> {
-    let sql = "SELECT name, position, bundle, vars, assigned_ms, left_ms FROM assigned_before WHERE run = $1";
+    let sql = "SELECT name, position, bundle, vars, assigned_ms, covered_by, left_ms FROM assigned_before \
+               WHERE run = $1";
     let kept = all(db, sql, params![undone.to_string()], |row| {
         let before = match row.get::<_, Option<i64>>("position")? {
             None => None,
             Some(_) => Some(Row::read(row)?),
         };
-        Ok((row.get::<_, String>("name")?, before, row.get::<_, Option<i64>>("left_ms")?))
+        let covered_by: Option<String> = row.get("covered_by")?;
+        Ok((row.get::<_, String>("name")?, before, covered_by, row.get::<_, Option<i64>>("left_ms")?))
     })?;
-    for (name, before, left) in kept {
-        let now = find(db, host, &name)?;
-        if now.as_ref().map(|row| row.assigned_ms) != left {
+    // Whether each is still as the run left it, before anything is changed.
+    let mut is_runs = HashMap::new();
+    for (name, _, _, left) in &kept {
+        let now = find(db, host, name)?;
+        is_runs.insert(name.clone(), now.map(|row| row.assigned_ms) == *left);
+    }
+    for (name, before, covered_by, _) in kept {
+        // One whose coverer stays would be there twice.
+        let goes = covered_by.as_ref().is_none_or(|by| is_runs.get(by).copied().unwrap_or(false));
+        if !goes || !is_runs.get(&name).copied().unwrap_or(false) {
             continue;
         }
-        keep(db, host, by, &name, now.as_ref(), before.as_ref().map(|row| row.assigned_ms))?;
+        let now = find(db, host, &name)?;
+        let left_ms = before.as_ref().map(|row| row.assigned_ms);
+        let kept = Kept { before: now.as_ref(), covered_by: covered_by.as_deref(), left_ms };
+        keep(db, host, by, &name, kept)?;
         match before {
             Some(before) => put(db, host, &name, &before)?,
             None => take_away(db, host, &name)?,
@@ -146,22 +177,24 @@ fn take_away(db: &Connection, host: HostId, name: &str) -> Result<(), OpError> {
     execute(db, sql, params![host.to_string(), name]).map(drop)
 }
 
-/// The first that a run finds is what was there before it.
-fn keep(
-    db: &Connection,
-    host: HostId,
-    run: RunId,
-    name: &str,
-    before: Option<&Row>,
+/// What a run found and left.
+struct Kept<'a> {
+    before: Option<&'a Row>,
+    covered_by: Option<&'a str>,
     left_ms: Option<i64>,
-) -> Result<(), OpError> {
-    let sql = "INSERT INTO assigned_before (run, host, name, position, bundle, vars, assigned_ms, left_ms) \
-               VALUES ($1, $2, $3, $4, $5, $6, $7, $8) \
+}
+
+/// The first that a run finds is what was there before it.
+fn keep(db: &Connection, host: HostId, run: RunId, name: &str, kept: Kept<'_>) -> Result<(), OpError> {
+    let sql = "INSERT INTO assigned_before \
+               (run, host, name, position, bundle, vars, assigned_ms, covered_by, left_ms) \
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
                ON CONFLICT (run, name) DO UPDATE SET left_ms = excluded.left_ms";
+    let Kept { before, covered_by, left_ms } = kept;
     let (position, bundle) = (before.map(|row| row.position), before.map(|row| row.bundle.as_slice()));
     let (vars, at) = (before.map(|row| row.vars.as_str()), before.map(|row| row.assigned_ms));
     let ids = (run.to_string(), host.to_string());
-    execute(db, sql, params![ids.0, ids.1, name, position, bundle, vars, at, left_ms]).map(drop)
+    execute(db, sql, params![ids.0, ids.1, name, position, bundle, vars, at, covered_by, left_ms]).map(drop)
 }
 
 impl Store {

@@ -258,6 +258,9 @@ fn append(db: &Connection, host: HostId, batch: &RunBatch, now_ms: i64) -> Resul
     if let Some((state, message)) = &batch.finished {
         let sql = "UPDATE runs SET state = $1, message = $2, finished_ms = $3 WHERE no = $4";
         execute(db, sql, params![state.as_str(), message, now_ms, no])?;
+        if *state == RunState::Ok {
+            super::assigned::unassign(db, no)?;
+        }
     }
     Ok(())
 }

@@ -235,9 +235,15 @@ fn create(db: &Connection, new: NewRun) -> Result<(RunRecord, Option<Dispatch>),
     super::ssh_port::allow(db, new.host, &host.name, new.ssh_port, new.firewall)?;
     let terms = serde_json::to_string(&new.terms).map_err(malformed)?;
     let seq = if new.send_now { Some(next_seq(db, new.host)?) } else { None };
+    let mut unassigns = serde_json::to_string(&new.unassign).map_err(malformed)?;
+    if let Some(resumed) = new.resumes {
+        // What the first was to take away at its end, the second is.
+        let sql = "SELECT unassigns FROM runs WHERE id = $1";
+        unassigns = one(db, sql, params![resumed.to_string()], |row| row.get(0))?;
+    }
     let sql = "INSERT INTO runs (id, host, state, origin, terms, resumes, undoes, created_ms, not_after_ms, \
-               plan_sha256, plan, seq, ssh_port, finished_ms, message, cancel, last_event, last_cursor) \
-               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, 0, '', 0, 0, 0)";
+               plan_sha256, plan, seq, ssh_port, unassigns, finished_ms, message, cancel, last_event, last_cursor) \
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, 0, '', 0, 0, 0)";
     execute(
         db,
         sql,
@@ -254,11 +260,11 @@ fn create(db: &Connection, new: NewRun) -> Result<(RunRecord, Option<Dispatch>),
             new.plan_hash.as_bytes(),
             new.plan,
             seq,
-            new.ssh_port.map(SshPort::as_str)
+            new.ssh_port.map(SshPort::as_str),
+            unassigns
         ],
     )?;
     super::assigned::assign(db, new.host, new.id, &new.assign, new.created_ms)?;
-    super::assigned::unassign(db, new.host, new.id, &new.unassign)?;
     if let Some(undone) = new.undoes.filter(|_| !new.terms.check) {
         super::assigned::take_back(db, new.host, undone, new.id)?;
     }

@@ -194,7 +194,7 @@ pub struct NewRun {
     /// Written down in the same commit; those that the host has already are replaced in their place. The undo of
     /// a run takes back what that had assigned.
     pub assign: Vec<Assigned>,
-    /// Names of those that the host is not to have any more.
+    /// Names of those that the host is not to have any more once the run has ended well.
     pub unassign: Vec<String>,
     /// What the plan refers to: all of it must be there.
     pub secrets: BTreeSet<SecretRef>,

@@ -362,10 +362,32 @@ async fn an_undo_takes_back_what_its_run_assigned_and_can_be_undone() {
     let order = v1::ApplyRequest { unassign: without, ..with(Vec::new()) };
     let check = v1::ApplyRequest { check: true, ..order.clone() };
     assert_eq!(begun(operator.apply(check).await).await.unwrap_err().code(), Code::InvalidArgument);
-    let fourth = applied(&rig, &mut line, order).await;
+    // Only when it has ended well: one that failed can be asked for again, or resumed.
+    let (failed, _) = begun(rig.operator().await.apply(order).await).await.unwrap();
+    line.dispatch().await;
+    play(&mut line, &failed.id, &[("a:package:curl", Outcome::Failed)], RunState::Failed).await;
+    assert_eq!(assigned(&rig).await, "tunnel=2 site=1 extra=3");
+    let (again, _) = begun(operator.resume_run(resume(&failed.id)).await).await.unwrap();
+    let fourth = ended(&mut line, again).await;
     assert_eq!(assigned(&rig).await, "tunnel=2 extra=3");
     undone(&rig, &mut line, &fourth).await;
     assert_eq!(assigned(&rig).await, "tunnel=2 site=1 extra=3");
+
+    // The same once more is still the assignment of the run that made it; anew with other words, it is not, and what it
+    // covers does not come back beside it.
+    let cover = |bundle: &str| {
+        let mut cover = profile("cover", bundle);
+        cover.covers = vec!["extra".to_owned()];
+        cover
+    };
+    let fifth = applied(&rig, &mut line, with(vec![cover("4")])).await;
+    applied(&rig, &mut line, with(vec![cover("4")])).await;
+    let sixth = undone(&rig, &mut line, &fifth).await;
+    assert_eq!(assigned(&rig).await, "tunnel=2 site=1 extra=3");
+    undone(&rig, &mut line, &sixth).await;
+    applied(&rig, &mut line, with(vec![cover("5")])).await;
+    undone(&rig, &mut line, &fifth).await;
+    assert_eq!(assigned(&rig).await, "tunnel=2 site=1 cover=5");
 }
 
 async fn applied(rig: &Rig, line: &mut Line, order: v1::ApplyRequest) -> String {

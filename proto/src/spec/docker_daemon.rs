@@ -86,6 +86,12 @@ impl ResourceSpec for DockerDaemonSpec {
                     field,
                     format!("has a field of its own: {}", name.replace('-', "_")),
                 ));
+            } else if name == "hosts" {
+                // Debian's and Docker's units give `-H` themselves, and the engine does not start with both.
+                errors.push(SpecError::new(
+                    field,
+                    "cannot be set here: the unit docker.service has it already",
+                ));
             } else if serde_json::from_str::<Value>(text).is_err() {
                 errors.push(SpecError::new(
                     field,

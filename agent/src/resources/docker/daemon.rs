@@ -123,8 +123,9 @@ impl Resource for DockerDaemon {
     fn essence(spec: &DockerDaemonSpec, seen: &Seen) -> Value {
         let current = current(seen.file.as_ref()).unwrap_or_default();
         // Keys of others may change in the meantime.
-        let ours: Map<String, Value> =
-            spec.declared().keys().filter_map(|key| Some((key.clone(), current.get(key)?.clone()))).collect();
+        let ours: Map<String, Value> = touched(&spec.declared())
+            .filter_map(|key| Some((key.to_owned(), current.get(key)?.clone())))
+            .collect();
         json!({"keys": ours, "running": seen.running})
     }
 
@@ -134,9 +135,9 @@ impl Resource for DockerDaemon {
             (Err(why), _) | (_, Err(why)) => return Undo::Cannot(why),
         };
         let mut back = is.clone();
-        for key in spec.declared().keys() {
+        for key in touched(&spec.declared()) {
             match was.get(key) {
-                Some(value) => back.insert(key.clone(), value.clone()),
+                Some(value) => back.insert(key.to_owned(), value.clone()),
                 None => back.remove(key),
             };
         }
@@ -180,9 +181,20 @@ fn merged(current: &Map<String, Value>, declared: &Map<String, Value>) -> Map<St
         all.remove("log-opts");
     }
     for (key, value) in declared {
-        all.insert(key.clone(), value.clone());
+        match (all.get_mut(key), value) {
+            (Some(Value::Object(there)), Value::Object(options)) if key == "log-opts" => {
+                there.extend(options.clone());
+            }
+            _ => drop(all.insert(key.clone(), value.clone())),
+        }
     }
     all
+}
+
+/// The keys that an undo is about: options of a log driver go with it.
+fn touched(declared: &Map<String, Value>) -> impl Iterator<Item = &str> {
+    let options = declared.contains_key("log-driver") && !declared.contains_key("log-opts");
+    declared.keys().map(String::as_str).chain(options.then_some("log-opts"))
 }
 
 fn text(keys: &Map<String, Value>) -> Vec<u8> {
@@ -279,6 +291,20 @@ mod tests {
             Undo::Steps(steps) => steps,
             Undo::Cannot(why) => panic!("{why}"),
         };
+        // Options that somebody gave the same driver stay.
+        let same = "{\"log-driver\":\"json-file\",\"log-opts\":{\"labels\":\"a\",\"max-size\":\"1g\"}}";
+        let merged = written(&DockerDaemon::plan(&rotate, &seen(Some(same)))[0]);
+        assert_eq!(merged["log-opts"], json!({"labels": "a", "max-size": "10m"}));
+        let alone = spec(json!({"log_driver": "local"}));
+        let Undo::Steps(back) = DockerDaemon::undo(
+            &alone,
+            &seen(Some(theirs)),
+            &Value::Null,
+            &seen(Some("{\"dns\":[\"192.0.2.1\"],\"log-driver\":\"local\"}")),
+        ) else {
+            panic!("no way back")
+        };
+        assert!(matches!(&back[0], Step::WriteFile(file) if file.content == theirs.as_bytes()), "{back:?}");
         // Byte for byte what it was; and what somebody added since stays.
         let back = undo(&seen(Some(theirs)), &after);
         assert!(matches!(&back[0], Step::WriteFile(file) if file.content == theirs.as_bytes()), "{back:?}");

@@ -64,6 +64,12 @@ async fn hold(sys: &Sys, program: &str, ports: &str, until: &str) -> Result<(), 
         "-p",
         "tcp",
         "--syn",
+        // What is for this host itself: what containers ask of others goes through here too. Docker translates addresses
+        // only after this.
+        "-m",
+        "addrtype",
+        "--dst-type",
+        "LOCAL",
         "-m",
         "multiport",
         "--dports",
@@ -136,7 +142,7 @@ mod tests {
         let mut out = Vec::new();
         hold_ports(&fake.sys, "80,443", "30", &mut out).await.unwrap();
         let log = std::fs::read_to_string(log).unwrap();
-        let rule = "-A POSTERN-HOLD ! -i lo -p tcp --syn -m multiport --dports 80,443 -m time --datestop \
+        let rule = "-A POSTERN-HOLD ! -i lo -p tcp --syn -m addrtype --dst-type LOCAL -m multiport --dports 80,443 -m time --datestop \
                     2026-11-28T00:00:30 -j DROP";
         for program in TABLES {
             let of: Vec<&str> = log.lines().filter(|line| line.starts_with(&format!("{program} "))).collect();

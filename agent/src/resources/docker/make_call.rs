@@ -8,7 +8,7 @@ use http::Method;
 use serde_json::Value;
 
 use super::super::HttpUnix;
-use super::text;
+use super::{hold, text};
 use crate::sys::{Call, Sys};
 
 /// The most things of which it is remembered how far they are.
@@ -24,6 +24,21 @@ pub(crate) async fn http_unix(sys: &Sys, request: &str, out: &mut (dyn Write + S
     let method = Method::from_bytes(call.method.as_bytes()).map_err(|error| error.to_string())?;
     let body = if call.body.is_null() { String::new() } else { call.body.to_string() };
     let request = Call { method, path: &call.path, body, limit: Duration::from_secs(call.limit_s) };
+    // Ports are held for an update alone: where that is not made, nobody is to wait for it.
+    let is_update = call.path.starts_with("/services/");
+    let made = make(sys, &call, &request, out).await;
+    if made.is_err() && is_update {
+        hold::release(sys).await;
+    }
+    made
+}
+
+async fn make(
+    sys: &Sys,
+    call: &HttpUnix,
+    request: &Call<'_>,
+    out: &mut (dyn Write + Send),
+) -> Result<(), String> {
     let mut progress = Progress::default();
     let mut each = |line: &[u8]| progress.line(line, out);
     let socket = sys.real(&call.socket);

@@ -1,7 +1,7 @@
 //! `postern-agent settle-service`: waits until the tasks of a service are as it says, and tells on the way what becomes
 //! of them. How a service stands is decided here for looks, too.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::sys::Sys;
 
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// A task that runs for so long has not ended at its start. An update has its own time for that.
-const STEADY: Duration = Duration::from_secs(2);
+const STEADY: Duration = Duration::from_secs(5);
 /// So many tasks that fail one after another will not do better by themselves.
 const FAILURES: usize = 3;
 /// From when a task runs, a port that does not answer is held no longer.
@@ -34,11 +34,20 @@ pub(super) struct Tasks {
 }
 
 /// What of a container's description makes a task of now.
-const TOLD: [&str; 7] = ["Image", "Args", "Env", "Configs", "Secrets", "Mounts", "Healthcheck"];
+const TOLD: [&str; 8] =
+    ["Image", "Args", "Env", "Configs", "Secrets", "Mounts", "Healthcheck", "StopGracePeriod"];
 
 fn same_spec(task: &Value, service: &Value) -> bool {
-    let (task, service) = (&task["Spec"]["ContainerSpec"], &service["Spec"]["TaskTemplate"]["ContainerSpec"]);
-    TOLD.iter().all(|name| task[*name] == service[*name])
+    let (task, service) = (&task["Spec"], &service["Spec"]["TaskTemplate"]);
+    let (of_task, of_service) = (&task["ContainerSpec"], &service["ContainerSpec"]);
+    TOLD.iter().all(|name| of_task[*name] == of_service[*name])
+        && task["Resources"] == service["Resources"]
+        && task["ForceUpdate"] == service["ForceUpdate"]
+}
+
+/// It stands still for good: only another update makes it go on.
+pub(super) fn is_stuck(service: &Value) -> bool {
+    matches!(text(service, "/UpdateStatus/State"), "paused" | "rollback_paused")
 }
 
 impl Tasks {
@@ -53,11 +62,17 @@ impl Tasks {
                 ("running", true) if wanted == "running" => all.running += 1,
                 ("running", _) => all.old += 1,
                 (_, false) if wanted == "running" => all.old += 1,
-                ("failed" | "rejected", true) => all.failed += 1,
+                ("failed" | "rejected" | "complete", true) => all.failed += 1,
                 _ => {}
             }
-            let (why, at) = (text(task, "/Status/Err"), text(task, "/Status/Timestamp"));
-            if !why.is_empty() && matches!(state, "failed" | "rejected" | "pending") && at >= last {
+            let (mut why, at) = (text(task, "/Status/Err"), text(task, "/Status/Timestamp"));
+            if state == "complete" && why.is_empty() {
+                why = "its program ended by itself, with exit status 0";
+            }
+            if !why.is_empty()
+                && matches!(state, "failed" | "rejected" | "pending" | "complete")
+                && at >= last
+            {
                 last = at;
                 all.trouble = why.chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect();
             }
@@ -105,6 +120,7 @@ pub(crate) async fn settle_service(
         held,
         updated,
         told: BTreeMap::new(),
+        over: None,
     };
     let ended = wait.wait(sys, seconds, out).await;
     if wait.held {
@@ -122,6 +138,8 @@ struct Wait<'a> {
     updated: bool,
     /// What was told last of the update, and of each task.
     told: BTreeMap<String, String>,
+    /// Tasks that had failed when the wait began: what they failed by may be mended since.
+    over: Option<BTreeSet<String>>,
 }
 
 impl Wait<'_> {
@@ -132,11 +150,11 @@ impl Wait<'_> {
             let looked = look(sys, self.name).await.map_err(|error| error.to_string())?;
             let Some((service, tasks)) = looked else { return self.gone(sys, seconds).await };
             self.tell(&service, &tasks, out);
-            let now = Tasks::of(&service, &tasks);
+            let now = Tasks::of(&service, &self.of_this_wait(tasks));
             if let Some(why) = self.failed(&service, &now) {
                 return Err(why);
             }
-            if self.held && now.old == 0 && self.ports_answer(&service).await {
+            if self.held && now.old == 0 && self.answers(sys, &service).await {
                 // Also before Docker says that the task is well, which it finds out some seconds later.
                 self.let_go(sys).await;
             }
@@ -164,6 +182,18 @@ impl Wait<'_> {
         }
     }
 
+    fn of_this_wait(&mut self, tasks: Vec<Value>) -> Vec<Value> {
+        let failed =
+            |task: &&Value| matches!(text(task, "/Status/State"), "failed" | "rejected" | "complete");
+        // What was made just before has no past.
+        let updated = self.updated;
+        let over = self.over.get_or_insert_with(|| match updated {
+            true => BTreeSet::new(),
+            false => tasks.iter().filter(failed).map(|task| text(task, "/ID").to_owned()).collect(),
+        });
+        tasks.into_iter().filter(|task| !over.contains(text(task, "/ID"))).collect()
+    }
+
     async fn let_go(&mut self, sys: &Sys) {
         hold::release(sys).await;
         self.held = false;
@@ -175,7 +205,9 @@ impl Wait<'_> {
         let said = text(service, "/UpdateStatus/Message");
         let why = if tasks.trouble.is_empty() { said } else { &tasks.trouble };
         match text(service, "/UpdateStatus/State") {
-            "rollback_completed" => Some(format!("the update of {name} failed and was rolled back: {why}")),
+            "rollback_completed" if self.updated => {
+                Some(format!("the update of {name} failed and was rolled back: {why}"))
+            }
             "paused" | "rollback_paused" if self.updated => {
                 Some(format!("the update of {name} failed and stands still: {why}"))
             }
@@ -184,6 +216,21 @@ impl Wait<'_> {
             }
             _ => None,
         }
+    }
+
+    /// Whether the new task has the ports. Its container must run first: to one that does not, a connection is neither
+    /// made nor refused, and Docker's proxy has taken ours by then.
+    async fn answers(&self, sys: &Sys, service: &Value) -> bool {
+        let Ok(containers) = sys.ask(SOCKET, &self.containers(), ASK_LIMIT).await else { return false };
+        let runs = containers.as_ref().and_then(Value::as_array).is_some_and(|list| !list.is_empty());
+        runs && self.ports_answer(service).await
+    }
+
+    /// Where the engine tells of the service's containers that run.
+    fn containers(&self) -> String {
+        let label = format!("com.docker.swarm.service.name={}", self.name);
+        let filters = json!({"label": [label], "status": ["running"]}).to_string();
+        format!("/containers/json?filters={}", encoded(&filters))
     }
 
     async fn ports_answer(&self, service: &Value) -> bool {
@@ -200,8 +247,7 @@ impl Wait<'_> {
 
     /// The containers of a service that is gone end after it.
     async fn gone(&self, sys: &Sys, seconds: u64) -> Result<(), String> {
-        let label = format!("com.docker.swarm.service.name={}", self.name);
-        let path = format!("/containers/json?filters={}", encoded(&json!({"label": [label]}).to_string()));
+        let path = self.containers();
         loop {
             let left = sys.ask(SOCKET, &path, ASK_LIMIT).await.map_err(|error| error.to_string())?;
             if left.and_then(|left| left.as_array().map(Vec::len)).unwrap_or(0) == 0 {
@@ -274,7 +320,7 @@ pub(super) mod tests {
     #[tokio::test]
     async fn the_wait_ends_by_what_is_seen() {
         let cases = [
-            (service("b", "completed"), vec![task("b", "running", "running", "")], "3", Ok(())),
+            (service("b", "completed"), vec![task("b", "running", "running", "")], "9", Ok(())),
             (
                 service("b", "rollback_completed"),
                 vec![task("b", "running", "running", ""), task("c", "failed", "shutdown", "exit 1")],

@@ -81,6 +81,12 @@ async fn add(context: &Context, args: AddSite) -> Result<Exit, CliError> {
     let host = hosts::find(&mut client, &args.host).await?;
     let had = Assignments::of(&mut client, &host).await?;
     let site = Site::wanted(&args, had.find(&domain)).map_err(usage)?;
+    if let Some(other) = had.sites.iter().find(|it| it.domain != domain && it.service() == site.service()) {
+        let message = format!("{domain} and {} would be one service, {}", other.domain, site.service());
+        return Err(
+            CliError::usage("site", message).hint("write a profile of your own that includes `site` for one")
+        );
+    }
     let (traefik, kept) = had.traefik(&host)?;
     if !site.dns.is_empty() {
         let secret = format!("dns-{}", site.dns);
@@ -149,6 +155,7 @@ async fn remove(context: &Context, host: &str, domain: &str, check: bool) -> Res
     if !check {
         job.unassign.push(site.profile());
     }
+    // The assignment goes when the run has ended well, or nobody could ask for it again.
     run(context, &mut client, &host, &job).await
 }
 

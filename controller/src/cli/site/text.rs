@@ -54,8 +54,10 @@ pub(super) fn domain(text: &str) -> Result<String, Wrong> {
     };
     let last_is_a_number =
         domain.rsplit('.').next().is_some_and(|label| label.bytes().all(|b| b.is_ascii_digit()));
-    if domain.len() > 253 || !domain.contains('.') || !domain.split('.').all(label) || last_is_a_number {
-        let hint = "want a name such as www.example.org, without https:// and path; others than ASCII in their xn-- form";
+    // A service of Docker's has its name, and those have 63 characters at most.
+    if domain.len() > 63 || !domain.contains('.') || !domain.split('.').all(label) || last_is_a_number {
+        let hint = "want a name such as www.example.org, of 63 characters at most, without https:// and path; others than \
+                    ASCII in their xn-- form";
         return wrong(format!("{text:?} is no domain"), hint);
     }
     Ok(domain)
@@ -119,6 +121,11 @@ impl Site {
         Ok(Self { domain, image, port, dns, replicas, env })
     }
 
+    /// What its service is called, as profile `site` has it; another domain may have the same.
+    pub(super) fn service(&self) -> String {
+        self.domain.replace('.', "-")
+    }
+
     /// What its profile is called: the domain in it for people, and unlike any other's.
     pub(super) fn profile(&self) -> String {
         let plain = format!("{PREFIX}{}", self.domain.replace('.', "-"));
@@ -148,7 +155,8 @@ impl Site {
         }
         text += &format!("resources:\n  - include: site\n    vars:\n{passed}      state: {state}\n");
         let site = load("site", std::path::Path::new("/")).map_err(|error| error.to_string())?;
-        let shipped = site.text().unwrap_or_default();
+        // Not by its own name: one that somebody applied as it is would be taken for a part of this.
+        let shipped = site.text().unwrap_or_default().replacen("\nname: site\n", "\nname: container\n", 1);
         Ok(Bundle::new(&format!("{name}.yaml"), text.as_bytes()).with("site", shipped.as_bytes()))
     }
 
@@ -304,6 +312,11 @@ mod tests {
             let spec = &compiled.plan.resources[0].spec;
             assert_eq!(spec["image"], "registry.example:5000/a/b@sha256:00");
             assert_eq!(spec.get("state").and_then(Value::as_str).filter(|it| *it != "present"), state);
+            assert_eq!(spec["name"].as_str(), Some(site.service().as_str()));
+            assert!(
+                compiled.parts[0].covers.is_empty()
+                    && !compiled.plan.resources[0].address.as_str().contains("/site:")
+            );
             assert!(spec.to_string().contains("Host(`www.example.org`)"), "{spec}");
             assert!(spec.to_string().contains("# no comment"), "{spec}");
         }

@@ -114,7 +114,7 @@ impl Command<'_> {
         }
         if self.host.ssh.is_closed() {
             let lines = self.look(&plan, &ssh_ports(&self.host)).await?;
-            if open_at(&lines).is_empty() {
+            if is_closed(&lines) {
                 self.report("close", true, &[], None, &lines);
                 self.say(&format!("{}: closed already: {}", self.name(), told(&lines)));
                 return Ok(Exit::Ok);

@@ -31,7 +31,8 @@ number=0
 for name; do
     number=$((number + 1)); path=/.well-known/postern-$nonce-$number
     said=$(curl -sS -o /dev/null --max-time 20 -w '%{remote_ip} %{http_code}' "https://$name$path" 2>&1) || {
-        echo "$name: $said"; exit 1
+        echo "$name: ${said%%
+*}"; exit 1
     }
     for address in $own; do
         [ "$address" != "${said%% *}" ] || { echo "$name: it leads to this host itself ($address)"; exit 1; }

@@ -42,6 +42,9 @@ struct Service {
     spec: Value,
     settled: bool,
     tasks: Tasks,
+    /// See [`settle::is_stuck`].
+    #[serde(default)]
+    stuck: bool,
 }
 
 /// What is there. Values of secrets are not: nobody can read them from a Swarm.
@@ -127,6 +130,12 @@ impl Resource for SwarmService {
             }
             let base = seen.service.as_ref().map_or(Value::Null, |service| service.spec.clone());
             steps.extend(change(&spec.name, seen, wanted.service(&spec.name, &base), spec.wait_s));
+        } else if let Some(there) = seen.service.as_ref().filter(|service| service.stuck) {
+            // It says what is wanted already; counting this up is what makes a Swarm go on.
+            let mut again = there.spec.clone();
+            let count = again["TaskTemplate"]["ForceUpdate"].as_u64().unwrap_or(0);
+            again["TaskTemplate"]["ForceUpdate"] = (count + 1).into();
+            steps.extend(change(&spec.name, seen, again, spec.wait_s));
         } else if seen.service.as_ref().is_some_and(|service| !service.settled) {
             steps.push(wait(&spec.name, spec.wait_s, false));
         }
@@ -284,6 +293,7 @@ async fn look(spec: &SwarmServiceSpec, host: &Sys) -> Result<Seen, ObserveError>
             id: text(&service, "/ID").to_owned(),
             index: service["Version"]["Index"].as_u64().unwrap_or(0),
             settled: tasks.settled(&service),
+            stuck: settle::is_stuck(&service),
             spec: service["Spec"].clone(),
             tasks,
         });

@@ -53,7 +53,7 @@ pub(super) fn content_name(service: &str, hash: &[u8; 32]) -> String {
 
 /// What a config is called. Everybody may see what is in it, so its hash needs no key.
 pub(super) fn config_name(service: &str, path: &str, content: &str) -> String {
-    content_name(service, PlanHash::of(format!("{path}\0{content}").as_bytes()).as_bytes())
+    content_name(service, PlanHash::of(format!("{service}\0{path}\0{content}").as_bytes()).as_bytes())
 }
 
 impl Shape {
