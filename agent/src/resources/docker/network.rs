@@ -13,6 +13,11 @@ use crate::sys::Sys;
 
 /// Where Docker keeps a network's MTU, for bridges and overlays alike (moby, libnetwork `netlabel.DriverMTU`).
 const MTU: &str = "com.docker.network.driver.mtu";
+/// What Docker takes off that number for an overlay, so that it is the MTU of what carries it (moby, libnetwork,
+/// drivers/overlay, `maxMTU`): told 1500, or nothing, it gives containers 1450. Seen on 20.10 and 26.1.
+const TAKEN_OFF: u64 = 50;
+/// What it goes by where it is told nothing.
+const TOLD_NOTHING: u64 = 1500;
 
 pub(in crate::resources) struct DockerNetwork;
 
@@ -23,8 +28,8 @@ struct Network {
     driver: String,
     attachable: bool,
     internal: bool,
-    /// What was set; Docker's own 1500 where nothing was.
-    mtu: Option<u64>,
+    /// What containers have.
+    mtu: u64,
     labels: Value,
     options: Value,
 }
@@ -35,7 +40,7 @@ pub(in crate::resources) struct Seen {
     network: Option<Network>,
     /// Services and containers in it.
     users: BTreeSet<String>,
-    /// What fits into its packets.
+    /// What fits into its packets, and so what containers are to have.
     mtu: Option<u64>,
 }
 
@@ -84,13 +89,14 @@ impl Resource for DockerNetwork {
                 if there {
                     steps.push(remove("the network", "networks", &spec.name));
                 }
-                let options = json!({MTU: seen.mtu.unwrap_or(1500).to_string()});
+                let mtu = seen.mtu.unwrap_or(TOLD_NOTHING);
+                let options = json!({MTU: (mtu + taken_off(spec.driver.as_str())).to_string()});
                 let wanted = Network {
                     id: String::new(),
                     driver: spec.driver.as_str().to_owned(),
                     attachable: spec.attachable,
                     internal: spec.internal,
-                    mtu: seen.mtu,
+                    mtu,
                     labels: json!({MANAGED: "true"}),
                     options,
                 };
@@ -104,13 +110,13 @@ impl Resource for DockerNetwork {
         if Self::plan(spec, seen).is_empty() {
             return String::new();
         }
-        let was = seen.network.as_ref().map(|net| {
-            let mtu = net.mtu.unwrap_or(1500);
-            format!("-network {}: {}, MTU {mtu}\n", spec.name, net.driver)
-        });
+        let was = seen
+            .network
+            .as_ref()
+            .map(|net| format!("-network {}: {}, MTU {}\n", spec.name, net.driver, net.mtu));
         let mut shown = was.unwrap_or_default();
         if spec.state == Presence::Present {
-            let mtu = seen.mtu.unwrap_or(1500);
+            let mtu = seen.mtu.unwrap_or(TOLD_NOTHING);
             shown += &format!("+network {}: {}, MTU {mtu}\n", spec.name, spec.driver.as_str());
         }
         shown
@@ -156,7 +162,7 @@ fn differences(spec: &DockerNetworkSpec, seen: &Seen) -> Vec<String> {
     if network.driver != spec.driver.as_str() {
         differ.push(format!("the driver {} and not {}", network.driver, spec.driver.as_str()));
     }
-    let (mtu, wanted) = (network.mtu.unwrap_or(1500), seen.mtu.unwrap_or(1500));
+    let (mtu, wanted) = (network.mtu, seen.mtu.unwrap_or(network.mtu));
     if mtu != wanted {
         differ.push(format!("the MTU {mtu} and not {wanted}"));
     }
@@ -170,10 +176,15 @@ fn differences(spec: &DockerNetworkSpec, seen: &Seen) -> Vec<String> {
     differ
 }
 
+/// What Docker takes off what it is told.
+fn taken_off(driver: &str) -> u64 {
+    if driver == NetworkDriver::Overlay.as_str() { TAKEN_OFF } else { 0 }
+}
+
 fn create(name: &str, network: &Network) -> Step {
     let body = json!({"Name": name, "CheckDuplicate": true, "Driver": network.driver, "Attachable": network.attachable,
         "Internal": network.internal, "Options": network.options, "Labels": network.labels});
-    let what = format!("make the network {name} ({}, MTU {})", network.driver, network.mtu.unwrap_or(1500));
+    let what = format!("make the network {name} ({}, MTU {})", network.driver, network.mtu);
     Step::HttpUnix(tell(what, "POST", "/networks/create".to_owned(), body))
 }
 
@@ -210,7 +221,11 @@ async fn look(spec: &DockerNetworkSpec, host: &Sys) -> Result<Seen, ObserveError
         driver: text(&net, "/Driver").to_owned(),
         attachable: flag("Attachable"),
         internal: flag("Internal"),
-        mtu: net["Options"][MTU].as_str().and_then(|mtu| mtu.parse().ok()),
+        mtu: net["Options"][MTU]
+            .as_str()
+            .and_then(|mtu| mtu.parse::<u64>().ok())
+            .unwrap_or(TOLD_NOTHING)
+            .saturating_sub(taken_off(text(&net, "/Driver"))),
         labels: net["Labels"].clone(),
         options: net["Options"].clone(),
     });
@@ -248,15 +263,15 @@ mod tests {
         let make = "make the network x (overlay, MTU 1400)";
         let cases = [
             (None, json!({}), Ok(vec![make])),
-            (Some(net("overlay", Some("1400"), true)), json!({}), Ok(vec![])),
+            (Some(net("overlay", Some("1450"), true)), json!({}), Ok(vec![])),
             (Some(net("overlay", Some("1500"), false)), json!({}), Ok(vec!["remove the network x", make])),
             (Some(net("overlay", None, false)), json!({}), Ok(vec!["remove the network x", make])),
             (
                 Some(net("overlay", None, true)),
                 json!({}),
-                Err("the network x (overlay) has the MTU 1500 and not 1400"),
+                Err("the network x (overlay) has the MTU 1450 and not 1400"),
             ),
-            (Some(net("overlay", None, true)), json!({"mtu": 1500}), Ok(vec![])),
+            (Some(net("overlay", None, true)), json!({"mtu": 1450}), Ok(vec![])),
             (
                 Some(net("bridge", Some("1400"), true)),
                 json!({}),
@@ -297,6 +312,11 @@ mod tests {
                 (Ok(seen), Ok(want)) => {
                     let steps: Vec<_> = DockerNetwork::plan(&spec, &seen).iter().map(Step::summary).collect();
                     assert_eq!(steps, want, "{there:?} {changed}");
+                    if let Some(Step::HttpUnix(call)) = DockerNetwork::plan(&spec, &seen).last()
+                        && call.method == "POST"
+                    {
+                        assert_eq!(call.body["Options"][MTU], "1450", "Docker takes 50 off itself");
+                    }
                 }
                 (Err(error), Err(want)) => assert!(error.to_string().starts_with(want), "{error}"),
                 (got, want) => panic!("{there:?} {changed}: {got:?}, wanted {want:?}"),

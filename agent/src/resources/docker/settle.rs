@@ -53,11 +53,17 @@ impl Tasks {
                 ("running", true) if wanted == "running" => all.running += 1,
                 ("running", _) => all.old += 1,
                 (_, false) if wanted == "running" => all.old += 1,
-                ("failed" | "rejected", true) => all.failed += 1,
+                ("failed" | "rejected" | "complete", true) => all.failed += 1,
                 _ => {}
             }
-            let (why, at) = (text(task, "/Status/Err"), text(task, "/Status/Timestamp"));
-            if !why.is_empty() && matches!(state, "failed" | "rejected" | "pending") && at >= last {
+            let (mut why, at) = (text(task, "/Status/Err"), text(task, "/Status/Timestamp"));
+            if state == "complete" && why.is_empty() {
+                why = "its program ended by itself, with exit status 0";
+            }
+            if !why.is_empty()
+                && matches!(state, "failed" | "rejected" | "pending" | "complete")
+                && at >= last
+            {
                 last = at;
                 all.trouble = why.chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect();
             }
@@ -175,7 +181,9 @@ impl Wait<'_> {
         let said = text(service, "/UpdateStatus/Message");
         let why = if tasks.trouble.is_empty() { said } else { &tasks.trouble };
         match text(service, "/UpdateStatus/State") {
-            "rollback_completed" => Some(format!("the update of {name} failed and was rolled back: {why}")),
+            "rollback_completed" if self.updated => {
+                Some(format!("the update of {name} failed and was rolled back: {why}"))
+            }
             "paused" | "rollback_paused" if self.updated => {
                 Some(format!("the update of {name} failed and stands still: {why}"))
             }
