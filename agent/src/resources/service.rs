@@ -1,6 +1,7 @@
 //! `service`: a systemd unit, running or not, at boot or not, restarted when its files are newer than it is.
 
 mod carries;
+mod ready;
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::{Depth, Exec, ObserveError, Protect, Resource, Step, Undo, listen};
 use crate::sys::{Sys, SysError};
 use carries::carries;
+use ready::{becomes_ready, unready};
 
 /// The time a question to systemd may take.
 const ASK_LIMIT: Duration = Duration::from_secs(30);
@@ -21,8 +23,6 @@ const ACT_LIMIT: Duration = Duration::from_secs(300);
 const STAYS: Duration = Duration::from_millis(500);
 /// How long a unit may be on its way up or down.
 const SETTLE: Duration = Duration::from_secs(60);
-/// The time a unit may take to say whether it is ready.
-const READY_LIMIT: Duration = Duration::from_secs(3);
 /// Between looks at a unit that is on its way.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -239,35 +239,6 @@ async fn ask(spec: &ServiceSpec, host: &Sys) -> Result<Seen, ObserveError> {
     Ok(seen)
 }
 
-/// What a unit says that is asked whether it is ready and is not; `None` where it is, or where nobody asks.
-async fn unready(spec: &ServiceSpec, host: &Sys) -> Option<String> {
-    let ready = spec.ready.as_deref()?;
-    let (at, path) = match ServiceSpec::ready_at(ready) {
-        Ok(found) => found,
-        Err(why) => return Some(why),
-    };
-    match host.http_status(at, path, READY_LIMIT).await {
-        Ok(status) if status.is_success() => None,
-        Ok(status) => Some(format!("{ready} answers {status}")),
-        Err(why) => Some(format!("{ready}: {why}")),
-    }
-}
-
-/// Waits until it says so, for as long as it is given.
-async fn becomes_ready(spec: &ServiceSpec, host: &Sys) -> Result<(), ObserveError> {
-    let until = tokio::time::Instant::now() + Duration::from_secs(spec.ready_within_s());
-    while let Some(why) = unready(spec, host).await {
-        if tokio::time::Instant::now() >= until {
-            let (unit, within) = (spec.unit(), spec.ready_within_s());
-            return Err(ObserveError::Obstacle(format!(
-                "{unit} runs and was not ready within {within} s: {why}; `journalctl -u {unit}` may say why"
-            )));
-        }
-        tokio::time::sleep(LOOK_AGAIN).await;
-    }
-    Ok(())
-}
-
 /// Whether a SysV script is linked for a start in one of the multi-user runlevels.
 fn starts_at_boot(script: &str, host: &Sys) -> Result<bool, SysError> {
     for level in 2..=5 {
@@ -397,46 +368,6 @@ mod tests {
         for (json, seen, want) in cases {
             assert_eq!(verbs(&spec(json.clone()), &seen), want, "{json} {seen:?}");
         }
-    }
-
-    /// A listener that answers 503 so many times and then 200.
-    async fn says(unready: usize) -> String {
-        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}/ready", listener.local_addr().unwrap());
-        tokio::spawn(async move {
-            for asked in 0.. {
-                let (mut stream, _) = listener.accept().await.unwrap();
-                let mut head = [0; 512];
-                let got = stream.read(&mut head).await.unwrap();
-                assert!(head[..got].starts_with(b"GET /ready HTTP/1.1\r\n"));
-                let status = if asked < unready { "503 Service Unavailable" } else { "200 OK" };
-                let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n");
-                stream.write_all(answer.as_bytes()).await.unwrap();
-            }
-        });
-        url
-    }
-
-    #[tokio::test]
-    async fn one_that_says_it_is_not_ready_is_restarted_and_then_waited_for() {
-        let host = Sys::rooted(std::env::temp_dir(), String::new());
-        let ready = |url: String, within: u64| {
-            spec(serde_json::json!({"name": "x", "state": "running", "ready": url, "ready_s": within}))
-        };
-        let one = ready(says(1).await, 60);
-        let why = unready(&one, &host).await.unwrap();
-        assert!(why.ends_with("/ready answers 503 Service Unavailable"), "{why}");
-        let up = seen("active", "enabled");
-        assert_eq!(verbs(&one, &Seen { unready: Some(why), ..up.clone() }), ["restart"]);
-        assert_eq!(verbs(&one, &up), [""; 0]);
-        assert_eq!(unready(&one, &host).await, None);
-        becomes_ready(&ready(says(3).await, 60), &host).await.unwrap();
-        let never = becomes_ready(&ready(says(usize::MAX).await, 1), &host).await.unwrap_err().to_string();
-        assert!(never.contains("x.service runs and was not ready within 1 s: http://127.0.0.1:"), "{never}");
-        let gone = ready("http://127.0.0.1:1/".into(), 1);
-        assert!(unready(&gone, &host).await.unwrap().contains("refused"));
-        assert_eq!(unready(&spec(serde_json::json!({"name": "x", "state": "running"})), &host).await, None);
     }
 
     #[test]
