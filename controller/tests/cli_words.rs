@@ -128,10 +128,11 @@ async fn profile_list_and_show() {
     let ended = shell.run(&["profile", "list"]).await;
     assert_eq!(
         ended.stdout,
-        "hello  One small resource of each kind, to see Postern at work\n\
-         base   An administrator with a key and sudo, time, updates, a firewall, SSH by key only, fail2ban\n\
-         swarm  base, Docker CE, a Swarm of one node, and Traefik with certificates by DNS\n\
-         site   A container that answers for one domain behind Traefik\n"
+        "hello   One small resource of each kind, to see Postern at work\n\
+         base    An administrator with a key and sudo, time, updates, a firewall, SSH by key only, fail2ban\n\
+         swarm   base, Docker CE, a Swarm of one node, and Traefik with certificates by DNS\n\
+         tunnel  swarm behind a Cloudflare Tunnel, with no port of the web open\n\
+         site    A container that answers for one domain behind Traefik\n"
     );
     let ended = shell.run(&["profile", "show", "hello"]).await;
     assert_eq!(ended.stdout, postern::profile::SHIPPED[0].text);

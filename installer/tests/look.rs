@@ -50,7 +50,10 @@ async fn keys_and_passwords_that_a_server_takes() {
 
 #[tokio::test]
 async fn what_is_no_server_says_why() {
-    let closed = SocketAddr::from(([127, 0, 0, 1], common::free_port()));
+    // Bound and never listened on: nobody else gets this port meanwhile.
+    let nobody = tokio::net::TcpSocket::new_v4().unwrap();
+    nobody.bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let closed = nobody.local_addr().unwrap();
     let error = look_at_login(closed, "op", &[], LIMIT).await.unwrap_err();
     assert_eq!(error.to_string(), "connection refused");
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

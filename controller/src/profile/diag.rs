@@ -56,6 +56,8 @@ impl fmt::Display for Diagnostic {
     }
 }
 
+/// Names that are told where one is not known: more than there are kinds of resources.
+const MOST_KNOWN: usize = 40;
 /// More mistakes than this are counted, not told.
 pub(crate) const MAX_TOLD: usize = 100;
 
@@ -112,7 +114,7 @@ impl Sink {
         let hint = match closest(word, known.clone()) {
             Some(close) => format!("did you mean {close}?"),
             None => {
-                let known: Vec<_> = known.take(20).collect();
+                let known: Vec<_> = known.take(MOST_KNOWN).collect();
                 if known.is_empty() {
                     "there are none".into()
                 } else {
