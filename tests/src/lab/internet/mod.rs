@@ -165,6 +165,11 @@ impl Internet {
         &config::NAMES
     }
 
+    /// The one of them for which requests are passed on to whoever listens at the gateway's port 7845.
+    pub fn tunnel(&self) -> &'static str {
+        config::TUNNEL
+    }
+
     /// Where the name server and all else listens.
     pub fn name_server(&self) -> Ipv4Addr {
         self.inner.net.gateway_v4()
