@@ -54,7 +54,8 @@ impl Tasks {
     /// How they are, of what the engine says of the service and of its tasks. Pure.
     pub(super) fn of(service: &Value, tasks: &[Value]) -> Self {
         let mut all = Self::default();
-        let mut last = "";
+        // One that has failed says more than one that waits for its port, however late that is.
+        let mut last = (false, "");
         for task in tasks {
             let (state, wanted) = (text(task, "/Status/State"), text(task, "/DesiredState"));
             let now = same_spec(task, service);
@@ -69,11 +70,9 @@ impl Tasks {
             if state == "complete" && why.is_empty() {
                 why = "its program ended by itself, with exit status 0";
             }
-            if !why.is_empty()
-                && matches!(state, "failed" | "rejected" | "pending" | "complete")
-                && at >= last
-            {
-                last = at;
+            let over = matches!(state, "failed" | "rejected" | "complete");
+            if !why.is_empty() && (over || state == "pending") && (over, at) >= last {
+                last = (over, at);
                 all.trouble = why.chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect();
             }
         }
@@ -314,6 +313,19 @@ pub(super) mod tests {
         for (tasks, update, want) in cases {
             let service = service("b", update);
             assert_eq!(Tasks::of(&service, &tasks).settled(&service), want, "{tasks:?} {update}");
+        }
+    }
+
+    #[test]
+    fn a_failure_says_more_than_a_wait() {
+        let mut waits = task("a", "pending", "running", "no suitable node");
+        waits["Status"]["Timestamp"] = "2026-01-01T00:00:09Z".into();
+        for tasks in [
+            [waits.clone(), task("b", "complete", "shutdown", "")],
+            [task("b", "complete", "shutdown", ""), waits],
+        ] {
+            let trouble = Tasks::of(&service("b", ""), &tasks).trouble;
+            assert_eq!(trouble, "its program ended by itself, with exit status 0");
         }
     }
 
