@@ -193,6 +193,24 @@ impl Rig {
         finish(self.command(args), COMMAND_DEADLINE)
     }
 
+    /// Gives a secret a value, which lies in a file for that moment only.
+    pub fn set_secret(&self, name: &str, value: &str) -> Result<Ended> {
+        let file = self.secret_file("value", value)?;
+        let mut command = self.command(&["secret", "set", name]);
+        command.stdin(std::fs::File::open(&file)?);
+        let ended = finish(command, COMMAND_DEADLINE)?;
+        std::fs::remove_file(file)?;
+        Ok(ended)
+    }
+
+    /// The id of a host's newest run.
+    pub fn last_run(&self, host: &Host) -> Result<String> {
+        let runs = self.run(&["runs", "-H", &host.name, "--output", "json"])?.expect(0);
+        let value: serde_json::Value = serde_json::from_str(&runs.stdout)?;
+        let run = value["runs"].get(0).context("no run")?;
+        Ok(run["id"].as_str().with_context(|| format!("no id in {run}"))?.to_owned())
+    }
+
     /// A file that only we can read, with this on its first line.
     pub fn secret_file(&self, name: &str, secret: &str) -> Result<PathBuf> {
         use std::io::Write as _;

@@ -26,13 +26,6 @@ fn ours(host: &Host) -> Result<String> {
     Ok(host.sh("iptables-save | grep POSTERN; ip6tables-save | grep POSTERN; :")?)
 }
 
-fn last_run(rig: &Rig, host: &Host) -> Result<String> {
-    let runs = rig.run(&["runs", "-H", &host.name, "--output", "json"])?.expect(0);
-    let value: serde_json::Value = serde_json::from_str(&runs.stdout)?;
-    let run = value["runs"].get(0).context("no run")?;
-    Ok(run["id"].as_str().with_context(|| format!("no id in {run}"))?.to_owned())
-}
-
 const RULES: &str = "  - firewall: {allow: ['22/tcp', '80,9000-9010/tcp']}\n";
 
 fn in_force(host: &Host) {
@@ -60,7 +53,7 @@ fn nothing_foreign_is_touched(name: &str, image: Image) -> Result<()> {
     assert!(check.stdout.contains("1 would change"), "{check:?}");
     assert_eq!(ours(&host)?, "");
     apply(&rig, &host, RULES, &[])?.expect(0);
-    let run = last_run(&rig, &host)?;
+    let run = rig.last_run(&host)?;
     in_force(&host);
     let rules = ours(&host)?;
     for _ in 0..2 {
@@ -233,7 +226,7 @@ fn taken_over_and_back(name: &str, image: Image, other: &Other) -> Result<()> {
     let check = apply(&rig, &host, &over, &["--check", "--verbose"])?.expect(0);
     assert!(said(&check).contains(&format!("{}: is switched off", other.name)), "{check:?}");
     apply(&rig, &host, &over, &[])?.expect(0);
-    let run = last_run(&rig, &host)?;
+    let run = rig.last_run(&host)?;
     assert!(!(other.is_on)(&host)?);
     in_force(&host);
     let again = apply(&rig, &host, &over, &[])?.expect(0);

@@ -4,16 +4,9 @@
 use std::net::{IpAddr, TcpStream};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use postern_tests::lab::{FileSpec, Host, HostSpec, Image, Peer, Release, UserSpec};
 use postern_tests::rig::{Rig, apply, managed_with, said, wait_for};
-
-fn last_run(rig: &Rig, host: &Host) -> Result<String> {
-    let runs = rig.run(&["runs", "-H", &host.name, "--output", "json"])?.expect(0);
-    let value: serde_json::Value = serde_json::from_str(&runs.stdout)?;
-    let run = value["runs"].get(0).context("no run")?;
-    Ok(run["id"].as_str().with_context(|| format!("no id in {run}"))?.to_owned())
-}
 
 /// A host where passwords are taken, of root too, and `ada` has the lab's key.
 fn loose(name: &str, image: Image) -> Result<Option<(Rig, Host)>> {
@@ -140,7 +133,7 @@ fn only_keys(name: &str, image: Image) -> Result<()> {
     )?;
     apply(&rig, &host, SSHD, &[])?.expect(0);
     hardened()?;
-    let run = last_run(&rig, &host)?;
+    let run = rig.last_run(&host)?;
     rig.run(&["run", "undo", &run])?.expect(0);
     assert_eq!(host.sh("cat /etc/ssh/sshd_config /etc/ssh/sshd_config.d/* | sha256sum")?, before);
     assert!(offered(&host, "ada")?.contains("password") && gets_in(&host, "root")?, "all is as before");

@@ -1,28 +1,18 @@
 //! Secrets from the operator's keyboard to one file of the host, and to nowhere else.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail as tests do")]
 
-use std::fs::File;
 use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::Result;
 use postern_tests::lab::Image;
-use postern_tests::rig::{Ended, Rig, apply, finish, managed, wait_for};
+use postern_tests::rig::{apply, finish, managed, wait_for};
 
 /// Two lines, quotes, and what a shell would take for itself.
 const VALUE: &str = "pa$$-w0rd-\"7c1e\"\nsecond-line-9f2b";
 /// What must not be found anywhere: each line by itself, and the whole in base64.
 const TRACES: [&str; 3] = ["w0rd-\"7c1e", "second-line-9f2b", "cGEkJC13MHJkLSI3YzFlIg"];
 const LIMIT: Duration = Duration::from_secs(60);
-
-fn set(rig: &Rig, name: &str, value: &str) -> Result<Ended> {
-    let file = rig.secret_file("value", value)?;
-    let mut command = rig.command(&["secret", "set", name]);
-    command.stdin(File::open(&file)?);
-    let ended = finish(command, LIMIT)?;
-    std::fs::remove_file(file)?;
-    Ok(ended)
-}
 
 #[track_caller]
 fn silent(what: &str, text: &str) {
@@ -49,7 +39,7 @@ fn trap_46_a_secret_is_where_it_was_declared_and_nowhere_else() -> Result<()> {
     let said = format!("{}{}", unknown.stdout, unknown.stderr);
     assert!(unknown.code == Some(2) && said.contains("lab/db") && said.contains(":3:"), "{unknown:?}");
 
-    let stored = set(&rig, "lab/db", VALUE)?.expect(0);
+    let stored = rig.set_secret("lab/db", VALUE)?.expect(0);
     silent("secret set", &format!("{}{}", stored.stdout, stored.stderr));
     let listed = rig.run(&["secret", "list"])?.expect(0);
     assert!(listed.stdout.contains("lab/db"), "{listed:?}");
@@ -101,7 +91,7 @@ fn trap_46_a_secret_is_where_it_was_declared_and_nowhere_else() -> Result<()> {
     assert!(again.expect(0).stdout.contains("1 unchanged"));
 
     // Another value is another version: the file follows it, and its undo brings the old one back.
-    set(&rig, "lab/db", "entirely-different-41")?.expect(0);
+    rig.set_secret("lab/db", "entirely-different-41")?.expect(0);
     let file = "  - file: {path: /etc/lab.secret, mode: '0600', content: \"{{ secret('lab/db') }}\"}\n";
     let follows = apply(&rig, &host, file, &[])?.expect(0);
     assert!(follows.stdout.contains("1 changed"), "{follows:?}");
@@ -114,7 +104,7 @@ fn trap_46_a_secret_is_where_it_was_declared_and_nowhere_else() -> Result<()> {
 #[test]
 fn a_run_without_its_secret_is_parked_until_the_controller_is_back() -> Result<()> {
     let Some((mut rig, host)) = managed("parked", Image::BOOKWORM)? else { return Ok(()) };
-    set(&rig, "lab/key", "value-of-the-key")?.expect(0);
+    rig.set_secret("lab/key", "value-of-the-key")?.expect(0);
     let profile = rig.state_dir().join("parked.yaml");
     std::fs::write(
         &profile,

@@ -122,12 +122,6 @@ impl Gate {
         let host: serde_json::Value = serde_json::from_str(shown.stdout.trim())?;
         Ok(host["ssh_port"].as_str().context("a port")?.to_owned())
     }
-
-    fn last_run(&self) -> Result<String> {
-        let runs = self.rig.run(&["--output", "json", "runs", "-H", &self.host.name])?.expect(0);
-        let runs: serde_json::Value = serde_json::from_str(runs.stdout.trim())?;
-        Ok(runs["runs"][0]["id"].as_str().context("a run")?.to_owned())
-    }
 }
 
 fn contains(ended: &Ended, texts: &[&str]) -> Result<()> {
@@ -272,7 +266,7 @@ fn closed_for_good(gate: &Gate) -> Result<()> {
         &closed,
         &[&seen, "closed 22", "connections that are open were not cut", "postern-agent ssh-port open"],
     )?;
-    let closing = gate.last_run()?;
+    let closing = gate.rig.last_run(&gate.host)?;
     gate.seen(SHUT)?;
     session.lives().context("a connection that was open is not cut")?;
     drop(session);
@@ -296,7 +290,7 @@ fn closed_for_good(gate: &Gate) -> Result<()> {
         gate.rig.run(&["apply", "base", "-H", &host.name, "--var", "open_ports=22/tcp; 80/tcp; 8080/tcp"])?;
     more.expect(0);
     ensure!((gate.gets_in(22)?, gate.gets_in(OTHER)?) == (SHUT, OPEN));
-    let run = gate.last_run()?;
+    let run = gate.rig.last_run(&gate.host)?;
     gate.rig.run(&["run", "undo", &run])?.expect(0);
     gate.base()?.expect(0);
     gate.seen(SHUT)?;
@@ -351,7 +345,7 @@ fn the_last_resort(gate: &mut Gate) -> Result<()> {
     gate.base()?.expect(0);
     gate.seen(SHUT).context("the next run closes it again")?;
     // What that run changed cannot be taken back to an open port.
-    let run = gate.last_run()?;
+    let run = gate.rig.last_run(&gate.host)?;
     let undo = gate.rig.run(&["run", "undo", &run])?;
     contains(&undo, &["which is declared closed"])?;
     gate.seen(SHUT)?;

@@ -5,11 +5,10 @@
 mod contract;
 
 use std::net::SocketAddr;
-use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use contract::{Case, Undo, keeps, last_run};
+use contract::{Case, Undo, keeps};
 use postern_tests::lab::{Host, HostSpec, Image};
 use postern_tests::load::{Load, get};
 use postern_tests::rig::{BOOT_DEADLINE, Ended, Rig, apply, finish, managed_with, said, wait_for};
@@ -21,14 +20,6 @@ const TRAEFIK: &str = "traefik:v3.7.9";
 
 fn spec(name: &str, image: Image) -> HostSpec {
     HostSpec { docker: true, internet: true, ..HostSpec::new(name, image) }
-}
-
-fn set_secret(rig: &Rig, name: &str, value: &str) -> Result<()> {
-    let file = rig.secret_file("secret.txt", value)?;
-    let mut command = rig.command(&["secret", "set", name]);
-    command.stdin(Stdio::from(std::fs::File::open(file)?));
-    finish(command, Duration::from_secs(60))?.expect(0);
-    Ok(())
 }
 
 fn at(host: &Host, port: u16) -> SocketAddr {
@@ -226,7 +217,7 @@ fn trap_16_daemon_json_is_merged() -> Result<()> {
         )
     };
     apply(&rig, &host, &daemon(""), &[])?.expect(0);
-    let run = last_run(&rig, &host)?;
+    let run = rig.last_run(&host)?;
     assert_eq!(host.sh("docker info --format '{{.LoggingDriver}}'")?, "json-file");
     host.sh("grep -q '\"mtu\": 1400' /etc/docker/daemon.json")?;
     // Refused before it is in place: the engine that runs goes on with what it has.
@@ -259,7 +250,7 @@ fn trap_18_and_19_a_swarm_on_the_hosts_own_networks() -> Result<()> {
     host.sh("ip link add other type veth peer name other-end; ip link set other up; ip addr add 10.0.0.1/24 dev other")?;
     apply(&rig, &host, swarm, &[])?.expect(0);
     assert_eq!(host.sh(node)?, host.v4.to_string());
-    let run = last_run(&rig, &host)?;
+    let run = rig.last_run(&host)?;
     rig.run(&["run", "undo", &run])?.expect(0);
     assert_eq!(host.sh("docker info --format '{{.Swarm.LocalNodeState}}'")?, "inactive");
 
@@ -303,9 +294,9 @@ fn traefik() -> String {
 fn trap_20_and_22_a_token_is_changed_without_a_lost_request() -> Result<()> {
     let Some((rig, host)) = with_docker("rotate", Image::BOOKWORM)? else { return Ok(()) };
     let (old, new) = ("first-cloudflare-token", "second-cloudflare-token");
-    set_secret(&rig, "dns-cloudflare", old)?;
+    rig.set_secret("dns-cloudflare", old)?.expect(0);
     apply_for(&rig, &host, &traefik())?.expect(0);
-    let logs = rig.run(&["run", "logs", &last_run(&rig, &host)?])?.expect(0);
+    let logs = rig.run(&["run", "logs", &rig.last_run(&host)?])?.expect(0);
     assert!(said(&logs).contains("Pull complete"), "a pull tells how far it is: {logs:?}");
     let token = || get(at(&host, 80), "/secrets/dns-cloudflare").map(|text| text.trim().to_owned());
     assert_eq!(token()?, old);
@@ -314,7 +305,7 @@ fn trap_20_and_22_a_token_is_changed_without_a_lost_request() -> Result<()> {
 
     let load = Load::start(at(&host, 80), "/config", "providers", 220);
     wait_for("the load has gone on for ten seconds", Duration::from_secs(20), elapsed(10))?;
-    set_secret(&rig, "dns-cloudflare", new)?;
+    rig.set_secret("dns-cloudflare", new)?.expect(0);
     let rotated = apply_for(&rig, &host, &traefik())?.expect(0);
     assert!(rotated.stdout.contains("1 changed"), "{rotated:?}");
     wait_for("the load goes on after it", Duration::from_secs(60), elapsed(45))?;

@@ -5,7 +5,6 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -95,14 +94,6 @@ fn send(tunnels: &Mutex<Vec<TcpStream>>, request: &[u8]) -> Result<Vec<u8>> {
     Ok(answer)
 }
 
-fn set_secret(rig: &Rig, name: &str, value: &str) -> Result<()> {
-    let file = rig.secret_file("secret.txt", value)?;
-    let mut command = rig.command(&["secret", "set", name]);
-    command.stdin(Stdio::from(std::fs::File::open(file)?));
-    finish(command, Duration::from_secs(60))?.expect(0);
-    Ok(())
-}
-
 fn is_open(at: IpAddr, port: u16) -> bool {
     TcpStream::connect_timeout(&SocketAddr::new(at, port), Duration::from_secs(3)).is_ok()
 }
@@ -115,12 +106,6 @@ fn profiles(rig: &Rig, host: &Host) -> Result<Vec<String>> {
     let shown = rig.run(&["host", "show", &host.name, "--output", "json"])?.expect(0);
     let shown: serde_json::Value = serde_json::from_str(&shown.stdout)?;
     Ok(serde_json::from_value(shown["profiles"].clone())?)
-}
-
-fn last_run(rig: &Rig, host: &Host) -> Result<String> {
-    let runs = rig.run(&["runs", "-H", &host.name, "--output", "json"])?.expect(0);
-    let runs: serde_json::Value = serde_json::from_str(&runs.stdout)?;
-    Ok(runs["runs"][0]["id"].as_str().context("no run")?.to_owned())
 }
 
 fn life(name: &str, image: Image) -> Result<()> {
@@ -186,7 +171,7 @@ fn life(name: &str, image: Image) -> Result<()> {
     assert!(said(&gone).contains("it has none"), "{gone:?}");
 
     // What runs without a connection is not taken for a tunnel.
-    set_secret(&rig, "tunnel-token", "not-the-token")?;
+    rig.set_secret("tunnel-token", "not-the-token")?.expect(0);
     let cloudflare = format!("cloudflare_key={}", internet.cloudflare_key());
     let refused = run(&rig, &["apply", "tunnel", "-H", name, "--var", &cloudflare])?.expect(1);
     assert!(said(&refused).contains("tunnel:service:cloudflared: "), "{refused:?}");
@@ -233,10 +218,10 @@ fn tunnel(rig: &Rig, host: &Host, edge: &Edge) -> Result<String> {
     let apply = ["apply", "tunnel", "-H", &host.name, "--var", &cloudflare];
     let without = run(rig, &apply)?.expect(2);
     assert!(said(&without).contains("tunnel-token"), "{without:?}");
-    set_secret(rig, "tunnel-token", TOKEN)?;
+    rig.set_secret("tunnel-token", TOKEN)?.expect(0);
     // What `swarm` was given is not asked for again, though its key is the lab's own.
     run(rig, &apply)?.expect(0);
-    let applied = last_run(rig, host)?;
+    let applied = rig.last_run(host)?;
     assert_eq!(profiles(rig, host)?, ["tunnel", "site-app-lab-test"]);
     let again = run(rig, &apply)?.expect(0);
     assert!(!said(&again).contains(" changed"), "{again:?}");

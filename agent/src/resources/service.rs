@@ -336,15 +336,15 @@ pub(super) fn newest(paths: &[String], host: &Sys, started: i128) -> Result<Opti
 mod tests {
     use super::*;
 
-    fn spec(json: serde_json::Value) -> ServiceSpec {
+    pub(super) fn spec(json: serde_json::Value) -> ServiceSpec {
         serde_json::from_value(json).unwrap()
     }
 
-    fn seen(active: &str, file_state: &str) -> Seen {
+    pub(super) fn seen(active: &str, file_state: &str) -> Seen {
         Seen { active: active.into(), file_state: file_state.into(), ..Seen::default() }
     }
 
-    fn verbs(spec: &ServiceSpec, seen: &Seen) -> Vec<String> {
+    pub(super) fn verbs(spec: &ServiceSpec, seen: &Seen) -> Vec<String> {
         verbs_of(&Service::plan(spec, seen))
     }
 

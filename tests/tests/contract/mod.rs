@@ -37,15 +37,6 @@ pub(crate) enum Undo {
 const KEY: &str =
     "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJdD7y3aLq454yWBdwLWbieU1ebz9/cu7/QEXn9OIeZJ lab@example.net";
 
-/// The newest run's id.
-pub(crate) fn last_run(rig: &Rig, host: &Host) -> Result<String> {
-    let runs = rig.run(&["runs", "-H", &host.name, "--output", "json"])?.expect(0);
-    let first = runs.stdout.lines().next().context("no run")?;
-    let value: serde_json::Value = serde_json::from_str(first)?;
-    let run = value.get("runs").and_then(|runs| runs.get(0)).unwrap_or(&value);
-    Ok(run["id"].as_str().with_context(|| format!("no id in {first}"))?.to_owned())
-}
-
 /// Goes through the contract with one case. What breaks it is the error.
 pub(crate) fn keeps(rig: &Rig, host: &Host, number: usize, case: &Case) -> Result<(), String> {
     let fail = |what: &str, ended: &Ended| Err(format!("{what}: {:?}\n{}", ended.code, said(ended)));
@@ -80,7 +71,7 @@ pub(crate) fn keeps(rig: &Rig, host: &Host, number: usize, case: &Case) -> Resul
     if applied.code != Some(0) || !applied.stdout.contains("1 changed") {
         return fail("apply", &applied);
     }
-    let run = last_run(rig, host).map_err(text)?;
+    let run = rig.last_run(host).map_err(text)?;
     sh(case.effect).map_err(|error| format!("it is not in force: {error}"))?;
     let after = fingerprint(host).map_err(text)?;
     for more in [&["--check"][..], &[]] {
@@ -145,7 +136,7 @@ fn looks_only(
     }
     if let Undo::Nothing = case.undo {
         host.sh(case.effect).map_err(|error| format!("it is not so: {error}"))?;
-        let run = last_run(rig, host).map_err(text)?;
+        let run = rig.last_run(host).map_err(text)?;
         let undone = rig.run(&["run", "undo", &run]).map_err(text)?;
         if !said(&undone).contains("it changed nothing here") {
             return Err(format!("undo: {:?}\n{}", undone.code, said(&undone)));

@@ -62,15 +62,8 @@ pub(super) fn protect(spec: &ServiceSpec, seen: &Seen) -> Option<Protect> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::{seen, spec};
     use super::*;
-
-    fn spec(json: serde_json::Value) -> ServiceSpec {
-        serde_json::from_value(json).unwrap()
-    }
-
-    fn seen(active: &str, file_state: &str) -> Seen {
-        Seen { active: active.into(), file_state: file_state.into(), ..Seen::default() }
-    }
 
     #[test]
     fn what_the_way_to_the_host_lies_over_is_guarded() {

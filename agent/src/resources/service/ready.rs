@@ -42,21 +42,9 @@ pub(super) async fn becomes_ready(spec: &ServiceSpec, host: &Sys) -> Result<(), 
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::{Resource as _, Step};
-    use super::super::{Seen, Service};
+    use super::super::Seen;
+    use super::super::tests::{seen, spec, verbs};
     use super::*;
-
-    fn spec(json: serde_json::Value) -> ServiceSpec {
-        serde_json::from_value(json).unwrap()
-    }
-
-    fn verbs(spec: &ServiceSpec, seen: &Seen) -> Vec<String> {
-        let verb = |step: &Step| match step {
-            Step::Exec(exec) => exec.argv[1].clone(),
-            other => panic!("{other:?}"),
-        };
-        Service::plan(spec, seen).iter().map(verb).collect()
-    }
 
     /// A listener that answers 503 so many times and then 200.
     async fn says(unready: usize) -> String {
@@ -86,7 +74,7 @@ mod tests {
         let one = ready(says(1).await, 60);
         let why = unready(&one, &host).await.unwrap();
         assert!(why.ends_with("/ready answers 503 Service Unavailable"), "{why}");
-        let up = Seen { active: "active".into(), file_state: "enabled".into(), ..Seen::default() };
+        let up = seen("active", "enabled");
         assert_eq!(verbs(&one, &Seen { unready: Some(why), ..up.clone() }), ["restart"]);
         assert_eq!(verbs(&one, &up), [""; 0]);
         assert_eq!(unready(&one, &host).await, None);

@@ -43,8 +43,7 @@ struct Assignments {
 impl Assignments {
     async fn of(client: &mut Client, host: &HostInfo) -> Result<Self, CliError> {
         let all = compose::assigned(client, host).await?;
-        let site = |it: &Assigned| Site::of(&it.name, &profile::about(&it.bundle), &it.vars);
-        let sites = all.iter().filter_map(site).collect();
+        let sites = sites(&all).collect();
         Ok(Self { all, sites })
     }
 
@@ -69,10 +68,13 @@ impl Assignments {
     }
 }
 
+fn sites(assigned: &[Assigned]) -> impl Iterator<Item = Site> {
+    assigned.iter().filter_map(|it| Site::of(&it.name, &profile::about(&it.bundle), &it.vars))
+}
+
 /// The domains of the sites among what is assigned.
 pub(crate) fn domains(assigned: &[Assigned]) -> Vec<String> {
-    let site = |it: &Assigned| Site::of(&it.name, &profile::about(&it.bundle), &it.vars);
-    assigned.iter().filter_map(site).map(|site| site.domain).collect()
+    sites(assigned).map(|site| site.domain).collect()
 }
 
 async fn add(context: &Context, args: AddSite) -> Result<Exit, CliError> {

@@ -183,11 +183,7 @@ impl OperatorService {
         let created_ms = shared.clock.now_ms();
         let ttl_ms = i64::try_from(order.ttl.as_millis()).unwrap_or(i64::MAX);
         let not_after_ms = created_ms.saturating_add(ttl_ms);
-        let (check, assigns, undoes) = (
-            order.terms.check,
-            !(order.assign.is_empty() && order.unassign.is_empty()),
-            order.undoes.is_some(),
-        );
+        let (check, assigns, undoes) = (order.terms.check, !order.assign.is_empty(), order.undoes.is_some());
         let changes_ssh_port = order.ssh_port.is_some();
         let new = NewRun {
             id: RunId::generate(),
