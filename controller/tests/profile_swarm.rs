@@ -68,6 +68,21 @@ fn profile(name: &str, vars: &[(&str, &str)]) -> Compiled {
     compile(&[load(name, Path::new("/")).unwrap()], &[], &inputs).unwrap_or_else(|found| panic!("{found:?}"))
 }
 
+#[test]
+fn who_makes_certificates_is_one_of_those_that_are_known() {
+    let vars =
+        [("admin_key", KEY), ("dns", "cloudflare  hetzer")].map(|(name, value)| (name.into(), value.into()));
+    let inputs = Inputs { vars: vars.into(), ..Inputs::default() };
+    let found = compile(&[load("swarm", Path::new("/")).unwrap()], &[], &inputs).unwrap_err();
+    let said = format!("{found:?}");
+    let none = "\\\"hetzer\\\" is none of: cloudflare, digitalocean, hetzner, vultr, linode, bunny";
+    assert!(said.contains(none) && !said.contains("a text with"), "{said}");
+    // More than one space between two is no third.
+    let servers = traefik(&[("dns", " cloudflare  hetzner ")]);
+    let resolvers = servers.keys().filter(|key| key.ends_with(".acme.storage")).count();
+    assert_eq!(resolvers, 2, "{servers:?}");
+}
+
 fn service(compiled: &Compiled) -> Value {
     let mut services = compiled.plan.resources.iter().filter(|resource| resource.kind == "swarm_service");
     services.next().unwrap().spec.clone()

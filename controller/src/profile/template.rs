@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::ValueKind;
+use minijinja::value::{Rest, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value, filters};
 use postern_proto::text::{Hole, Part};
 use saphyr_parser::ScalarStyle;
@@ -339,6 +339,11 @@ impl Templates {
                     }
                     return;
                 }
+                // What was computed is wrong, not how it is written.
+                if error.kind() == ErrorKind::InvalidOperation {
+                    sink.error(place, detail);
+                    return;
+                }
                 let hint = "for a text with {{ in it: \"{{ '{{' }}\"";
                 sink.hinted(place, format!("the template does not render: {detail}"), hint);
             }
@@ -367,6 +372,7 @@ fn environment() -> Environment<'static> {
     environment.add_filter("split", filters::split);
     environment.add_filter("trim", filters::trim);
     environment.add_filter("upper", filters::upper);
+    environment.add_filter("words", words);
     environment.add_test("defined", minijinja::tests::is_defined);
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
     // A text keeps its last newline; a line with nothing but a statement leaves no empty line.
@@ -397,6 +403,18 @@ fn replace(text: String, from: String, to: String) -> Result<String, Error> {
         return Err(Error::new(ErrorKind::InvalidOperation, "the text becomes too long"));
     }
     Ok(text.replace(&from, &to))
+}
+
+/// The words of a text, apart by any white space. Where words are given, one that is none of them is an error.
+fn words(text: String, known: Rest<String>) -> Result<Vec<String>, Error> {
+    let words: Vec<_> = text.split_whitespace().map(str::to_owned).collect();
+    match words.iter().find(|word| !known.is_empty() && !known.contains(word)) {
+        Some(word) => {
+            let message = format!("{} is none of: {}", quoted(word), known.join(", "));
+            Err(Error::new(ErrorKind::InvalidOperation, message))
+        }
+        None => Ok(words),
+    }
 }
 
 /// Refuses to grow beyond [`MAX_TEXT`].
