@@ -1,6 +1,7 @@
 //! The lab (throw-away VPSs), the fault proxy, and what end-to-end tests and benchmarks share.
 pub mod bench;
 pub mod controls;
+pub mod edge;
 pub mod fingerprint;
 pub mod lab;
 pub mod load;

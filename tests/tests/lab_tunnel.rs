@@ -1,239 +1,225 @@
-//! The shipped profiles `swarm`, `site` and `tunnel` one after the other on real hosts: a site is added, a tunnel takes the
-//! place of the open ports, and is taken back. Docker's packages, Traefik, cloudflared and Cloudflare's edge are
-//! stand-ins where the lab has none of the real ones, and it says so.
+//! The whole life of a container host, from the image that providers ship: `swarm`, a site, `tunnel`, the port of SSH
+//! closed, opened, closed again, a restart, and the tunnel undone. Docker's packages, Traefik, cloudflared and
+//! Cloudflare's edge are stand-ins where the lab has none of the real ones, and it says so.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail as tests do")]
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use postern_tests::lab::{Host, HostSpec, Image};
+use postern_tests::edge::{Edge, NAME, PATTERN, TOKEN};
+use postern_tests::lab::{Host, HostSpec, Image, Peer};
 use postern_tests::rig::{Ended, Rig, finish, said, wait_for};
 use postern_tests::time_server::serve_time;
 
 /// For a run that installs Docker.
 const LONG: Duration = Duration::from_secs(900);
-const TOKEN: &str = "lab-tunnel-token-0123456789abcdef";
-/// The same for a search that must not find itself.
-const PATTERN: &str = "lab-tunnel-toke[n]-0123456789abcdef";
-/// Where tunnels are dialled to.
-const EDGE_PORT: u16 = 7844;
-/// Where the lab's web server passes on what is asked for by this name.
-const WEB_PORT: u16 = 7845;
-const NAME: &str = "app.tunnel.test";
+const BACK: Duration = Duration::from_secs(120);
+const SITE: &str = "app.lab.test";
 
-/// The lab's own edge: takes tunnels whose token it knows, and sends requests through them.
-struct Edge {
-    tunnels: Arc<Mutex<Vec<TcpStream>>>,
-    open: Arc<AtomicBool>,
+struct Life {
+    rig: Rig,
+    host: Host,
+    edge: Edge,
+    /// Somebody who looks at the host from outside.
+    stranger: Peer,
+    vars: Vec<String>,
 }
 
-impl Edge {
-    fn start(rig: &Rig) -> Result<Self> {
-        let listener = TcpListener::bind((rig.lab.gateway_v4(), EDGE_PORT))?;
-        rig.lab.allow_port(EDGE_PORT)?;
-        let edge = Self { tunnels: Arc::default(), open: Arc::new(AtomicBool::new(true)) };
-        let (tunnels, open) = (Arc::clone(&edge.tunnels), Arc::clone(&edge.open));
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let mut line = String::new();
-                // One byte at a time would be truer; the stand-in sends nothing after its line.
-                let read = stream.try_clone().map(|clone| BufReader::new(clone).read_line(&mut line));
-                let known = matches!(read, Ok(Ok(_))) && line.trim_end() == TOKEN;
-                let mut stream = stream;
-                let answer = if known && open.load(Ordering::SeqCst) { b"+" } else { b"-" };
-                if stream.write_all(answer).is_ok() && answer == b"+" {
-                    tunnels.lock().unwrap().push(stream);
-                }
-            }
-        });
-        let web = TcpListener::bind((rig.lab.gateway_v4(), WEB_PORT))?;
-        let tunnels = Arc::clone(&edge.tunnels);
-        std::thread::spawn(move || {
-            for mut stream in web.incoming().flatten() {
-                let mut head = [0; 8192];
-                let got = stream.read(&mut head).unwrap_or_default();
-                if let Ok(answer) = send(&tunnels, &head[..got]) {
-                    let _ = stream.write_all(&answer);
-                }
-            }
-        });
-        Ok(edge)
-    }
-
-    /// A request for a path, through the newest tunnel.
-    fn ask(&self, path: &str) -> Result<String> {
-        let head = format!("GET {path} HTTP/1.0\r\nHost: {NAME}\r\n\r\n");
-        let answer = send(&self.tunnels, head.as_bytes())?;
-        Ok(String::from_utf8_lossy(&answer).into_owned())
-    }
-
-    fn set_open(&self, open: bool) {
-        self.open.store(open, Ordering::SeqCst);
-        if !open {
-            self.tunnels.lock().unwrap().clear();
+impl Life {
+    fn open(name: &str, image: Image) -> Result<Option<Self>> {
+        let Some(mut rig) = Rig::open() else { return Ok(None) };
+        rig.serve()?;
+        let host = rig.host_with(HostSpec { docker: true, internet: true, ..HostSpec::new(name, image) })?;
+        serve_time(&host)?;
+        let internet = rig.lab.internet()?;
+        for of in [&format!("for {}:", image.release), "traefik", "cloudflared"] {
+            internet.say_stand_ins(of);
         }
+        let (edge, stranger) = (Edge::start(&rig)?, rig.lab.peer()?);
+        let key = std::fs::read_to_string(rig.lab.public_key())?;
+        let vars = [
+            "admin=ada".to_owned(),
+            format!("admin_key={}", key.trim()),
+            format!("docker_key={}", internet.docker_key()),
+            format!("cloudflare_key={}", internet.cloudflare_key()),
+        ];
+        Ok(Some(Self { rig, host, edge, stranger, vars: vars.to_vec() }))
     }
-}
 
-/// Through the newest tunnel there is.
-fn send(tunnels: &Mutex<Vec<TcpStream>>, request: &[u8]) -> Result<Vec<u8>> {
-    let mut stream = None;
-    wait_for("a tunnel", Duration::from_secs(20), || {
-        stream = tunnels.lock().unwrap().pop();
-        Ok(stream.is_some())
-    })?;
-    let mut stream = stream.context("no tunnel")?;
-    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
-    stream.write_all(request)?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer)?;
-    Ok(answer)
-}
+    fn run(&self, args: &[&str]) -> Result<Ended> {
+        finish(self.rig.command(args), LONG)
+    }
 
-fn is_open(at: IpAddr, port: u16) -> bool {
-    TcpStream::connect_timeout(&SocketAddr::new(at, port), Duration::from_secs(3)).is_ok()
-}
+    /// `postern up root@HOST --profile …`, as users say it.
+    fn up(&self, profile: &str, vars: usize) -> Result<Ended> {
+        let (target, key) = (format!("root@{}", self.host.v4), self.host.private_key.display().to_string());
+        let fingerprint = self.host.fingerprint("ssh-ed25519").context("no ed25519 key")?;
+        let mut args = vec!["up", &target, "--identity", &key, "--host-key", fingerprint];
+        args.extend(["--name", &self.host.name, "--profile", profile]);
+        for var in &self.vars[..vars] {
+            args.extend(["--var", var]);
+        }
+        self.run(&args)
+    }
 
-fn run(rig: &Rig, args: &[&str]) -> Result<Ended> {
-    finish(rig.command(args), LONG)
-}
+    /// How the newest run ended, in its own words.
+    fn message(&self) -> Result<String> {
+        let runs = self.run(&["runs", "-H", &self.host.name, "--output", "json"])?.expect(0);
+        let value: serde_json::Value = serde_json::from_str(&runs.stdout)?;
+        Ok(value["runs"][0]["message"].as_str().context("a message")?.to_owned())
+    }
 
-fn profiles(rig: &Rig, host: &Host) -> Result<Vec<String>> {
-    let shown = rig.run(&["host", "show", &host.name, "--output", "json"])?.expect(0);
-    let shown: serde_json::Value = serde_json::from_str(&shown.stdout)?;
-    Ok(serde_json::from_value(shown["profiles"].clone())?)
+    fn profiles(&self) -> Result<Vec<String>> {
+        let shown = self.run(&["host", "show", &self.host.name, "--output", "json"])?.expect(0);
+        let shown: serde_json::Value = serde_json::from_str(&shown.stdout)?;
+        Ok(serde_json::from_value(shown["profiles"].clone())?)
+    }
+
+    fn close(&self) -> Result<Ended> {
+        let kit = self.rig.state_dir().join("kit").display().to_string();
+        self.run(&["ssh-port", "close", &self.host.name, "--kit", &kit])
+    }
+
+    fn drift(&self) -> Result<Ended> {
+        self.run(&["drift", &self.host.name])
+    }
+
+    /// What somebody else gets into by new connections, over IPv4 and IPv6.
+    fn seen(&self, ssh: bool, web: bool) -> Result<()> {
+        let addresses: [IpAddr; 2] = [self.host.v4.into(), self.host.v6.into()];
+        self.stranger.within(|| {
+            for address in addresses {
+                for (port, want) in [(22, ssh), (80, web), (443, web)] {
+                    let to = SocketAddr::new(address, port);
+                    let open = TcpStream::connect_timeout(&to, Duration::from_secs(3)).is_ok();
+                    assert_eq!(open, want, "{to}");
+                }
+            }
+        })?;
+        // The control: all three have somebody who listens.
+        self.host.sh("for port in 22 80 443; do ss -Hltn \"sport = :$port\" | grep -q . || exit 1; done")?;
+        Ok(())
+    }
+
+    /// A command runs there, and what comes through the tunnel reaches Traefik.
+    fn in_hand(&self) -> Result<()> {
+        let exec = self.run(&["exec", &self.host.name, "--", "echo", "here"])?.expect(0);
+        ensure!(exec.stdout == "here\n", "{exec:?}");
+        // What Traefik answers on the host, and nobody outside gets.
+        let answer = self.edge.ask("/config")?;
+        ensure!(answer.starts_with("HTTP/1.") && answer.contains("exposedByDefault: false"), "{answer}");
+        Ok(())
+    }
 }
 
 fn life(name: &str, image: Image) -> Result<()> {
-    let Some(mut rig) = Rig::open() else { return Ok(()) };
-    rig.serve()?;
-    let host = rig.host_with(HostSpec { docker: true, internet: true, ..HostSpec::new(name, image) })?;
-    serve_time(&host)?;
-    let internet = rig.lab.internet()?;
-    for of in [&format!("for {}:", image.release), "traefik", "cloudflared"] {
-        internet.say_stand_ins(of);
-    }
-    let edge = Edge::start(&rig)?;
-    let key = std::fs::read_to_string(rig.lab.public_key())?;
-    let (key, docker) =
-        (format!("admin_key={}", key.trim()), format!("docker_key={}", internet.docker_key()));
-    rig.up(&host, &[])?.expect(0);
-    let name = host.name.as_str();
-    let swarm = ["apply", "swarm", "-H", name, "--var", "admin=ada", "--var", &key, "--var", &docker];
+    let Some(life) = Life::open(name, image)? else { return Ok(()) };
+    let (rig, host) = (&life.rig, &life.host);
+    life.up("swarm", 3)?.expect(0);
+    a_site(&life)?;
+    assert_eq!(life.profiles()?, ["swarm", "site-app-lab-test"]);
+    life.seen(true, true)?;
 
-    // A site needs Traefik, a certificate its secret; both are said before anything is touched.
-    let image = internet.images().iter().find(|image| image.contains("traefik"));
-    let image = image.context("no image that goes on running")?;
-    let add = ["site", "add", name, "app.lab.test", "--image", image];
-    assert!(said(&run(&rig, &add)?.expect(2)).contains("postern apply swarm -H"));
-    run(&rig, &swarm)?.expect(0);
-    let mut with_dns = add.to_vec();
-    with_dns.extend(["--dns", "hetzner"]);
-    assert!(said(&run(&rig, &with_dns)?.expect(2)).contains("postern secret set dns-hetzner"));
-    run(&rig, &add)?.expect(0);
-    let labels = "docker service inspect app-lab-test --format '{{json .Spec.Labels}}'";
-    assert!(host.sh(labels)?.contains("Host(`app.lab.test`)"));
-    let listed = run(&rig, &["site", "list", name])?.expect(0).stdout;
-    assert!(listed.contains("app.lab.test"), "{listed}");
-    assert_eq!(profiles(&rig, &host)?, ["swarm", "site-app-lab-test"]);
-    for at in [IpAddr::from(host.v4), host.v6.into()] {
-        assert!(is_open(at, 80) && is_open(at, 443) && is_open(at, 22), "{at}");
-    }
-
-    let run_id = tunnel(&rig, &host, &edge)?;
+    let made = tunnel(&life)?;
     // One that has gone is told, and comes back by itself.
-    edge.set_open(false);
-    let drift = run(&rig, &["drift", name])?.expect(1);
+    life.edge.set_open(false);
+    let drift = life.drift()?.expect(1);
     assert!(said(&drift).contains("it runs and is not ready"), "{drift:?}");
-    edge.set_open(true);
-    wait_for("the tunnel is back", Duration::from_secs(60), || {
-        Ok(run(&rig, &["drift", name])?.code == Some(0))
-    })?;
+    life.edge.set_open(true);
+    wait_for("the tunnel is back", BACK, || Ok(life.drift()?.code == Some(0)))?;
 
-    closed(&rig, &host)?;
+    closed(&life)?;
+    host.reboot()?;
+    // Not by SSH.
+    host.wait_booted(BACK)?;
+    wait_for("all of it is as declared", BACK, || Ok(life.drift()?.code == Some(0)))?;
+    life.in_hand()?;
+    life.seen(false, false)?;
+    life.up("tunnel", 0)?.expect(0);
+    let message = life.message()?;
+    assert!(message.ends_with(" unchanged") && !message.contains(','), "the run after a restart: {message}");
 
-    run(&rig, &["run", "undo", &run_id])?.expect(0);
-    assert_eq!(profiles(&rig, &host)?, ["swarm", "site-app-lab-test"]);
+    // The plan of that run has SSH open.
+    let refused = life.run(&["run", "undo", &made])?.expect(1);
+    assert!(said(&refused).contains("postern ssh-port open"), "{refused:?}");
+    life.run(&["ssh-port", "open", &host.name])?.expect(0);
+    life.run(&["run", "undo", &made])?.expect(0);
+    assert_eq!(life.profiles()?, ["swarm", "site-app-lab-test"]);
     host.sh("! systemctl is-active cloudflared && ! test -e /etc/cloudflared && ! dpkg -s cloudflared 2>/dev/null")?;
-    for at in [IpAddr::from(host.v4), host.v6.into()] {
-        assert!(is_open(at, 80) && is_open(at, 443) && is_open(at, 22), "{at}");
-    }
-    run(&rig, &["drift", name])?.expect(0);
+    life.seen(true, true)?;
+    life.drift()?.expect(0);
 
-    run(&rig, &["site", "remove", name, "app.lab.test"])?.expect(0);
+    life.run(&["site", "remove", &host.name, SITE])?.expect(0);
     host.sh("! docker service inspect app-lab-test 2>/dev/null")?;
-    assert_eq!(profiles(&rig, &host)?, ["swarm"]);
-    let gone = run(&rig, &["site", "remove", name, "app.lab.test"])?.expect(2);
+    assert_eq!(life.profiles()?, ["swarm"]);
+    let gone = life.run(&["site", "remove", &host.name, SITE])?.expect(2);
     assert!(said(&gone).contains("it has none"), "{gone:?}");
 
     // What runs without a connection is not taken for a tunnel.
     rig.set_secret("tunnel-token", "not-the-token")?.expect(0);
-    let cloudflare = format!("cloudflare_key={}", internet.cloudflare_key());
-    let refused = run(&rig, &["apply", "tunnel", "-H", name, "--var", &cloudflare])?.expect(1);
+    let refused = life.run(&["apply", "tunnel", "-H", &host.name, "--var", &life.vars[3]])?.expect(1);
     assert!(said(&refused).contains("tunnel:service:cloudflared: "), "{refused:?}");
     Ok(())
 }
 
-/// With a tunnel, the last port is closed only when a request came through it; and opened again for what follows.
-fn closed(rig: &Rig, host: &Host) -> Result<()> {
-    let name = host.name.as_str();
-    let kit = rig.state_dir().join("kit");
-    let close = ["ssh-port", "close", name, "--kit", &kit.display().to_string()].map(str::to_owned);
-    let close: Vec<&str> = close.iter().map(String::as_str).collect();
+fn a_site(life: &Life) -> Result<()> {
+    let (rig, name) = (&life.rig, life.host.name.as_str());
+    let internet = rig.lab.internet()?;
+    let image = internet.images().iter().find(|image| image.contains("traefik"));
+    let add = ["site", "add", name, SITE, "--image", image.context("no image that goes on running")?];
+    // A certificate needs its secret, which is said before anything is touched.
+    let refused = life.run(&[&add[..], &["--dns", "hetzner"]].concat())?.expect(2);
+    assert!(said(&refused).contains("postern secret set dns-hetzner"), "{refused:?}");
+    life.run(&add)?.expect(0);
+    let labels = "docker service inspect app-lab-test --format '{{json .Spec.Labels}}'";
+    assert!(life.host.sh(labels)?.contains("Host(`app.lab.test`)"));
+    let listed = life.run(&["site", "list", name])?.expect(0).stdout;
+    assert!(listed.contains(SITE), "{listed}");
+    Ok(())
+}
+
+/// The last port is closed only when a request came through the tunnel; and again after it was opened.
+fn closed(life: &Life) -> Result<()> {
+    let (host, name) = (&life.host, life.host.name.as_str());
     // The site's name leads nowhere.
-    let refused = run(rig, &close)?.expect(1);
-    assert!(
-        said(&refused).contains("NO   the tunnel carries what comes for this host: app.lab.test"),
-        "{refused:?}"
-    );
-    assert!(is_open(host.v4.into(), 22));
+    let refused = life.close()?.expect(1);
+    let no = format!("NO   the tunnel carries what comes for this host: {SITE}");
+    assert!(said(&refused).contains(&no), "{refused:?}");
+    life.seen(true, false)?;
     // One that leads to the host itself proves nothing.
     host.sh(&format!("echo '127.0.0.1 {NAME}' >>/etc/hosts"))?;
-    run(rig, &["host", "set", name, &format!("hostnames={NAME}")])?.expect(0);
-    let refused = run(rig, &close)?.expect(1);
+    life.run(&["host", "set", name, &format!("hostnames={NAME}")])?.expect(0);
+    let refused = life.close()?.expect(1);
     assert!(said(&refused).contains(NAME), "{refused:?}");
-    assert!(is_open(host.v4.into(), 22));
+    life.seen(true, false)?;
     host.sh(&format!("sed -i '/{NAME}/d' /etc/hosts"))?;
-    let done = run(rig, &close)?.expect(0);
+    let done = life.close()?.expect(0);
     assert!(said(&done).contains(&format!("a request came through it for {NAME}")), "{done:?}");
-    for at in [IpAddr::from(host.v4), host.v6.into()] {
-        for port in [22, 80, 443] {
-            assert!(!is_open(at, port), "{at} {port}");
-        }
-    }
-    run(rig, &["exec", name, "--", "true"])?.expect(0);
-    run(rig, &["ssh-port", "open", name])?.expect(0);
-    assert!(is_open(host.v4.into(), 22));
-    Ok(())
+    life.seen(false, false)?;
+    life.in_hand()?;
+    life.run(&["ssh-port", "open", name])?.expect(0);
+    life.seen(true, false)?;
+    life.close()?.expect(0);
+    life.seen(false, false)
 }
 
 /// T23 and T25: the token is in one file, and nothing of the web can be reached but through the tunnel. The run that
 /// made it so.
-fn tunnel(rig: &Rig, host: &Host, edge: &Edge) -> Result<String> {
-    let cloudflare = format!("cloudflare_key={}", rig.lab.internet()?.cloudflare_key());
-    let apply = ["apply", "tunnel", "-H", &host.name, "--var", &cloudflare];
-    let without = run(rig, &apply)?.expect(2);
+fn tunnel(life: &Life) -> Result<String> {
+    let (rig, host) = (&life.rig, &life.host);
+    let apply = ["apply", "tunnel", "-H", &host.name, "--var", &life.vars[3]];
+    let without = life.run(&apply)?.expect(2);
     assert!(said(&without).contains("tunnel-token"), "{without:?}");
     rig.set_secret("tunnel-token", TOKEN)?.expect(0);
     // What `swarm` was given is not asked for again, though its key is the lab's own.
-    run(rig, &apply)?.expect(0);
+    life.run(&apply)?.expect(0);
     let applied = rig.last_run(host)?;
-    assert_eq!(profiles(rig, host)?, ["tunnel", "site-app-lab-test"]);
-    let again = run(rig, &apply)?.expect(0);
+    assert_eq!(life.profiles()?, ["tunnel", "site-app-lab-test"]);
+    let again = life.run(&apply)?.expect(0);
     assert!(!said(&again).contains(" changed"), "{again:?}");
-
-    for at in [IpAddr::from(host.v4), host.v6.into()] {
-        for (port, want) in [(80, false), (443, false), (22, true)] {
-            assert_eq!(is_open(at, port), want, "{at} {port}");
-        }
-    }
-    // What Traefik answers on the host, and nobody outside gets.
-    let answer = edge.ask("/config")?;
-    ensure!(answer.starts_with("HTTP/1.") && answer.contains("exposedByDefault: false"), "{answer}");
+    life.seen(true, false)?;
+    life.in_hand()?;
 
     let found = host.sh(&format!(
         "grep -rlE '{PATTERN}' /etc /run /root /tmp /home /var/lib /var/log /usr/lib/systemd /proc/[0-9]*/cmdline \
@@ -247,11 +233,11 @@ fn tunnel(rig: &Rig, host: &Host, edge: &Edge) -> Result<String> {
 }
 
 #[test]
-fn trap_23_and_trap_25_a_tunnel_takes_the_place_of_open_ports_on_debian_12() -> Result<()> {
-    life("tunnel12", Image::BOOKWORM)
+fn trap_23_and_trap_25_a_container_host_from_its_image_to_no_open_port_on_debian_12() -> Result<()> {
+    life("life-12", Image::BOOKWORM_SHIPPED)
 }
 
 #[test]
-fn trap_23_and_trap_25_a_tunnel_takes_the_place_of_open_ports_on_debian_13() -> Result<()> {
-    life("tunnel13", Image::TRIXIE)
+fn trap_23_and_trap_25_a_container_host_from_its_image_to_no_open_port_on_debian_13() -> Result<()> {
+    life("life-13", Image::TRIXIE_SHIPPED)
 }

@@ -34,6 +34,7 @@ pub(crate) fn store_status(error: &OpError) -> Status {
         | OpError::NoSuchSecrets(_)
         | OpError::SecretInUse { .. }
         | OpError::SshPortClosed(_)
+        | OpError::SshPortClosedSince(_)
         | OpError::SshPortChanges { .. }
         | OpError::NotAgain { .. } => Status::failed_precondition(error.to_string()),
         OpError::Closed => Status::unavailable("the controller stops"),

@@ -1,5 +1,8 @@
 //! What a plan makes of the port of SSH, and its words on the wire. Pure.
 
+use std::collections::BTreeSet;
+
+use postern_proto::ids::Address;
 use postern_proto::plan::{Plan, PlannedResource};
 use postern_proto::spec::{FirewallSpec, ResourceSpec as _, SshPort};
 use postern_proto::v1;
@@ -33,7 +36,16 @@ fn said(resource: &PlannedResource) -> Option<SshPort> {
 
 /// What the plan makes of it: open where some firewall of it says so; `None` where it has none.
 pub(crate) fn of(plan: &Plan) -> Option<SshPort> {
-    let mut all = plan.resources.iter().filter_map(said);
+    most_open(plan.resources.iter())
+}
+
+/// The same of those resources alone that were touched.
+pub(crate) fn of_touched(plan: &Plan, touched: &BTreeSet<Address>) -> Option<SshPort> {
+    most_open(plan.resources.iter().filter(|resource| touched.contains(&resource.address)))
+}
+
+fn most_open<'a>(resources: impl Iterator<Item = &'a PlannedResource> + Clone) -> Option<SshPort> {
+    let mut all = resources.filter_map(said);
     all.clone().find(|port| *port == SshPort::Open).or_else(|| all.next())
 }
 

@@ -22,6 +22,8 @@ pub struct Past {
     pub accepted: bool,
     /// How the last attempt at each resource ended.
     pub outcomes: BTreeMap<Address, Outcome>,
+    /// Resources of which a step was begun: nothing else can have been changed.
+    pub touched: BTreeSet<Address>,
 }
 
 impl Store {
@@ -36,21 +38,28 @@ impl Store {
             let events = all(db, sql, params![no], |row| {
                 record::event(row.get_ref("body")?.as_blob().map_err(malformed)?)
             })?;
-            let mut outcomes = BTreeMap::new();
-            for event in events {
-                match event.kind {
-                    // Until it has ended, how it ended is not known.
-                    EventKind::ResourceStarted { address, .. } => drop(outcomes.remove(&address)),
-                    EventKind::ResourceFinished { address, outcome, .. } => {
-                        outcomes.insert(address, outcome);
-                    }
-                    _ => {}
-                }
-            }
-            Ok(Past { run, plan, accepted: last > 0, outcomes })
+            let (outcomes, touched) = ends(events.into_iter().map(|event| event.kind));
+            Ok(Past { run, plan, accepted: last > 0, outcomes, touched })
         })
         .await
     }
+}
+
+/// How each resource ended, and of which a step was begun.
+fn ends(events: impl Iterator<Item = EventKind>) -> (BTreeMap<Address, Outcome>, BTreeSet<Address>) {
+    let (mut outcomes, mut touched) = (BTreeMap::new(), BTreeSet::new());
+    for event in events {
+        match event {
+            // Until it has ended, how it ended is not known.
+            EventKind::ResourceStarted { address, .. } => drop(outcomes.remove(&address)),
+            EventKind::ResourceFinished { address, outcome, .. } => {
+                outcomes.insert(address, outcome);
+            }
+            EventKind::StepStarted { step, .. } => drop(touched.insert(step.address)),
+            _ => {}
+        }
+    }
+    (outcomes, touched)
 }
 
 impl Past {
@@ -120,6 +129,7 @@ impl Past {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use postern_proto::event::StepId;
     use postern_proto::ids::{HostId, PlanHash};
     use postern_proto::plan::{Approval, PLAN_SCHEMA, PlannedResource};
     use serde_json::json;
@@ -175,7 +185,37 @@ mod tests {
             plan: Vec::new(),
             accepted: true,
             outcomes: outcomes.into_iter().map(|(name, outcome)| (address(name), outcome)).collect(),
+            touched: BTreeSet::new(),
         }
+    }
+
+    #[test]
+    fn what_was_touched_is_what_a_step_was_begun_of() {
+        let step = |name: &str| StepId { address: address(name), attempt: 1, step: 0 };
+        let started = |name: &str, attempt| EventKind::ResourceStarted { address: address(name), attempt };
+        let finished = |name: &str, attempt, outcome| EventKind::ResourceFinished {
+            address: address(name),
+            attempt,
+            outcome,
+            message: String::new(),
+            diff: String::new(),
+            duration_ns: 0,
+            seen: String::new(),
+        };
+        let (outcomes, touched) = ends(
+            [
+                started("a:file:same", 1),
+                finished("a:file:same", 1, Outcome::Unchanged),
+                started("a:file:cut-off", 1),
+                EventKind::StepStarted { step: step("a:file:cut-off"), summary: String::new() },
+                started("a:file:cut-off", 2),
+                finished("a:file:cut-off", 2, Outcome::Unchanged),
+                started("a:file:on-the-way", 1),
+            ]
+            .into_iter(),
+        );
+        assert_eq!(touched, [address("a:file:cut-off")].into());
+        assert_eq!(outcomes.len(), 2, "{outcomes:?}");
     }
 
     #[test]

@@ -161,6 +161,12 @@ pub enum OpError {
          open the port with `postern ssh-port open {0}`"
     )]
     SshPortClosed(String),
+    /// The undo would take back what was done to a firewall that let SSH in.
+    #[error(
+        "the port of SSH of {0} is closed, and what this undo would take back was done to the firewall while it was \
+         open: open it with `postern ssh-port open {0}`, undo, and close it again; nothing was changed"
+    )]
+    SshPortClosedSince(String),
     /// Another run is about to open or close it.
     #[error(
         "run {run} is about to change the port of SSH of {host}, and is not over: wait for it, or cancel it"

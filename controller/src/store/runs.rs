@@ -232,7 +232,7 @@ fn create(db: &Connection, new: NewRun) -> Result<(RunRecord, Option<Dispatch>),
         return Err(OpError::TooManyRuns(open));
     }
     super::secrets::require(db, &new.secrets)?;
-    super::ssh_port::allow(db, new.host, &host.name, new.ssh_port, new.firewall)?;
+    super::ssh_port::allow(db, new.host, &host.name, new.ssh_port, new.firewall, new.undoes.is_some())?;
     let terms = serde_json::to_string(&new.terms).map_err(malformed)?;
     let seq = if new.send_now { Some(next_seq(db, new.host)?) } else { None };
     let mut unassigns = serde_json::to_string(&new.unassign).map_err(malformed)?;

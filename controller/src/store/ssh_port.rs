@@ -69,6 +69,7 @@ pub(super) fn allow(
     name: &str,
     wants: Option<SshPort>,
     firewall: Option<SshPort>,
+    undoes: bool,
 ) -> Result<(), OpError> {
     if wants.is_none() && firewall.is_none() {
         return Ok(());
@@ -78,7 +79,8 @@ pub(super) fn allow(
         return Err(OpError::SshPortChanges { host: name.to_owned(), run });
     }
     if wants.is_none() && firewall == Some(SshPort::Open) && now.is_closed() {
-        return Err(OpError::SshPortClosed(name.to_owned()));
+        let why = if undoes { OpError::SshPortClosedSince } else { OpError::SshPortClosed };
+        return Err(why(name.to_owned()));
     }
     Ok(())
 }

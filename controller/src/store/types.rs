@@ -212,7 +212,8 @@ pub struct NewRun {
     pub limit: u32,
     /// It is to open or close the port of SSH.
     pub ssh_port: Option<SshPort>,
-    /// What the firewall of its plan makes of that port; `None` where it has none, or changes nothing.
+    /// What the firewall of its plan makes of that port, or made of it in the run that this one takes back; `None` where
+    /// it has none, or changes nothing.
     pub firewall: Option<SshPort>,
 }
 

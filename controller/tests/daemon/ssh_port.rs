@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use postern_proto::event::{EventKind, RunState};
+use postern_proto::event::{EventKind, RunState, StepId};
 use postern_proto::ids::InstanceId;
 use postern_proto::v1;
 use postern_proto::v1::controller_frame::Kind as Down;
@@ -120,6 +120,18 @@ async fn ends(rig: &Rig, line: &mut Line, run: &str, state: RunState) {
     assert_eq!(ending(&collect(rig.follow(run, 0).await).await).state(), v1::RunState::from(state));
 }
 
+/// The same, and a step of the firewall was begun.
+async fn ends_after_a_step(rig: &Rig, line: &mut Line, run: &str) {
+    line.dispatch().await;
+    let mut script = Script::new(run);
+    let step = StepId { address: "a:firewall:inbound".parse().unwrap(), attempt: 1, step: 0 };
+    line.event(script.accepted()).await;
+    line.event(script.event(EventKind::StepStarted { step, summary: "write".to_owned() })).await;
+    line.event(script.event(EventKind::Finished { state: RunState::Failed, message: String::new() })).await;
+    line.acked(run, 3).await;
+    let _ = ending(&collect(rig.follow(run, 0).await).await);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn only_a_run_that_ended_well_declares_it_and_no_other_plan_opens_it() {
     let rig = Rig::start().await;
@@ -134,6 +146,8 @@ async fn only_a_run_that_ended_well_declares_it_and_no_other_plan_opens_it() {
     }
     let before = apply(&rig, request(OPENS, plain)).await.unwrap();
     ends(&rig, &mut line, &before, RunState::Failed).await;
+    let touched = apply(&rig, request(OPENS, plain)).await.unwrap();
+    ends_after_a_step(&rig, &mut line, &touched).await;
     // One that fails declares nothing.
     let failed = apply(&rig, request(CLOSES, closed)).await.unwrap();
     ends(&rig, &mut line, &failed, RunState::Failed).await;
@@ -183,14 +197,23 @@ async fn only_a_run_that_ended_well_declares_it_and_no_other_plan_opens_it() {
     let resume = v1::ResumeRunRequest { run_id: failed };
     let error = rig.operator().await.resume_run(resume).await.unwrap_err();
     assert!(error.message().contains("`postern ssh-port close HOST`"), "{error}");
-    // What was done before it was closed can be taken back: what that means for the port is judged on the host.
-    let undo = v1::UndoRunRequest { run_id: before, check: false };
-    rig.operator().await.undo_run(undo).await.unwrap();
-    line.dispatch().await;
+    // What was done before it was closed can be taken back where it did nothing to the firewall; otherwise that is
+    // the firewall of an open port.
+    let undo = |run: &str, check| v1::UndoRunRequest { run_id: run.to_owned(), check };
+    for good in [undo(&before, false), undo(&touched, true)] {
+        rig.operator().await.undo_run(good).await.unwrap();
+        line.dispatch().await;
+    }
+    let error = rig.operator().await.undo_run(undo(&touched, false)).await.unwrap_err();
+    assert_eq!(error.code(), Code::FailedPrecondition);
+    let says = "open it with `postern ssh-port open one`, undo, and close it again";
+    assert!(error.message().contains(says), "{error}");
     let opening = apply(&rig, request(OPENS, open)).await.unwrap();
     ends(&rig, &mut line, &opening, RunState::Ok).await;
     let host = rig.host(&agent.host).await;
     assert_eq!((host.ssh_port(), host.ssh_port_run), (open, opening));
+    rig.operator().await.undo_run(undo(&touched, false)).await.unwrap();
+    line.dispatch().await;
     let run = apply(&rig, request(OPENS, plain)).await.unwrap();
     ends(&rig, &mut line, &run, RunState::Ok).await;
 }

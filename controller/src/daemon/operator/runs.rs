@@ -42,6 +42,8 @@ struct Order {
     unassign: Vec<String>,
     ttl: Duration,
     ssh_port: Option<SshPort>,
+    /// What a firewall made of that port in the run that is taken back, if it did anything.
+    undone_port: Option<SshPort>,
 }
 
 fn assigned(profile: v1::AssignedProfile) -> Result<Assigned, Status> {
@@ -140,6 +142,9 @@ impl OperatorService {
     ) -> Result<Updates, Status> {
         let past = self.0.store.past(parse_run(&request.run_id)?).await.map_err(failed)?;
         let terms = past.undo(request.check).map_err(failed)?;
+        // One that cannot be read is refused below.
+        let undone_port =
+            Plan::from_bytes(&past.plan).ok().and_then(|plan| ssh_port::of_touched(&plan, &past.touched));
         tracing::info!(run = %past.run.id, uid = peer.uid, check = request.check, "undo");
         self.start(Order {
             host: past.run.host.to_string(),
@@ -148,6 +153,7 @@ impl OperatorService {
             terms,
             undoes: Some(past.run.id),
             ttl: self.0.limits.apply_ttl,
+            undone_port,
             ..Order::default()
         })
         .await
@@ -159,9 +165,12 @@ impl OperatorService {
         let plan =
             Plan::from_bytes(&order.plan).map_err(|error| Status::invalid_argument(error.to_string()))?;
         ssh_port::check_plan(&plan, order.ssh_port)?;
-        // A check changes nothing, and what takes a run back is judged on the host.
-        let changes = !order.terms.check && order.terms.undo_of.is_none();
-        let firewall = changes.then(|| ssh_port::of(&plan)).flatten();
+        let firewall = match (order.terms.check, order.terms.undo_of) {
+            // It changes nothing.
+            (true, _) => None,
+            (false, Some(_)) => order.undone_port,
+            (false, None) => ssh_port::of(&plan),
+        };
         // What takes a run back may go without: it starts from what was there before.
         let secrets = if order.undoes.is_some() { Default::default() } else { plan.secrets() };
         // An id needs no look-up: the store checks it in the commit that it costs anyway.
