@@ -21,6 +21,7 @@ use crate::auth::{self, Credentials};
 use crate::error::{BootstrapError, Code};
 use crate::host_key::{Guard, HandlerError, Judge, KeyRefused, Question, RouteTo, Said, record_file};
 use crate::known_hosts::{self, fingerprint, record_name};
+use crate::proxy::{Complaint, Proxied};
 use crate::report::Clock;
 use crate::target::{Hop, Target};
 
@@ -223,14 +224,24 @@ async fn attempt(
     clock: &mut Clock<'_>,
 ) -> Result<Made, Failed> {
     let limit = waiter.until.saturating_duration_since(Instant::now()).min(TCP_TIMEOUT);
-    let (stream, ends): (Box<dyn Stream>, _) = match upstream {
-        None => {
+    let mut complaint = Complaint::default();
+    let (stream, ends): (Box<dyn Stream>, _) = match (upstream, &hop.proxy) {
+        (None, Some(command)) => {
+            let proxied = Proxied::start(command).map_err(|error| {
+                let text = format!("cannot start the command that connects to {}", hop.address());
+                let error = BootstrapError::new(Code::JumpFailed, text).caused_by(error);
+                Failed::Final(error.at(Step::Connect))
+            })?;
+            complaint = proxied.complaint();
+            (Box::new(proxied), None)
+        }
+        (None, None) => {
             let tcp = tcp(hop, limit).await?;
             let ends =
                 tcp.local_addr().and_then(|local| Ok((local.ip(), tcp.peer_addr()?.ip().to_canonical())));
             (Box::new(keep(tcp, cut).map_err(|error| Failed::Again(io_error(hop, &error)))?), ends.ok())
         }
-        Some(handle) => (Box::new(through(hop, handle, limit).await?), None),
+        (Some(handle), _) => (Box::new(through(hop, handle, limit).await?), None),
     };
     let cuts = [(Step::Connect, FaultMoment::After), (Step::HostKey, FaultMoment::Before)];
     if !jump && policy.is_cut(&cuts) {
@@ -239,8 +250,16 @@ async fn attempt(
         return Err(Failed::Final(error.at(Step::HostKey)));
     }
     clock.host_key_begins(jump);
-    let made = handshake(hop, jump, policy, algorithms, stream, waiter, console).await?;
-    Ok(Made { ends, ..made })
+    let made = handshake(hop, jump, policy, algorithms, stream, waiter, console).await;
+    match (made, complaint.text()) {
+        (Ok(made), _) => Ok(Made { ends, ..made }),
+        // A command that says why it ended says more than a connection that is over.
+        (Err(Failed::Again(_)), said) if !said.is_empty() => {
+            let text = format!("the command that connects to {} says: {said}", hop.address());
+            Err(Failed::Again(BootstrapError::new(Code::JumpFailed, text).at(Step::Connect)))
+        }
+        (Err(failed), _) => Err(failed),
+    }
 }
 
 /// Keeps a second handle to the socket, for [`Cut`].

@@ -158,7 +158,9 @@ impl Code {
                 "the server speaks SSH but breaks off or shares no algorithm with us; is it very old, or full \
                  (MaxStartups), or did it ban this address (fail2ban)?"
             }
-            Self::JumpFailed => "check the jump host, and that it allows TCP forwarding to the host",
+            Self::JumpFailed => {
+                "check the jump host, and that it allows TCP forwarding to the host; or the command that connects to it"
+            }
             Self::NetworkUnreachable => {
                 "there is no route to that address from here; IPv6 without IPv6 here?"
             }

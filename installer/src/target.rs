@@ -26,7 +26,7 @@ pub enum TargetError {
         /// Whose chain.
         host: String,
     },
-    /// `ProxyCommand` is not supported.
+    /// `ProxyCommand` is not supported for a bootstrap.
     #[error(
         "the ssh configuration reaches {host:?} by a ProxyCommand, which is not supported; use ProxyJump, or \
          ProxyJump none"
@@ -34,6 +34,12 @@ pub enum TargetError {
     ProxyCommand {
         /// For which host.
         host: String,
+    },
+    /// A name that a shell would read as more than a name.
+    #[error("{text:?} cannot be put into a command: want letters, digits, dots, dashes and colons")]
+    NotPlain {
+        /// Which name.
+        text: String,
     },
 }
 
@@ -46,6 +52,10 @@ pub struct Overrides {
     pub port: Option<u16>,
     /// Jump hosts as `ProxyJump` has them, or `none`.
     pub jump: Option<String>,
+    /// The program that makes the connection, as `ProxyCommand` has it, where the configuration names no way: for
+    /// [`crate::log_in`]. Without it a `ProxyCommand` of the configuration is refused, since what stands on record of a
+    /// host that was taken over is an address.
+    pub proxy_command: Option<String>,
     /// Who runs this: the user to log in as when nothing else says one.
     pub local_user: String,
     /// What `~` stands for.
@@ -84,6 +94,8 @@ pub struct Hop {
     pub named: String,
     /// How to log in.
     pub login: Login,
+    /// The program that connects to it, for a shell.
+    pub proxy: Option<String>,
 }
 
 /// The host to bootstrap and the way to it.
@@ -99,6 +111,8 @@ pub struct Target {
     pub named: String,
     /// How to log in.
     pub login: Login,
+    /// The program that connects to it, for a shell; there are no hosts on the way then.
+    pub proxy: Option<String>,
     /// Hosts on the way, nearest first.
     pub jumps: Vec<Hop>,
 }
@@ -117,6 +131,7 @@ impl Target {
             port: last.port,
             named: last.named,
             login: last.login,
+            proxy: last.proxy,
             jumps,
         })
     }
@@ -128,6 +143,7 @@ impl Target {
             port: self.port,
             named: self.named.clone(),
             login: self.login.clone(),
+            proxy: self.proxy.clone(),
         }
     }
 }
@@ -166,7 +182,7 @@ fn resolve_hop(
     };
     let login = login(&settings, &Tokens { host: &host, port, user: &user, overrides });
 
-    let mut jumps = Vec::new();
+    let (mut jumps, mut proxy) = (Vec::new(), None);
     match jump.or(settings.proxy_jump.as_deref()) {
         Some(chain) if !chain.eq_ignore_ascii_case("none") => {
             for (index, text) in chain.split(',').enumerate() {
@@ -181,12 +197,31 @@ fn resolve_hop(
         }
         _ => {
             let command = settings.proxy_command.as_deref().filter(|text| !text.eq_ignore_ascii_case("none"));
-            if command.is_some() && jump.is_none() {
-                return Err(TargetError::ProxyCommand { host: named.host.clone() });
+            match (&overrides.proxy_command, command) {
+                (Some(other), own) if is_target => {
+                    for text in [&named.host, &host, &user] {
+                        plain(text)?;
+                    }
+                    let tokens = Tokens { host: &host, port, user: &user, overrides };
+                    proxy = Some(expand(own.unwrap_or(other), &tokens));
+                }
+                (_, Some(_)) if jump.is_none() => {
+                    return Err(TargetError::ProxyCommand { host: named.host.clone() });
+                }
+                _ => {}
             }
         }
     }
-    Ok((Hop { user, host, port, named: named.host.clone(), login }, jumps))
+    Ok((Hop { user, host, port, named: named.host.clone(), login, proxy }, jumps))
+}
+
+/// A shell reads the command that it stands in.
+fn plain(text: &str) -> Result<(), TargetError> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':');
+    match !text.starts_with('-') && text.chars().all(fits) {
+        true => Ok(()),
+        false => Err(TargetError::NotPlain { text: text.to_owned() }),
+    }
 }
 
 fn login(settings: &HostSettings, tokens: &Tokens<'_>) -> Login {

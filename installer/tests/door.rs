@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use common::{Answers, Desk, Host, SSHD};
 use postern_installer::{
-    AgentBinaries, Code, HostKeyPolicy, Options, Overrides, SshConfig, Target, bootstrap, remove,
+    AgentBinaries, Code, HostKeyPolicy, Options, Overrides, SshConfig, Target, TargetError, bootstrap,
+    log_in, remove,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use zeroize::Zeroizing;
@@ -440,4 +441,51 @@ async fn jump_hosts() {
     let error = remove(options("edge"), &console).await.unwrap_err();
     assert_eq!(error.code(), Code::HostKeyUnknown, "{error}");
     assert!(console.questions.lock().unwrap()[0].jump);
+}
+
+#[tokio::test]
+async fn a_login_through_a_command() {
+    let host = host_or_skip!(Host::new());
+    let config = SshConfig::parse(
+        &format!(
+            "Host there.invalid\nUser root\nPort {}\nIdentityFile {}\n",
+            host.port,
+            host.key().display()
+        ),
+        host.keys.path(),
+    )
+    .unwrap();
+    let options = |command: &str, fingerprint: String| {
+        let overrides = Overrides {
+            local_user: "x".into(),
+            home: host.keys.path().into(),
+            proxy_command: Some(command.to_owned()),
+            ..Overrides::default()
+        };
+        let target = Target::resolve("there.invalid", &config, &overrides).unwrap();
+        let known_hosts_files = vec![host.keys.path().join("none")];
+        Options {
+            host_key: HostKeyPolicy { known_hosts_files, fingerprint: Some(fingerprint) },
+            connect_deadline: Duration::from_secs(3),
+            ..Options::new(target, std::sync::Arc::new(|_| None))
+        }
+    };
+    // Its name has no address: only the command knows the way.
+    let way = "bash -c 'exec 3<>/dev/tcp/127.0.0.1/%p; cat <&3 & exec cat >&3'";
+    log_in(options(way, fingerprint(&host, "ed25519")), &Answers::new()).await.unwrap();
+    // It leads to this host, or nowhere.
+    let other = format!("SHA256:{}", "A".repeat(43));
+    let error = log_in(options(way, other), &Answers::new()).await.unwrap_err();
+    assert_eq!(error.code(), Code::FingerprintMismatch, "{error}");
+    // What the command says is why there is no connection.
+    let broken = "sh -c 'echo no tunnel for %h >&2; exit 1'";
+    let error = log_in(options(broken, fingerprint(&host, "ed25519")), &Answers::new()).await.unwrap_err();
+    assert_eq!(error.code(), Code::JumpFailed, "{error}");
+    assert!(error.to_string().contains("says: no tunnel for there.invalid"), "{error}");
+    // A name is a name, whatever a shell makes of it.
+    let overrides = Overrides { proxy_command: Some("true %h".into()), ..Overrides::default() };
+    for name in ["a;reboot", "$(reboot)@a", "`a`"] {
+        let error = Target::resolve(name, &SshConfig::default(), &overrides).unwrap_err();
+        assert!(matches!(error, TargetError::NotPlain { .. }), "{name}: {error}");
+    }
 }

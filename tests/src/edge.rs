@@ -2,7 +2,9 @@
 //! through them.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -17,6 +19,8 @@ const EDGE_PORT: u16 = 7844;
 const WEB_PORT: u16 = 7845;
 /// The public name that leads to it.
 pub const NAME: &str = "app.tunnel.test";
+/// The name that leads to SSH, as far as an operator's cloudflared knows.
+pub const SSH_NAME: &str = "ssh.tunnel.test";
 /// The token that it takes.
 pub const TOKEN: &str = "lab-tunnel-token-0123456789abcdef";
 /// The same for a search that must not find itself.
@@ -27,7 +31,27 @@ pub const PATTERN: &str = "lab-tunnel-toke[n]-0123456789abcdef";
 pub struct Edge {
     tunnels: Tunnels,
     open: Arc<AtomicBool>,
+    programs: PathBuf,
 }
+
+/// What an operator's cloudflared does for SSH, without anything of Cloudflare's.
+const CLIENT: &str = r#"#!/usr/bin/perl
+use strict;
+use warnings;
+use IO::Select;
+use IO::Socket::INET;
+"@ARGV" eq 'access ssh --hostname ssh.tunnel.test' or die "cloudflared: no tunnel for: @ARGV
+";
+my $edge = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => %PORT%) or die "cloudflared: $@
+";
+my $both = IO::Select->new($edge, \*STDIN);
+while (my @ready = $both->can_read) {
+    for my $from (@ready) {
+        sysread($from, my $bytes, 65536) or exit 0;
+        syswrite($from == $edge ? \*STDOUT : $edge, $bytes);
+    }
+}
+"#;
 
 type Tunnels = Arc<Mutex<Vec<TcpStream>>>;
 
@@ -36,7 +60,11 @@ impl Edge {
     pub fn start(rig: &Rig) -> Result<Self> {
         let listener = TcpListener::bind((rig.lab.gateway_v4(), EDGE_PORT)).context("the edge's port")?;
         rig.lab.allow_port(EDGE_PORT)?;
-        let edge = Self { tunnels: Tunnels::default(), open: Arc::new(AtomicBool::new(true)) };
+        let edge = Self {
+            tunnels: Tunnels::default(),
+            open: Arc::new(AtomicBool::new(true)),
+            programs: rig.state_dir().join("edge"),
+        };
         let (tunnels, open) = (Arc::clone(&edge.tunnels), Arc::clone(&edge.open));
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -62,7 +90,28 @@ impl Edge {
                 }
             }
         });
+        let ssh = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("the edge's port for SSH")?;
+        let port = ssh.local_addr()?.port();
+        let tunnels = Arc::clone(&edge.tunnels);
+        std::thread::spawn(move || {
+            for client in ssh.incoming().flatten() {
+                let Ok(tunnel) = newest(&tunnels) else { continue };
+                if let (Ok(from), Ok(to)) = (client.try_clone(), tunnel.try_clone()) {
+                    std::thread::spawn(move || carry(from, to));
+                }
+                std::thread::spawn(move || carry(tunnel, client));
+            }
+        });
+        std::fs::create_dir(&edge.programs).context("a folder for the stand-in of cloudflared")?;
+        let program = edge.programs.join("cloudflared");
+        std::fs::write(&program, CLIENT.replace("%PORT%", &port.to_string()))?;
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755))?;
         Ok(edge)
+    }
+
+    /// A folder with a `cloudflared` for the operator's machine, which connects to [`SSH_NAME`] through the newest tunnel.
+    pub fn programs(&self) -> &Path {
+        &self.programs
     }
 
     /// The answer to a request for a path, through the newest tunnel.
@@ -81,14 +130,24 @@ impl Edge {
     }
 }
 
-/// Through the newest tunnel there is.
-fn send(tunnels: &Tunnels, request: &[u8]) -> Result<Vec<u8>> {
+/// The newest tunnel there is.
+fn newest(tunnels: &Tunnels) -> Result<TcpStream> {
     let mut stream = None;
     wait_for("a tunnel", Duration::from_secs(20), || {
         stream = tunnels.lock().unwrap_or_else(PoisonError::into_inner).pop();
         Ok(stream.is_some())
     })?;
-    let mut stream = stream.context("no tunnel")?;
+    stream.context("no tunnel")
+}
+
+/// Carries what comes from one to the other, until it ends.
+fn carry(mut from: TcpStream, mut to: TcpStream) {
+    let _ = std::io::copy(&mut from, &mut to);
+    let _ = to.shutdown(Shutdown::Both);
+}
+
+fn send(tunnels: &Tunnels, request: &[u8]) -> Result<Vec<u8>> {
+    let mut stream = newest(tunnels)?;
     stream.set_read_timeout(Some(Duration::from_secs(20)))?;
     stream.write_all(request)?;
     let mut answer = Vec::new();

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use postern_tests::edge::{Edge, NAME, PATTERN, TOKEN};
+use postern_tests::edge::{Edge, NAME, PATTERN, SSH_NAME, TOKEN};
 use postern_tests::lab::{Host, HostSpec, Image, Peer};
 use postern_tests::rig::{Ended, Rig, finish, said, wait_for};
 use postern_tests::time_server::serve_time;
@@ -78,7 +78,11 @@ impl Life {
 
     fn close(&self) -> Result<Ended> {
         let kit = self.rig.state_dir().join("kit").display().to_string();
-        self.run(&["ssh-port", "close", &self.host.name, "--kit", &kit])
+        let key = self.host.private_key.display().to_string();
+        let args = ["ssh-port", "close", &self.host.name, "--kit", &kit, "--identity", &key];
+        let mut command = self.rig.command(&args);
+        command.env("PATH", format!("{}:/usr/bin:/bin", self.edge.programs().display()));
+        finish(command, LONG)
     }
 
     fn drift(&self) -> Result<Ended> {
@@ -194,8 +198,17 @@ fn closed(life: &Life) -> Result<()> {
     assert!(said(&refused).contains(NAME), "{refused:?}");
     life.seen(true, false)?;
     host.sh(&format!("sed -i '/{NAME}/d' /etc/hosts"))?;
+    // A way in for SSH that leads nowhere.
+    life.run(&["host", "set", name, "ssh_hostname=elsewhere.tunnel.test"])?.expect(0);
+    let refused = life.close()?.expect(1);
+    let no = "NO   SSH through the tunnel gives a login: ada@elsewhere.tunnel.test: ";
+    assert!(said(&refused).contains(no) && said(&refused).contains("no tunnel for: access"), "{refused:?}");
+    life.seen(true, false)?;
+    life.run(&["host", "set", name, &format!("ssh_hostname={SSH_NAME}")])?.expect(0);
     let done = life.close()?.expect(0);
     assert!(said(&done).contains(&format!("a request came through it for {NAME}")), "{done:?}");
+    let login = format!("yes  SSH through the tunnel gives a login: ada@{SSH_NAME}");
+    assert!(said(&done).contains(&login), "{done:?}");
     life.seen(false, false)?;
     life.in_hand()?;
     life.run(&["ssh-port", "open", name])?.expect(0);

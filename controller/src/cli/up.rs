@@ -143,13 +143,20 @@ fn may_know_hosts(context: &Context) -> bool {
 
 /// The target by the user's own ssh configuration.
 fn resolve(context: &Context, text: &str) -> Result<Target, CliError> {
-    resolve_by(context, text, None)
+    resolve_by(context, text, Overrides::default())
+}
+
+/// A target that is reached by this command, unless the user's own ssh configuration has another for it.
+pub(crate) fn resolve_through(context: &Context, text: &str, command: &str) -> Result<Target, CliError> {
+    let overrides = Overrides { proxy_command: Some(command.to_owned()), ..Overrides::default() };
+    resolve_by(context, text, overrides)
 }
 
 /// A host as the daemon knows it: by the very way that is on record.
 pub(crate) fn resolve_known(context: &Context, ssh_address: &str) -> Result<Target, CliError> {
     let (text, jumps) = way(ssh_address);
-    let target = resolve_by(context, text, Some(jumps.unwrap_or("none").to_owned()))?;
+    let jump = Some(jumps.unwrap_or("none").to_owned());
+    let target = resolve_by(context, text, Overrides { jump, ..Overrides::default() })?;
     if canonical(&target) != ssh_address {
         // A record of another kind, or a configuration that sends a jump host elsewhere.
         return Err(CliError::usage(
@@ -161,14 +168,13 @@ pub(crate) fn resolve_known(context: &Context, ssh_address: &str) -> Result<Targ
     Ok(target)
 }
 
-fn resolve_by(context: &Context, text: &str, jump: Option<String>) -> Result<Target, CliError> {
+fn resolve_by(context: &Context, text: &str, overrides: Overrides) -> Result<Target, CliError> {
     let home = context.env.home().unwrap_or_else(|| PathBuf::from("/"));
     let files = [home.join(".ssh/config"), PathBuf::from("/etc/ssh/ssh_config")];
     let config =
         SshConfig::load(&files, &home).map_err(|error| CliError::usage("ssh-config", chain(&error)))?;
     let local_user = context.env.get("USER").or_else(|| context.env.get("LOGNAME"));
-    let overrides =
-        Overrides { local_user: local_user.unwrap_or("root").to_owned(), home, jump, ..Overrides::default() };
+    let overrides = Overrides { local_user: local_user.unwrap_or("root").to_owned(), home, ..overrides };
     Target::resolve(text, &config, &overrides).map_err(|error| {
         CliError::usage("target", chain(&error))
             .hint("write it as root@203.0.113.10, or as an alias of your ssh configuration")

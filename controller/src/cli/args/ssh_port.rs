@@ -26,6 +26,9 @@ pub(crate) enum SshPort {
         /// the host, and what to type on its console. It is not encrypted: keep it where only you can read it
         #[arg(long, value_name = "DIR")]
         kit: PathBuf,
+        /// Private key to log in with through the tunnel, where `ssh_hostname` is given; repeatable
+        #[arg(short, long = "identity", value_name = "FILE")]
+        identities: Vec<PathBuf>,
     },
     /// Let SSH in again, over the agent's link
     Open {

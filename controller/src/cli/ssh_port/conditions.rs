@@ -24,6 +24,8 @@ pub(super) enum Condition {
     Visible,
     /// The tunnel, where one is assigned, carries real connections.
     Tunnel,
+    /// SSH through the tunnel, where a name for it is given, leads to the host.
+    Login,
 }
 
 impl Condition {
@@ -35,6 +37,7 @@ impl Condition {
             Self::Route => "route",
             Self::Visible => "visible",
             Self::Tunnel => "tunnel",
+            Self::Login => "tunnel-login",
         }
     }
 
@@ -45,6 +48,7 @@ impl Condition {
             Self::Route => "its way here does not lead over SSH",
             Self::Visible => "the port is seen from here",
             Self::Tunnel => "the tunnel carries what comes for this host",
+            Self::Login => "SSH through the tunnel gives a login",
         }
     }
 }

@@ -3,6 +3,7 @@
 
 mod conditions;
 mod kit;
+mod login;
 mod plan;
 mod seen;
 mod tunnel;
@@ -17,7 +18,7 @@ use postern_proto::spec::SshPort as Port;
 use serde_json::{Value, json};
 
 use super::apply::Job;
-use super::args::{SshPort, Values};
+use super::args::{Ssh, SshPort, Values};
 use super::attend::{Task, What, attend, waits};
 use super::compose::Wanted;
 use super::error::CliError;
@@ -35,7 +36,17 @@ pub(crate) async fn ssh_port(context: &Context, args: SshPort) -> Result<Exit, C
     let host = hosts::find(&mut client, host).await?;
     let command = Command { context, client, host };
     match args {
-        SshPort::Close { kit, .. } => Box::pin(command.close(&context.env.cwd.join(kit))).await,
+        SshPort::Close { kit, identities, .. } => {
+            let ssh = Ssh {
+                identities,
+                password: false,
+                password_file: None,
+                sudo_password_file: None,
+                host_key: None,
+                timeout: login::LIMIT,
+            };
+            Box::pin(command.close(&context.env.cwd.join(kit), &ssh)).await
+        }
         SshPort::Open { .. } => Box::pin(command.open()).await,
         SshPort::Status { .. } => command.status().await,
     }
@@ -98,7 +109,7 @@ impl Command<'_> {
         Ok((plan, origin))
     }
 
-    async fn close(mut self, kit_dir: &Path) -> Result<Exit, CliError> {
+    async fn close(mut self, kit_dir: &Path, ssh: &Ssh) -> Result<Exit, CliError> {
         let (whole, origin) = self.plan().await?;
         let plan = plan::firewall_alone(&self.host, whole, Port::Closed)?;
         if let Some(run) = self.host.ssh.changing {
@@ -127,6 +138,9 @@ impl Command<'_> {
         let assigned = super::compose::assigned(&mut self.client, &self.host).await?;
         if let Some(names) = tunnel::names(&assigned, &self.host) {
             checks.all.push(tunnel::check(self.context, &mut self.client, &self.host, &names).await?);
+        }
+        if let Some(wanted) = tunnel::login(&assigned, &self.host) {
+            checks.all.push(login::check(self.context, &mut self.client, &self.host, &wanted, ssh).await?);
         }
         for checked in &checks.all {
             self.say(&checked.line());

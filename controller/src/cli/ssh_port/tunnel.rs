@@ -4,6 +4,7 @@
 use postern_proto::event::{RunState, StepEnd};
 
 use super::conditions::{Checked, Condition};
+use super::login::Wanted;
 use crate::cli::Context;
 use crate::cli::asked::{Answer, ask};
 use crate::cli::clean;
@@ -12,9 +13,11 @@ use crate::cli::site::domains;
 use crate::client::{Client, HostInfo};
 use crate::profile::{Assigned, about};
 
-/// The variable that only a profile with a tunnel has, and the one with the names that lead to it.
+/// The variable that only a profile with a tunnel has, those with the names that lead to it, and who logs in.
 const TUNNEL: &str = "tunnel_token";
 const HOSTNAMES: &str = "hostnames";
+const SSH_HOSTNAME: &str = "ssh_hostname";
+const ADMIN: &str = "admin";
 /// Names that are asked.
 const MOST: usize = 5;
 /// For all of it: 20 s a request, 10 s until it is in the log.
@@ -47,15 +50,27 @@ for name; do
 done
 "#;
 
-/// What has to be asked; `None` where nothing that is assigned brings a tunnel.
-pub(super) fn names(assigned: &[Assigned], host: &HostInfo) -> Option<Vec<String>> {
-    let given = assigned.iter().find_map(|assigned| {
+/// The value of a variable of the profile that brings the tunnel; `None` where nothing that is assigned does.
+fn value(assigned: &[Assigned], host: &HostInfo, variable: &str) -> Option<String> {
+    assigned.iter().find_map(|assigned| {
         let about = about(&assigned.bundle);
         about.variables.iter().find(|(name, _)| name == TUNNEL)?;
-        let default = about.variables.into_iter().find(|(name, _)| name == HOSTNAMES);
-        let given = assigned.vars.get(HOSTNAMES).or_else(|| host.vars.get(HOSTNAMES)).cloned();
+        let default = about.variables.into_iter().find(|(name, _)| name == variable);
+        let given = assigned.vars.get(variable).or_else(|| host.vars.get(variable)).cloned();
         Some(given.or(default.and_then(|(_, default)| default)).unwrap_or_default())
-    })?;
+    })
+}
+
+/// Who is to log in through the tunnel; `None` where no name for that is given.
+pub(super) fn login(assigned: &[Assigned], host: &HostInfo) -> Option<Wanted> {
+    let name = value(assigned, host, SSH_HOSTNAME)?.trim().to_owned();
+    let user = value(assigned, host, ADMIN).unwrap_or_default();
+    (!name.is_empty()).then_some(Wanted { user, name })
+}
+
+/// What has to be asked; `None` where nothing that is assigned brings a tunnel.
+pub(super) fn names(assigned: &[Assigned], host: &HostInfo) -> Option<Vec<String>> {
+    let given = value(assigned, host, HOSTNAMES)?;
     let given: Vec<String> =
         given.split([' ', ',']).filter(|name| !name.is_empty()).map(str::to_owned).collect();
     let names = if given.is_empty() { domains(assigned) } else { given };
@@ -129,6 +144,12 @@ mod tests {
         let mut known = host("web1");
         known.vars.insert(HOSTNAMES.to_owned(), "d.example".to_owned());
         assert_eq!(names(&both, &known), Some(vec!["d.example".to_owned()]));
+        let with_ssh = "name: tunnel\nvars: {tunnel_token: t, ssh_hostname: '', admin: ada}\nresources:\n  - package: {name: curl}\n";
+        let mut given = assigned("tunnel", with_ssh, None);
+        assert_eq!(login(std::slice::from_ref(&given), &host("web1")), None);
+        given.vars.insert(SSH_HOSTNAME.to_owned(), "ssh.example".to_owned());
+        let wanted = Wanted { user: "ada".to_owned(), name: "ssh.example".to_owned() };
+        assert_eq!(login(&[given], &host("web1")), Some(wanted));
         let many = ["x.example"; 9].join(" ");
         assert_eq!(of(&[assigned("tunnel", tunnel, Some(&many))]).map(|names| names.len()), Some(MOST));
     }

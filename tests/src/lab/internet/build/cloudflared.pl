@@ -1,6 +1,6 @@
 #!/usr/bin/perl
 # Stands in for cloudflared in a lab: takes the token where the real one takes it, dials the edge on port 7844, says to
-# systemd and at /ready that it is connected, and carries what comes to port 80 of its own host. What it speaks with the
+# systemd and at /ready that it is connected, and carries what comes to port 80 of its own host, or SSH to port 22. What it speaks with the
 # edge is the lab's own: a line with the token, then the bytes of one connection.
 use strict;
 use warnings;
@@ -48,10 +48,11 @@ sub dial {
     send($to, 'READY=1', 0, sockaddr_un($name));
 }
 
-# Carries one connection, whose first bytes are these, to the web server of this host.
+# Carries one connection, whose first bytes are these, to the web server of this host, or to its sshd.
 sub carry {
     my ($first) = @_;
-    my $web = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => 80, Timeout => 5) or exit 1;
+    my $port = $first =~ /^SSH-/ ? 22 : 80;
+    my $web = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $port, Timeout => 5) or exit 1;
     syswrite($web, $first);
     my $both = IO::Select->new($edge, $web);
     while (my @ready = $both->can_read(30)) {

@@ -21,4 +21,4 @@ chmod 755 "$root/usr/bin/cloudflared"
 dpkg-deb --build --root-owner-group "$root" "$pool/cloudflared-linux-$arch.deb" >/dev/null
 rm -rf "$root"
 echo "cloudflared $version: takes its token from a file, says when it is connected, and carries one connection after the \
-other to port 80; proves nothing about Cloudflare's protocol, its configuration or its edge" >>/srv/lab/stand-ins
+other to port 80, or SSH to port 22; proves nothing about Cloudflare's protocol, its configuration or its edge" >>/srv/lab/stand-ins
