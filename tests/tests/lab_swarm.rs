@@ -152,7 +152,7 @@ fn swarm_on(name: &str, image: Image) -> Result<()> {
     shipped.in_force()?;
     shipped.unchanged("the run after a restart")?;
     a_site_comes_and_goes(&shipped)?;
-    trap_17_a_newer_major_is_not_taken(host)
+    trap_17_a_newer_major_is_taken_when_it_is_asked_for(&shipped)
 }
 
 /// Profile `site`, in the form of its command.
@@ -177,22 +177,40 @@ fn a_site_comes_and_goes(shipped: &Shipped) -> Result<()> {
     Ok(())
 }
 
-/// A repository that has Docker 30, too.
-fn trap_17_a_newer_major_is_not_taken(host: &Host) -> Result<()> {
-    host.sh(
-        "mkdir -p /srv/newer/x/DEBIAN; cd /srv/newer
-         printf 'Package: docker-ce\\nVersion: 5:30.0.0-1\\nArchitecture: all\\nMaintainer: lab <lab@localhost>\\nDescription: newer\\n' >x/DEBIAN/control
-         dpkg-deb --build x newer.deb >/dev/null; rm -r x
-         { dpkg-deb -f newer.deb; echo Filename: ./newer.deb; echo Size: $(stat -c %s newer.deb); echo SHA256: $(sha256sum newer.deb | cut -d ' ' -f 1); } >Packages
-         echo 'deb [trusted=yes] file:/srv/newer ./' >/etc/apt/sources.list.d/newer.list
-         apt-get update -q >/dev/null",
-    )?;
+/// A repository that has Docker 30, too: it is not taken, until the profile is told to.
+fn trap_17_a_newer_major_is_taken_when_it_is_asked_for(shipped: &Shipped) -> Result<()> {
+    let (rig, host) = (&shipped.rig, &shipped.host);
+    // The very packages of before under another version.
+    let make = r"mkdir -p /srv/newer; cd /srv/newer
+        apt-get -q download docker-ce docker-ce-cli >/dev/null
+        for deb in *.deb; do
+            dpkg-deb -R $deb x; sed -i 's/^Version: 5:29/Version: 5:30/' x/DEBIAN/control
+            rm $deb; dpkg-deb -Znone -b x $deb >/dev/null; rm -r x
+            { dpkg-deb -f $deb; echo Filename: ./$deb; echo Size: $(stat -c %s $deb); echo SHA256: $(sha256sum $deb | cut -d ' ' -f 1); echo; } >>Packages
+        done
+        echo 'deb [trusted=yes] file:/srv/newer ./' >/etc/apt/sources.list.d/newer.list
+        apt-get update -q >/dev/null";
+    host.exec_with(&["sh", "-ec", make], b"", Duration::from_secs(120))?.ok()?;
     let would = || host.sh("apt-get -s dist-upgrade | grep -c '^Inst docker-ce ' || true");
     assert_eq!(would()?, "0", "Docker 30 would be installed");
     // The control: without the file, apt takes it.
     host.sh("mv /etc/apt/preferences.d/postern-docker /root/")?;
     assert_eq!(would()?, "1");
-    host.sh("mv /root/postern-docker /etc/apt/preferences.d/; rm /etc/apt/sources.list.d/newer.list")?;
+    host.sh("mv /root/postern-docker /etc/apt/preferences.d/")?;
+
+    let raised = ["--var", "docker_major=30", "--var", "docker_users=ada"];
+    let apply = [&["apply", "swarm", "-H", &host.name][..], &raised].concat();
+    finish(rig.command(&apply), LONG)?.expect(0);
+    for package in ["docker-ce", "docker-ce-cli"] {
+        let version = host.sh(&format!("dpkg-query -W -f '${{Version}}' {package}"))?;
+        assert!(version.starts_with("5:30."), "{package} {version}");
+    }
+    host.sh("id -nG ada | grep -qw docker")?;
+    wait_for("Traefik answers under the new engine", Duration::from_secs(120), || {
+        Ok(get(at(host, 80), "/config").is_ok())
+    })?;
+    let again = finish(rig.command(&apply), LONG)?.expect(0);
+    assert!(!said(&again).contains(" changed"), "{again:?}");
     Ok(())
 }
 
