@@ -1,4 +1,5 @@
 //! `cargo xtask test`: builds everything once, runs every suite, and counts what ran, what failed and what was skipped.
+mod beside;
 mod libtest;
 mod report;
 mod suite;
@@ -23,8 +24,8 @@ const DOC_DEADLINE: Duration = Duration::from_secs(10 * 60);
 /// The package whose integration tests make hosts, in files with this prefix.
 const LAB_PACKAGE: &str = "postern-tests";
 const LAB_PREFIX: &str = "lab_";
-/// The suite whose hosts are virtual machines. The emulator is heavy, so it is installed for that one only. Like every
-/// suite it has the machine to itself: an emulator takes whole cores, and others wait for states with deadlines.
+/// The suite whose hosts are virtual machines. The emulator is heavy, so it is installed for that one only. It has the
+/// machine to itself: an emulator takes whole cores, and others wait for states with deadlines.
 const MACHINES_SUITE: &str = "lab_tier2";
 /// The suite that fetches `ssh-audit` from PyPI, for which it needs Python.
 const AUDIT_SUITE: &str = "lab_audit";
@@ -59,38 +60,39 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         .stage("static agent", || agent::build(Arch::of_this_machine().map_err(anyhow::Error::msg)?))?;
     println!("{agent}");
 
-    let (hosts, alone): (Vec<_>, Vec<_>) = suites(&programs.0).partition(|e| makes_hosts(e));
-    let all = |list: &[&Executable], report: &mut Report| -> Result<()> {
-        for executable in list {
-            let mut command = harness(executable, options.filter.as_deref());
-            lab::set_paths(&mut command, &agent.path, programs.find("postern")?);
-            if require_lab {
-                command.env("POSTERN_REQUIRE_LAB", "1");
-            }
-            let with_hosts = makes_hosts(executable);
-            if with_hosts && options.no_lab {
-                report.add(suite::left_out(&name(executable), command, "lab: left out (--no-lab)")?);
-                continue;
-            }
-            if with_hosts {
-                let hosts =
-                    if is_of_machines(executable) { lab::machines_at_once } else { lab::parallel_hosts };
-                command.arg(format!("--test-threads={}", hosts()));
-            }
-            let plan = Plan {
-                deadline: if with_hosts { LAB_DEADLINE } else { UNIT_DEADLINE },
-                follow: with_hosts,
-                expects_tests: options.filter.is_none() && has_tests(executable),
-            };
-            report.add(suite::run(&name(executable), command, plan)?);
+    let command = |executable: &Executable| -> Result<Command> {
+        let mut command = harness(executable, options.filter.as_deref());
+        lab::set_paths(&mut command, &agent.path, programs.find("postern")?);
+        if require_lab {
+            command.env("POSTERN_REQUIRE_LAB", "1");
         }
-        Ok(())
+        Ok(command)
     };
-    all(&alone, &mut report)?;
+    let (hosts, alone): (Vec<_>, Vec<_>) = suites(&programs.0).partition(|e| makes_hosts(e));
+    for executable in alone {
+        let plan = plan(executable, options, UNIT_DEADLINE);
+        report.add(suite::run(&name(executable), command(executable)?, plan)?);
+    }
     if let Some(images) = images {
         report.stage("images (rest)", || images.wait())?;
     }
-    all(&hosts, &mut report)?;
+    let (machines, mut beside) = (lab::machines_at_once(), Vec::new());
+    for executable in hosts {
+        let (name, mut command) = (name(executable), command(executable)?);
+        if options.no_lab {
+            report.add(suite::left_out(&name, command, "lab: left out (--no-lab)")?);
+            continue;
+        }
+        let plan = plan(executable, options, LAB_DEADLINE);
+        if is_of_machines(executable) {
+            command.arg(format!("--test-threads={machines}"));
+            report.add(suite::run(&name, command, plan)?);
+            continue;
+        }
+        let (tests, _) = suite::list(&name, harness(executable, options.filter.as_deref()))?;
+        beside.push(beside::Waiting { name, command, plan, tests: tests.len() });
+    }
+    beside::run(beside, lab::parallel_hosts(), &mut |suite| report.add(suite))?;
     if options.filter.is_none() {
         report.add(documentation(options.locked || ci)?);
     }
@@ -153,6 +155,14 @@ impl Drop for Images {
         if let Some(mut process) = self.0.take() {
             let _ = process.wait();
         }
+    }
+}
+
+fn plan(executable: &Executable, options: &Options, deadline: Duration) -> Plan {
+    Plan {
+        deadline,
+        follow: makes_hosts(executable),
+        expects_tests: options.filter.is_none() && has_tests(executable),
     }
 }
 

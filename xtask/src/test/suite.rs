@@ -29,7 +29,7 @@ pub(crate) struct Suite {
 pub(crate) struct Plan {
     /// It is killed then, and has failed.
     pub(crate) deadline: Duration,
-    /// Show each test's result as it comes.
+    /// Show each test's result as it comes, with the suite's name: others may run beside it.
     pub(crate) follow: bool,
     /// No test in it is an error.
     pub(crate) expects_tests: bool,
@@ -87,14 +87,15 @@ pub(crate) fn run(name: &str, mut command: Command, plan: Plan) -> Result<Suite>
     let mut aside = VecDeque::new();
     let ended = follow(child, &rx, start + plan.deadline, &mut |said| match said {
         Said::Out(line) => match reader.line(&line) {
+            Line::Failure if plan.follow => println!("{name}: {line}"),
             Line::Failure => println!("{line}"),
-            Line::Progress if plan.follow => println!("{line}"),
+            Line::Progress if plan.follow => println!("{name}: {line}"),
             Line::Progress | Line::Noise => {}
         },
         Said::Err(line) => {
             reader.markers(&line);
             if plan.follow {
-                eprintln!("{line}");
+                eprintln!("{name}: {line}");
             } else {
                 // Worth reading only when something is wrong.
                 aside.truncate(ASIDE - 1);
