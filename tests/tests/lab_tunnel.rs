@@ -170,7 +170,7 @@ fn life(name: &str, image: Image) -> Result<()> {
 fn a_site(life: &Life) -> Result<()> {
     let (rig, name) = (&life.rig, life.host.name.as_str());
     let internet = rig.lab.internet()?;
-    let image = internet.images().iter().find(|image| image.contains("traefik"));
+    let image = internet.images().iter().find(|image| image.starts_with("postern-lab/web:"));
     let add = ["site", "add", name, SITE, "--image", image.context("no image that goes on running")?];
     // A certificate needs its secret, which is said before anything is touched.
     let refused = life.run(&[&add[..], &["--dns", "hetzner"]].concat())?.expect(2);

@@ -32,8 +32,8 @@ const SHIPPED: &[&str] = &["cloud-init", "python3"];
 /// Added where the image boots by itself.
 const KERNEL: &[&str] = &["initramfs-tools", "kmod", "linux-image-cloud-amd64"];
 
-/// Added where the small internet is served from: its name server, its web server and its registry, and what fills
-/// them.
+/// Added where the small internet is served from: its name server, its web server, its registry and its ACME server, and
+/// what fills them.
 const SERVERS: &[&str] = &[
     "apt-utils",
     "bind9",
@@ -43,6 +43,8 @@ const SERVERS: &[&str] = &[
     "gnupg",
     "nginx",
     "openssl",
+    "pebble",
+    "perl",
     "skopeo",
     "zstd",
 ];

@@ -2,14 +2,15 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The public names that the lab answers for. All else is asked of the machine's own resolvers.
-pub(super) const NAMES: [&str; 9] = [
+pub(super) const NAMES: [&str; 10] = [
     DOCKER,
     CLOUDFLARE,
     REGISTRY,
     "auth.docker.io",
     "production.cloudflare.docker.com",
-    "acme-v02.api.letsencrypt.org",
-    "acme-staging-v02.api.letsencrypt.org",
+    ACME,
+    ACME_STAGING,
+    CLOUDFLARE_API,
     EDGE,
     TUNNEL,
 ];
@@ -21,6 +22,16 @@ pub(super) const CLOUDFLARE: &str = "pkg.cloudflare.com";
 pub(super) const EDGE: &str = "region1.v2.argotunnel.com";
 /// What is asked for by this name goes to whoever listens at the gateway's port 7845: to a test's edge.
 pub(super) const TUNNEL: &str = "app.tunnel.test";
+/// Let's Encrypt.
+pub(super) const ACME: &str = "acme-v02.api.letsencrypt.org";
+/// The one of theirs for trying out; here it is the same.
+const ACME_STAGING: &str = "acme-staging-v02.api.letsencrypt.org";
+/// Where the ACME server listens, at the gateway and for this machine alone: for clients, and for who runs it.
+pub(super) const ACME_PORTS: [u16; 2] = [14000, 15000];
+/// Where Cloudflare's zones are changed.
+const CLOUDFLARE_API: &str = "api.cloudflare.com";
+/// The one token that is good for it.
+pub(super) const CLOUDFLARE_TOKEN: &str = "lab-cloudflare-token-0123456789abcdef";
 /// Docker Hub.
 const REGISTRY: &str = "registry-1.docker.io";
 /// A zone that is nobody's outside, for records that come and go while the lab runs.
@@ -85,7 +96,9 @@ pub(super) fn nginx(at: Gateway) -> String {
          log_format asked '$remote_addr $request_method https://$host$request_uri $status';\n  \
          access_log /var/log/nginx/asked asked;\n  default_type application/octet-stream;\n  sendfile on;\n  \
          ssl_certificate /srv/lab/tls/server.crt;\n  ssl_certificate_key /srv/lab/tls/server.key;\n\
-         {}{}  \
+         {}{}{}  \
+         server {{\n{}    server_name {CLOUDFLARE_API};\n    location / {{ return 404; }}\n    location /client/v4/ {{\n      \
+         proxy_pass http://unix:/run/lab/cloudflare.sock;\n    }}\n  }}\n  \
          server {{\n{}    server_name {REGISTRY};\n    client_max_body_size 0;\n    location / {{\n      \
          proxy_pass http://unix:/run/lab/registry.sock;\n      proxy_set_header Host $http_host;\n      \
          proxy_set_header X-Forwarded-Proto https;\n      proxy_request_buffering off;\n    }}\n  }}\n  \
@@ -95,6 +108,8 @@ pub(super) fn nginx(at: Gateway) -> String {
          return 404 \"the lab answers for $host, and has nothing there\\n\";\n  }}\n}}\n",
         files(DOCKER, "docker"),
         files(CLOUDFLARE, "cloudflare"),
+        acme(at, &listen("")),
+        listen(""),
         listen(""),
         listen(""),
         at.v4,
@@ -112,18 +127,46 @@ http: {net: unix, addr: /run/lab/registry.sock}
 log: {level: warn}
 ";
 
-/// Starts the servers as the first process of their namespace: when one ends, all do.
-pub(super) const START: &str = "\
-#!/bin/bash
-mkdir -p /run/lab /run/named
-chown www-data:www-data /run/lab
-setpriv --reuid=www-data --regid=www-data --clear-groups docker-registry serve /etc/lab/registry.yml &
-named -g -n 1 -u bind -c /etc/lab/named.conf &
-nginx -c /etc/lab/nginx.conf &
-wait -n
-echo \"a server of the small internet ended with $?\"
-exit 1
-";
+/// The place of the ACME server, which has its directory elsewhere and makes its addresses of the name it is asked by.
+fn acme(at: Gateway, listen: &str) -> String {
+    let to = format!("https://{}:{}", at.v4, ACME_PORTS[0]);
+    format!(
+        "  server {{\n{listen}    server_name {ACME} {ACME_STAGING};\n    proxy_set_header Host $host;\n    \
+         location / {{ proxy_pass {to}; }}\n    location = /directory {{ proxy_pass {to}/dir; }}\n  }}\n"
+    )
+}
+
+/// Configuration of the ACME server.
+pub(super) fn pebble(at: Gateway) -> String {
+    let [clients, own] = ACME_PORTS;
+    format!(
+        "{{\"pebble\": {{\"listenAddress\": \"{0}:{clients}\", \"managementListenAddress\": \"{0}:{own}\",\n\
+         \"certificate\": \"/run/lab/server.crt\", \"privateKey\": \"/run/lab/server.key\",\n\
+         \"httpPort\": 80, \"tlsPort\": 443, \"ocspResponderURL\": \"\"}}}}\n",
+        at.v4
+    )
+}
+
+/// The stand-in for Cloudflare's API.
+pub(super) const CLOUDFLARE_PL: &str = include_str!("serve/cloudflare.pl");
+
+/// Starts the servers as the first process of their namespace: when one ends, all do. The ACME server asks for each
+/// challenge, takes every nonce of its own and does not wait: what it does at random by itself would be the tests' luck.
+pub(super) fn start(at: Gateway) -> String {
+    let server = at.v4;
+    format!(
+        "#!/bin/bash\nmkdir -p /run/lab /run/named\nchown www-data:www-data /run/lab\n\
+         install -o www-data -m 400 -t /run/lab /srv/lab/tls/server.crt /srv/lab/tls/server.key\n\
+         as='setpriv --reuid=www-data --regid=www-data --clear-groups'\n\
+         $as docker-registry serve /etc/lab/registry.yml &\n\
+         $as perl /etc/lab/cloudflare.pl /run/lab/cloudflare.sock {server} {ZONE} </etc/lab/cloudflare-token &\n\
+         PEBBLE_VA_NOSLEEP=1 PEBBLE_WFE_NONCEREJECT=0 PEBBLE_AUTHZREUSE=0 \
+         $as pebble -config /etc/lab/pebble.json -dnsserver {server}:53 &\n\
+         named -g -n 1 -u bind -c /etc/lab/named.conf &\n\
+         nginx -c /etc/lab/nginx.conf &\n\
+         wait -n\necho \"a server of the small internet ended with $?\"\nexit 1\n"
+    )
+}
 
 /// The addresses after `nameserver` in a `resolv.conf`.
 pub(super) fn resolvers(resolv_conf: &str) -> Vec<IpAddr> {

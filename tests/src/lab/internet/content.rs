@@ -12,7 +12,7 @@ use crate::lab::error::{LabError, Result};
 use crate::lab::spec::Image;
 use crate::lab::store::Places;
 use crate::lab::sys::{Cmd, make_dir, read_text, remove, unmount_and_remove, write_file};
-use crate::lab::{guest, image};
+use crate::lab::{self, guest, image, venv};
 
 /// Packing half a gigabyte takes half a minute; a slow mirror may take longer.
 const BUILD_DEADLINE: Duration = Duration::from_secs(10 * 60);
@@ -45,8 +45,13 @@ impl Content {
     /// The content, which is made first when it is not in the cache.
     pub(super) fn ensure(places: &Places) -> Result<Content> {
         let slots = slots_dir(places);
-        let key = key(&slots)?;
-        let dir = image::once(&places.cache, &key, |temp| fill(places, &slots, temp))?;
+        let traefik = venv::traefik(&places.cache)?;
+        if let Err(why) = &traefik {
+            lab::warn(&format!("the small internet has no real Traefik: {why}"));
+        }
+        let traefik = traefik.ok();
+        let key = key(&slots, traefik.is_some())?;
+        let dir = image::once(&places.cache, &key, |temp| fill(places, &slots, traefik.as_deref(), temp))?;
         Ok(Content { dir })
     }
 
@@ -72,7 +77,7 @@ impl Content {
 
 /// Its folder in the cache, whether it is there or not.
 pub(super) fn place(places: &Places) -> Result<PathBuf> {
-    Ok(places.cache.join(key(&slots_dir(places))?))
+    Ok(places.cache.join(key(&slots_dir(places), venv::has_traefik(&places.cache))?))
 }
 
 /// Where the real things may be put that the lab has none of, to be served instead of stand-ins:
@@ -82,7 +87,7 @@ fn slots_dir(places: &Places) -> PathBuf {
 }
 
 /// Follows all that decides what comes out. Of what lies in the slots, name, size and time are looked at, as it is large.
-fn key(slots: &Path) -> Result<String> {
+fn key(slots: &Path, traefik: bool) -> Result<String> {
     let mut hash = Sha256::new();
     let mut add = |text: &str| {
         hash.update(text.len().to_le_bytes());
@@ -94,6 +99,7 @@ fn key(slots: &Path) -> Result<String> {
     for image in [Image::SERVERS, Image::BOOKWORM, Image::TRIXIE] {
         add(&image::key(image));
     }
+    add(if traefik { venv::TRAEFIK } else { "" });
     for (path, size, time) in files_below(slots)? {
         add(&format!("{} {size} {time}", path.display()));
     }
@@ -122,7 +128,7 @@ fn files_below(dir: &Path) -> Result<Vec<(PathBuf, u64, i64)>> {
     Ok(found.into_iter().map(|(path, (size, time))| (path, size, time)).collect())
 }
 
-fn fill(places: &Places, slots: &Path, temp: &Path) -> Result<()> {
+fn fill(places: &Places, slots: &Path, traefik: Option<&Path>, temp: &Path) -> Result<()> {
     let work = temp.join("work");
     guest::mount(&work, &[&image::ensure(places, Image::SERVERS)?], None)?;
     let build = work.join("root/build");
@@ -135,6 +141,10 @@ fn fill(places: &Places, slots: &Path, temp: &Path) -> Result<()> {
         Cmd::new(["cp".as_ref(), "-rL".as_ref(), from.as_os_str(), to.as_os_str()])
             .deadline(BUILD_DEADLINE)
             .run()?;
+    }
+    if let Some(program) = traefik {
+        let to = build.join("traefik");
+        fs::copy(program, &to).map_err(LabError::io("copy", program))?;
     }
     for image in [Image::BOOKWORM, Image::TRIXIE] {
         fetch_engine(places, image, temp, &build.join("debs").join(image.release.to_string()))?;

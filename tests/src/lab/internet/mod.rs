@@ -1,13 +1,13 @@
 //! The lab's small internet: servers at a lab's gateway address that answer for a few public names.
 //!
-//! They are Debian's own bind, nginx and docker-registry, run from an image in namespaces and a control group of their
+//! They are Debian's own bind, nginx, docker-registry and pebble, run from an image in namespaces and a control group of their
 //! own, with no program installed on the machine. What they serve is made once by the scripts in `build/`. A private
 //! key of the authority or of a repository lies in the lab's cache alone, and no host or server sees it.
 mod config;
 mod content;
 
 use std::io::Write;
-use std::net::{Ipv4Addr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ use super::error::{LabError, Result};
 use super::net::{self, Net};
 use super::spec::Image;
 use super::store::Places;
-use super::sys::{Cmd, SAFE_PATH, make_dir, read_text, unmount_and_remove, wait_until, write_file};
+use super::sys::{Cmd, Output, SAFE_PATH, make_dir, read_text, unmount_and_remove, wait_until, write_file};
 use super::{guest, image, supervise};
 use config::Gateway;
 use content::Content;
@@ -82,7 +82,10 @@ impl Internet {
         write_file(etc.join("names.zone"), config::zone(at), 0o644)?;
         write_file(etc.join("nginx.conf"), config::nginx(at), 0o644)?;
         write_file(etc.join("registry.yml"), config::REGISTRY_YML, 0o644)?;
-        write_file(etc.join("start"), config::START, 0o755)?;
+        write_file(etc.join("pebble.json"), config::pebble(at), 0o644)?;
+        write_file(etc.join("cloudflare.pl"), config::CLOUDFLARE_PL, 0o644)?;
+        write_file(etc.join("cloudflare-token"), config::CLOUDFLARE_TOKEN, 0o600)?;
+        write_file(etc.join("start"), config::start(at), 0o755)?;
         let zone = self.root().join("var/cache/bind").join(config::ZONE);
         write_file(zone, config::own_zone(at), 0o644)?;
         for (protocol, port) in PORTS {
@@ -116,11 +119,17 @@ impl Internet {
 
     /// Which of the servers does not answer yet; empty when all do.
     fn silent(&self) -> Result<&'static str> {
-        if UnixStream::connect(self.registry_socket()).is_err() {
-            return Ok("the registry");
+        for (what, socket) in [("the registry", "registry"), ("Cloudflare's API", "cloudflare")] {
+            if UnixStream::connect(self.root().join(format!("run/lab/{socket}.sock"))).is_err() {
+                return Ok(what);
+            }
         }
-        if TcpStream::connect((self.name_server(), 443)).is_err() {
-            return Ok("the web server");
+        let [clients, own] = config::ACME_PORTS;
+        for (what, port) in [("the web server", 443), ("the ACME server", clients), ("the ACME server", own)]
+        {
+            if TcpStream::connect((self.name_server(), port)).is_err() {
+                return Ok(what);
+            }
         }
         let ours = self.dig(config::DOCKER, "A")? == [self.name_server().to_string()];
         Ok(if ours { "" } else { "the name server" })
@@ -128,10 +137,6 @@ impl Internet {
 
     fn root(&self) -> PathBuf {
         self.inner.dir.join("root")
-    }
-
-    fn registry_socket(&self) -> PathBuf {
-        self.root().join("run/lab/registry.sock")
     }
 
     /// What the name server answers: one line a record, none while it does not.
@@ -178,6 +183,30 @@ impl Internet {
     /// The certificate of the authority that signed for all names, in PEM.
     pub fn ca_certificate(&self) -> &str {
         &self.inner.ca
+    }
+
+    /// The certificate of the ACME server's own root, in PEM. It is another one in each run, and nobody trusts it.
+    pub fn acme_root(&self) -> Result<String> {
+        let ([_, port], server) = (config::ACME_PORTS, self.name_server());
+        let to = format!("{}:{port}:{server}", config::ACME);
+        let url = format!("https://{}:{port}/roots/0", config::ACME);
+        let argv = ["curl", "-sSf", "-m", "10", "--cacert", "/srv/lab/ca.crt", "--resolve", &to, &url];
+        Ok(self.chroot(&argv).run()?.text())
+    }
+
+    /// The only token that is good for Cloudflare's API, and so for records in the zone [`Internet::zone`].
+    pub fn cloudflare_token(&self) -> &'static str {
+        config::CLOUDFLARE_TOKEN
+    }
+
+    /// Asks a host for what another name leads to outside, as somebody who trusts the ACME server's root and no other:
+    /// how curl ended. `more` are arguments of curl's.
+    pub fn ask(&self, host: IpAddr, url: &str, more: &[&str]) -> Result<Output> {
+        let root = self.acme_root()?;
+        write_file(self.root().join("run/lab/acme.pem"), root, 0o644)?;
+        let to = if host.is_ipv6() { format!("::[{host}]:") } else { format!("::{host}:") };
+        let argv = ["curl", "-sS", "-m", "10", "--cacert", "/run/lab/acme.pem", "--connect-to", &to, url];
+        self.chroot(&[&argv, more].concat()).output()
     }
 
     /// The full fingerprint of the key of Docker's packages.

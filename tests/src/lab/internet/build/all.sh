@@ -46,5 +46,9 @@ for suite in any bookworm trixie; do
     bash $here/repository.sh $cloudflare/cloudflared $suite main cloudflared cloudflare@lab.invalid $pool
 done
 gpgconf --kill all
+cat >>/srv/lab/stand-ins <<'END'
+Let's Encrypt, staging and production: one Pebble, its own test server; proves the protocol and the challenge by DNS, and nothing about limits, policies or chains of theirs
+api.cloudflare.com: the calls of an ACME client, for one token and one zone; proves that the token arrives and what is done with it, and nothing about Cloudflare's scopes, limits or other answers
+END
 bash $here/images.sh "$version"
 chmod -R a+rX /srv/lab/www
