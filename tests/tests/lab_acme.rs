@@ -93,8 +93,8 @@ fn a_certificate_by_dns() -> Result<()> {
     Ok(())
 }
 
-/// The whole way with the shipped profiles and the real Traefik: a token becomes a secret of the Swarm, a site gets its
-/// certificate with it and is served. Debian 13, whose engine is the newer one.
+/// The whole way with the shipped profiles and the real Traefik: a token becomes a secret of the Swarm, and with the right
+/// one a site gets its certificate and is served. Debian 13, whose engine is the newer one.
 #[test]
 fn trap_21_and_22_a_site_answers_over_https() -> Result<()> {
     let Some(mut rig) = Rig::open() else { return Ok(()) };
@@ -112,8 +112,7 @@ fn trap_21_and_22_a_site_answers_over_https() -> Result<()> {
         rig.host_with(HostSpec { docker: true, internet: true, ..HostSpec::new("https", Image::TRIXIE) })?;
     serve_time(&host)?;
 
-    let token = internet.cloudflare_token();
-    rig.set_secret("dns-cloudflare", token)?.expect(0);
+    rig.set_secret("dns-cloudflare", "not-the-token")?.expect(0);
     let key = std::fs::read_to_string(rig.lab.public_key())?;
     let vars = [
         "admin=ada".to_owned(),
@@ -144,20 +143,22 @@ fn trap_21_and_22_a_site_answers_over_https() -> Result<()> {
     let image = image("postern-lab/web:").context("no image of a web server")?;
     let add = ["site", "add", &host.name, SITE, "--image", image, "--port", "8080", "--dns", "cloudflare"];
     finish(rig.command(&add), LONG)?.expect(0);
-    let mut last = String::new();
-    let served = wait_for("the site answers over https", SHORT, || {
-        let answer = internet.ask(host.v4.into(), &format!("https://{SITE}/"), &["-f"])?;
-        last = if answer.success() { answer.text() } else { answer.error_text() };
-        Ok(answer.success())
-    });
-    if let Err(why) = served {
-        let logs = host.sh("docker service logs --raw traefik 2>&1 | tail -n 40")?;
-        anyhow::bail!("{why:#}: {last}\n{logs}");
-    }
+    let logged = || host.sh("docker service logs --raw traefik 2>&1 | tail -n 60");
+    wait_for("Traefik is refused with the wrong token", SHORT, || {
+        Ok(logged()?.contains("Invalid access token"))
+    })?;
+    let site = |at: IpAddr| internet.ask(at, &format!("https://{SITE}/"), &["-f"]);
+    ensure!(!site(host.v4.into())?.success(), "it is served with a certificate of nobody's");
+
+    let token = internet.cloudflare_token();
+    rig.set_secret("dns-cloudflare", token)?.expect(0);
+    finish(rig.command(&["apply", "swarm", "-H", &host.name]), LONG)?.expect(0);
+    let served = wait_for("the site answers over https", SHORT, || Ok(site(host.v4.into())?.success()));
+    served.with_context(|| logged().unwrap_or_default())?;
     // The very container of the site, on both protocols, with a certificate for this name alone.
     let container = host.sh("docker ps -q --filter label=com.docker.swarm.service.name=app-lab-test")?;
     for at in both {
-        assert_eq!(internet.ask(at, &format!("https://{SITE}/"), &["-f"])?.text(), container, "{at}");
+        assert_eq!(site(at)?.text(), container, "{at}");
         let head = internet.ask(
             at,
             &format!("http://{SITE}/x"),
@@ -180,7 +181,13 @@ fn only_in_the_swarm(rig: &Rig, host: &Host, token: &str) -> Result<()> {
          /proc/[0-9]*/environ 2>/dev/null | sort; journalctl --no-pager | grep -cE '{PATTERN}'; \
          docker service logs traefik 2>&1 | grep -cE '{PATTERN}'; true"
     ))?;
-    assert_eq!(found, "");
+    let lines: Vec<&str> = found.lines().collect();
+    let [mounted, "0", "0"] = lines[..] else { anyhow::bail!("{found}") };
+    ensure!(
+        mounted.starts_with("/var/lib/docker/containers/") && mounted.contains("/mounts/secrets/"),
+        "{found}"
+    );
+    assert_eq!(host.sh(&format!("stat -f -c %T {mounted}"))?, "tmpfs");
     let shown = host.sh("docker service inspect traefik; docker secret inspect $(docker secret ls -q)")?;
     ensure!(!shown.contains(token), "{shown}");
     // The controller keeps it sealed.

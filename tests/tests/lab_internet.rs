@@ -192,7 +192,7 @@ fn nothing_is_left_behind() {
     let internet = lab.internet().unwrap();
     let (processes, run, at) = (internet.processes(), lab.run(), internet.name_server());
     assert!(processes.len() >= 4, "{processes:?}");
-    for port in [53, 443] {
+    for port in [53, 443, 14000, 15000] {
         let taken = TcpListener::bind((at, port)).unwrap_err();
         assert_eq!(taken.kind(), ErrorKind::AddrInUse, "{port}");
     }
