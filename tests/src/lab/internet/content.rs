@@ -188,3 +188,17 @@ fn jail<'a>(root: &Path, more: &[&str], argv: impl IntoIterator<Item = &'a str>)
     all.extend(argv.into_iter().map(str::to_owned));
     Cmd::new(all).clean_env(&[("HOME", "/root"), ("DEBIAN_FRONTEND", "noninteractive")])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The stand-in, the real one and the image's name are of one release.
+    #[test]
+    fn there_is_one_release_of_traefik() {
+        let version =
+            venv::TRAEFIK.split_whitespace().next().and_then(|word| word.split_once("==")).unwrap().1;
+        let images = SCRIPTS.iter().find(|(name, _)| *name == "images.sh").unwrap().1;
+        assert!(images.contains(&format!("\ntraefik=v{version}\n")), "{version}");
+    }
+}

@@ -1,8 +1,9 @@
 //! The lab's small internet: servers at a lab's gateway address that answer for a few public names.
 //!
-//! They are Debian's own bind, nginx, docker-registry and pebble, run from an image in namespaces and a control group of their
-//! own, with no program installed on the machine. What they serve is made once by the scripts in `build/`. A private
-//! key of the authority or of a repository lies in the lab's cache alone, and no host or server sees it.
+//! They are Debian's own bind, nginx, docker-registry and pebble, run from an image in namespaces and a control group
+//! of their own, with no program installed on the machine. What they serve is made once by the scripts in `build/`; what
+//! only a run has is in `serve/`. A private key of the authority or of a repository lies in the lab's cache alone, and no
+//! host or server sees it.
 mod config;
 mod content;
 
