@@ -144,9 +144,10 @@ fn trap_21_and_22_a_site_answers_over_https() -> Result<()> {
     let add = ["site", "add", &host.name, SITE, "--image", image, "--port", "8080", "--dns", "cloudflare"];
     finish(rig.command(&add), LONG)?.expect(0);
     let logged = || host.sh("docker service logs --raw traefik 2>&1 | tail -n 60");
-    wait_for("Traefik is refused with the wrong token", SHORT, || {
+    let refused = wait_for("Traefik is refused with the wrong token", SHORT, || {
         Ok(logged()?.contains("Invalid access token"))
-    })?;
+    });
+    refused.with_context(|| logged().unwrap_or_default())?;
     let site = |at: IpAddr| internet.ask(at, &format!("https://{SITE}/"), &["-f"]);
     ensure!(!site(host.v4.into())?.success(), "it is served with a certificate of nobody's");
 
