@@ -9,7 +9,9 @@ pub mod guard;
 pub mod host;
 pub mod ids;
 pub mod openpgp;
+pub mod parcel;
 pub mod plan;
+pub mod sealed;
 pub mod spec;
 pub mod text;
 
