@@ -77,7 +77,10 @@ pub fn main(args: &[String]) -> i32 {
         }
         Some("help" | "--help" | "-h") => return say(USAGE),
         Some("firewall") => return crate::firewall::main(args.get(1..).unwrap_or_default()),
-        Some("http-unix" | "hold-ports" | "settle-service") => return step(args),
+        Some(
+            "http-unix" | "hold-ports" | "settle-service" | "seal-volume" | "volume-key" | "volume-piece"
+            | "open-volume",
+        ) => return step(args),
         _ => {}
     }
     let args = match args {
@@ -321,7 +324,16 @@ fn step(args: &[String]) -> i32 {
             ["settle-service", name, seconds, "updated"] => {
                 crate::resources::settle_service(&sys, name, seconds, true, &mut out).await
             }
-            _ => Err("want `hold-ports PORTS SECONDS` or `settle-service NAME SECONDS [updated]`".to_owned()),
+            ["seal-volume", volume, key] => crate::resources::seal_volume(&sys, volume, key, &mut out).await,
+            ["volume-key"] => crate::resources::volume_key(&sys, &mut out),
+            ["volume-piece", offset] => crate::resources::volume_piece(&sys, offset, &mut std::io::stdin()),
+            ["open-volume", volume, service] => {
+                let (mut input, mut progress) = (std::io::stdin(), std::io::stderr());
+                crate::resources::open_volume(&sys, volume, service, &mut input, &mut out, &mut progress)
+                    .await
+            }
+            [command, ..] => Err(format!("{command}: these are not its arguments")),
+            [] => Err("a command is missing".to_owned()),
         }
     };
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {

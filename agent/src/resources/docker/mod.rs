@@ -8,10 +8,12 @@ pub(super) mod network;
 pub(super) mod service;
 mod settle;
 pub(super) mod swarm;
+mod volume;
 
 pub(crate) use hold::hold_ports;
 pub(crate) use make_call::http_unix;
 pub(crate) use settle::settle_service;
+pub(crate) use volume::{open_volume, seal_volume, volume_key, volume_piece};
 
 use std::time::Duration;
 

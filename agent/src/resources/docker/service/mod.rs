@@ -3,9 +3,12 @@
 //! A Swarm cannot change a config or a secret, nor remove one that is in use. So what is new gets a name of its own, the
 //! service is updated to it, and what nothing uses any more is removed once the update is through.
 
+mod renew;
 mod shape;
 #[cfg(test)]
 mod tests;
+
+pub(super) use renew::{Renewed, renew};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -131,11 +134,8 @@ impl Resource for SwarmService {
             let base = seen.service.as_ref().map_or(Value::Null, |service| service.spec.clone());
             steps.extend(change(&spec.name, seen, wanted.service(&spec.name, &base), spec.wait_s));
         } else if let Some(there) = seen.service.as_ref().filter(|service| service.stuck) {
-            // It says what is wanted already; counting this up is what makes a Swarm go on.
-            let mut again = there.spec.clone();
-            let count = again["TaskTemplate"]["ForceUpdate"].as_u64().unwrap_or(0);
-            again["TaskTemplate"]["ForceUpdate"] = (count + 1).into();
-            steps.extend(change(&spec.name, seen, again, spec.wait_s));
+            // It says what is wanted already; counting it up is what makes a Swarm go on.
+            steps.extend(change(&spec.name, seen, renew::again(&there.spec), spec.wait_s));
         } else if seen.service.as_ref().is_some_and(|service| !service.settled) {
             steps.push(wait(&spec.name, spec.wait_s, false));
         }

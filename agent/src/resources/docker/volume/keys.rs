@@ -1,0 +1,94 @@
+//! What a restore has on the host while it goes on, below `/run`: a reboot forgets it. The private key is used once.
+
+use std::path::PathBuf;
+
+use postern_proto::host::RUN_DIR;
+use postern_proto::parcel::MOST_SEALED;
+use postern_proto::sealed::{KEY, PrivateKey};
+use zeroize::Zeroizing;
+
+use crate::link::private_file::{prepare, private_dir, read};
+use crate::sys::Sys;
+
+/// The private key.
+const PRIVATE: &str = "key";
+/// Cipher text that came before the rest of it.
+const PIECES: &str = "sealed";
+
+fn dir(sys: &Sys) -> PathBuf {
+    sys.real(RUN_DIR).join("volumes")
+}
+
+fn failed(doing: &str, path: &std::path::Path) -> impl FnOnce(std::io::Error) -> String {
+    let what = format!("cannot {doing} {}", path.display());
+    move |error| format!("{what}: {error}")
+}
+
+fn write(sys: &Sys, name: &str, bytes: &[u8]) -> Result<(), String> {
+    let (dir, path) = (dir(sys), dir(sys).join(name));
+    private_dir(&dir).map_err(failed("make", &dir))?;
+    prepare(&path, bytes)
+        .and_then(crate::link::private_file::Prepared::commit)
+        .map_err(failed("write", &path))
+}
+
+fn remove(sys: &Sys, name: &str) -> Result<(), String> {
+    let path = dir(sys).join(name);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(failed("remove", &path)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn get(sys: &Sys, name: &str, limit: usize) -> Result<Option<Vec<u8>>, String> {
+    let path = dir(sys).join(name);
+    read(&path, limit as u64).map_err(failed("read", &path))
+}
+
+/// Keeps a key in the place of any other; what was sealed to that one is nobody's any more.
+pub(super) fn keep(sys: &Sys, key: &PrivateKey) -> Result<(), String> {
+    remove(sys, PIECES)?;
+    write(sys, PRIVATE, key.bytes())
+}
+
+/// Keeps a piece behind those that came before it.
+pub(super) fn add(sys: &Sys, offset: usize, piece: &[u8]) -> Result<(), String> {
+    let mut all = get(sys, PIECES, MOST_SEALED)?.unwrap_or_default();
+    if all.len() != offset {
+        return Err(format!(
+            "a piece at {offset} does not follow the {} bytes that are here: restore again",
+            all.len()
+        ));
+    }
+    if all.len() + piece.len() > MOST_SEALED {
+        return Err(format!("more than {MOST_SEALED} bytes"));
+    }
+    all.extend_from_slice(piece);
+    write(sys, PIECES, &all)
+}
+
+/// The key and the pieces; neither is here afterwards.
+pub(super) fn take(sys: &Sys) -> Result<(PrivateKey, Vec<u8>), String> {
+    let key = get(sys, PRIVATE, KEY)?.map(Zeroizing::new);
+    let pieces = get(sys, PIECES, MOST_SEALED)?.unwrap_or_default();
+    remove(sys, PRIVATE)?;
+    remove(sys, PIECES)?;
+    let bytes = key.as_ref().and_then(|key| key.as_slice().first_chunk::<KEY>());
+    let bytes = bytes.ok_or("the key that this was sealed to is not here any more: restore again")?;
+    Ok((PrivateKey::new(Zeroizing::new(*bytes)), pieces))
+}
+
+fn mark(volume: &str) -> String {
+    format!("unread-{}", super::encoded(volume))
+}
+
+/// Files were put into the volume, and the service that reads them has not been started since.
+pub(super) fn is_unread(sys: &Sys, volume: &str) -> Result<bool, String> {
+    Ok(get(sys, &mark(volume), 1)?.is_some())
+}
+
+/// Said before the first file is put: that need survives whatever cuts us off, but for a reboot, which starts the
+/// service anew.
+pub(super) fn set_unread(sys: &Sys, volume: &str, unread: bool) -> Result<(), String> {
+    if unread { write(sys, &mark(volume), b"") } else { remove(sys, &mark(volume)) }
+}
