@@ -40,6 +40,8 @@ async fn every_command_has_help() {
         &["profile", "list"],
         &["profile", "show"],
         &["profile", "check"],
+        &["site", "backup"],
+        &["site", "restore"],
         &["serve"],
         &["completions"],
     ] {
@@ -71,6 +73,8 @@ async fn mistakes_by_table() {
         (&["serve", "--listen", "nowhere:1"], 2, "error[usage]: \"nowhere:1\" is nothing to listen on"),
         (&["profile", "show", "nope"], 2, "error[profile]: nope: there is no shipped profile of this name"),
         (&["apply", "hello"], 2, "error: the following required arguments were not provided:"),
+        (&["site", "backup", "h"], 2, "error: the following required arguments were not provided:"),
+        (&["site", "restore", "h", "gone"], 2, "error[not-found]: there is no backup "),
     ] {
         let ended = shell.run(args).await;
         assert_eq!(ended.code, code, "{args:?}: {ended:?}");

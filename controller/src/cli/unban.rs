@@ -26,7 +26,8 @@ pub(crate) async fn unban(context: &Context, args: Unban) -> Result<Exit, CliErr
             .hint("name the host whose address it is to forget"));
     };
     let name = clean::line(&host.name);
-    let Some(Answer { run, end, said, why }) = ask(context, &mut client, host, argv, LIMIT_S, SAID).await?
+    let Some(Answer { run, end, said, why, .. }) =
+        ask(context, &mut client, host, argv, LIMIT_S, SAID).await?
     else {
         return Err(CliError::failed("interrupted", format!("{name}: whether it is unbanned is not known")));
     };

@@ -10,6 +10,7 @@ mod live;
 mod restore;
 mod reviewed;
 mod scenarios;
+mod site_backup;
 mod ssh_port;
 
 use std::collections::BTreeSet;

@@ -62,7 +62,7 @@ pub(crate) fn finished(
     })
 }
 
-fn daemon() -> FakeOperator {
+pub(crate) fn daemon() -> FakeOperator {
     let mut web = host("web1", LinkState::Up);
     web.vars = [("admin".to_owned(), "ada".to_owned())].into();
     web.profiles = vec!["hello".into()];
@@ -99,7 +99,7 @@ pub(crate) fn changes() -> FakeOperator {
 }
 
 /// A command that prints this and ends with this code.
-fn says(text: &str, code: i32) -> FakeOperator {
+pub(crate) fn says(text: &str, code: i32) -> FakeOperator {
     let state = if code == 0 { RunState::Ok } else { RunState::Failed };
     FakeOperator {
         updates: vec![
@@ -551,5 +551,6 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     ];
     all.extend(super::drift::scenarios());
     all.extend(super::ssh_port::scenarios());
+    all.extend(super::site_backup::scenarios());
     all
 }

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 mod archive;
+pub(crate) mod volume;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -129,6 +130,8 @@ pub(crate) struct FakeOperator {
     pub(crate) back: Option<v1::RestartAgentResponse>,
     /// What is seen of ports, look by look; the last stays.
     pub(crate) looks: Arc<Mutex<Vec<v1::LookAtPortsResponse>>>,
+    /// What the agents do with files of volumes; as with any command where there is nothing.
+    pub(crate) volume: Option<volume::FakeVolume>,
 }
 
 pub(crate) fn host(name: &str, link: v1::LinkState) -> v1::Host {
@@ -452,6 +455,13 @@ impl Operator for FakeOperator {
 
     async fn exec(&self, request: Request<v1::ExecRequest>) -> Result<Updates, Status> {
         let request = request.into_inner();
+        if let Some(volume) = &self.volume
+            && let Some((note, updates, end)) = volume.exec(&request.command_spec)
+        {
+            self.note(note);
+            let fake = Self { updates, end: Some(end), ..self.clone() };
+            return Ok(fake.stream(&request.host, "exec x", false, 0));
+        }
         self.note(format!("exec {}", String::from_utf8_lossy(&request.command_spec)));
         Ok(self.stream(&request.host, "exec x", false, 0))
     }

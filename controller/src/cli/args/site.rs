@@ -1,5 +1,7 @@
 //! `site`.
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand};
 
 const ADD_HELP: &str = "\
@@ -12,6 +14,23 @@ that Let's Encrypt gives for a record in the domain's DNS; the provider's token 
 The domain's own DNS record leads to the host, or to its tunnel; that is not made here. A site that is there is
 changed: what is not said stays as it is.";
 
+const BACKUP_HELP: &str = "\
+What Let's Encrypt gave to the Traefik of a host is on that host alone, and the same certificate is
+given a few times a week only. The file has private keys in it: whoever has it can pass for these
+domains. It is written with mode 0600, whole or not at all, and never over another file. On its way
+here all of it is sealed to a key that this command alone has.";
+
+const RESTORE_HELP: &str = "\
+For a host that was made anew, once it has Traefik and before its sites are added:
+
+  postern up root@HOST --profile swarm
+  postern site restore HOST FILE
+  postern site add HOST www.example.org --image nginx:1.29 --dns cloudflare
+
+Nothing is written before all of it was verified on the host. What is there and differs stays beside
+it as NAME.before-restore. Traefik is restarted where something is new to it; connections that begin
+meanwhile wait.";
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Site {
     /// Serve a domain by containers of an image, or change how that is done
@@ -21,6 +40,22 @@ pub(crate) enum Site {
     List {
         /// Name or id
         host: String,
+    },
+    /// Write the certificates of a host's sites, with their keys, to a file
+    #[command(after_help = BACKUP_HELP)]
+    Backup {
+        /// Name or id
+        host: String,
+        /// A file that does not exist yet
+        file: PathBuf,
+    },
+    /// Put certificates back on a host, so that nobody is asked for new ones
+    #[command(after_help = RESTORE_HELP)]
+    Restore {
+        /// Name or id
+        host: String,
+        /// As `postern site backup` wrote it, of this host or another one
+        file: PathBuf,
     },
     /// End a site: its containers go, volumes and DNS records stay
     Remove {

@@ -1,5 +1,8 @@
 //! `postern site`: web sites behind the Traefik of a host.
 
+mod acme;
+mod backup;
+mod kept;
 mod text;
 
 use std::collections::BTreeMap;
@@ -25,6 +28,8 @@ pub(crate) async fn site(context: &Context, command: Command) -> Result<Exit, Cl
     match command {
         Command::Add(args) => Box::pin(add(context, args)).await,
         Command::List { host } => list(context, &host).await,
+        Command::Backup { host, file } => Box::pin(backup::backup(context, &host, &file)).await,
+        Command::Restore { host, file } => Box::pin(backup::restore(context, &host, &file)).await,
         Command::Remove { host, domain, check } => Box::pin(remove(context, &host, &domain, check)).await,
     }
 }
