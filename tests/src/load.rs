@@ -41,14 +41,17 @@ pub struct Load {
 }
 
 impl Load {
-    /// Asks for a path so many times a second, over a new connection each time; what comes must have `holds` in it.
+    /// Asks for `http://HOST/PATH` so many times a second, over a new connection each time; what comes must have `holds`
+    /// in it.
     #[must_use]
-    pub fn start(to: SocketAddr, path: &str, holds: &str, per_second: u32) -> Self {
+    pub fn start(to: SocketAddr, url: &str, holds: &str, per_second: u32) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let (path, holds, stopped) = (path.to_owned(), holds.to_owned(), Arc::clone(&stop));
+        let (host, path) = url.trim_start_matches("http://").split_once('/').unwrap_or((url, ""));
+        let request = format!("GET /{path} HTTP/1.0\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        let (holds, stopped) = (holds.to_owned(), Arc::clone(&stop));
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(run(to, path, holds, per_second, stopped))
+            runtime.block_on(run(to, request, holds, per_second, stopped))
         });
         Self { stop, thread }
     }
@@ -62,7 +65,7 @@ impl Load {
 
 async fn run(
     to: SocketAddr,
-    path: String,
+    request: String,
     holds: String,
     per_second: u32,
     stop: Arc<AtomicBool>,
@@ -71,7 +74,7 @@ async fn run(
     let (answered, failed, slowest) =
         (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let why = Arc::new(Mutex::new(Vec::new()));
-    let request = Arc::new(format!("GET {path} HTTP/1.0\r\nHost: lab\r\nConnection: close\r\n\r\n"));
+    let request = Arc::new(request);
     let holds = Arc::new(holds);
     let mut ticks = tokio::time::interval(Duration::from_secs(1) / per_second);
     // One that comes late begins at once: the rate is over all.
@@ -133,6 +136,12 @@ async fn one(to: SocketAddr, request: &str, holds: &str) -> Result<()> {
     anyhow::ensure!(text.starts_with("HTTP/1."), "no HTTP: {:.80}", text);
     anyhow::ensure!(text.split(' ').nth(1) == Some("200") && text.contains(holds), "{:.200}", text);
     Ok(())
+}
+
+/// True once so many seconds have gone by, from now on.
+pub fn elapsed(seconds: u64) -> impl FnMut() -> Result<bool> {
+    let end = std::time::Instant::now() + Duration::from_secs(seconds);
+    move || Ok(std::time::Instant::now() >= end)
 }
 
 /// What one request is answered with; an error where there is no answer of 200.

@@ -3,11 +3,12 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail as tests do")]
 
 use std::io::Write as _;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use postern_tests::lab::{self, Host, HostSpec, Image, Internet, Output};
+use postern_tests::load::{Load, elapsed};
 use postern_tests::rig::{BOOT_DEADLINE, Rig, finish, said, wait_for};
 use postern_tests::time_server::serve_time;
 
@@ -16,6 +17,8 @@ const LONG: Duration = Duration::from_secs(900);
 /// For a package, and for a certificate.
 const SHORT: Duration = Duration::from_secs(120);
 const SITE: &str = "app.lab.test";
+/// Served by HTTP alone.
+const PLAIN: &str = "plain.lab.test";
 /// The lab's token for a search that must not find itself.
 const PATTERN: &str = "lab-cloudflare-toke[n]-0123456789abcdef";
 
@@ -140,8 +143,8 @@ fn trap_21_and_22_a_site_answers_over_https() -> Result<()> {
         ensure!(unknown.error_text().contains("certificate"), "{at}: {unknown:?}");
     }
 
-    let image = image("postern-lab/web:").context("no image of a web server")?;
-    let add = ["site", "add", &host.name, SITE, "--image", image, "--port", "8080", "--dns", "cloudflare"];
+    let web = image("postern-lab/web:").context("no image of a web server")?;
+    let add = ["site", "add", &host.name, SITE, "--image", web, "--port", "8080", "--dns", "cloudflare"];
     finish(rig.command(&add), LONG)?.expect(0);
     let logged = || host.sh("docker service logs --raw traefik 2>&1 | tail -n 60");
     let refused = wait_for("Traefik is refused with the wrong token", SHORT, || {
@@ -152,8 +155,7 @@ fn trap_21_and_22_a_site_answers_over_https() -> Result<()> {
     ensure!(!site(host.v4.into())?.success(), "it is served with a certificate of nobody's");
 
     let token = internet.cloudflare_token();
-    rig.set_secret("dns-cloudflare", token)?.expect(0);
-    finish(rig.command(&["apply", "swarm", "-H", &host.name]), LONG)?.expect(0);
+    trap_20_the_token_is_changed_without_a_lost_request(&rig, &host, web, token)?;
     let served = wait_for("the site answers over https", SHORT, || Ok(site(host.v4.into())?.success()));
     served.with_context(|| logged().unwrap_or_default())?;
     // The very container of the site, on both protocols, with a certificate for this name alone.
@@ -170,8 +172,66 @@ fn trap_21_and_22_a_site_answers_over_https() -> Result<()> {
     ensure!(internet.dig(&format!("_acme-challenge.{SITE}"), "TXT")?.is_empty(), "the record is still there");
 
     only_in_the_swarm(&rig, &host, token)?;
+    a_lost_certificate_comes_back(&rig, &host, &internet)?;
     let drift = finish(rig.command(&["drift", &host.name]), LONG)?.expect(0);
     ensure!(!said(&drift).contains(token), "{drift:?}");
+    Ok(())
+}
+
+/// T20 with the real Traefik: 220 requests a second for a minute and more, to a site that is served by HTTP.
+fn trap_20_the_token_is_changed_without_a_lost_request(
+    rig: &Rig,
+    host: &Host,
+    web: &str,
+    token: &str,
+) -> Result<()> {
+    let add = ["site", "add", &host.name, PLAIN, "--image", web, "--port", "8080"];
+    finish(rig.command(&add), LONG)?.expect(0);
+    let container = host.sh("docker ps -q --filter label=com.docker.swarm.service.name=plain-lab-test")?;
+    let (to, url) = (SocketAddr::new(host.v4.into(), 80), format!("http://{PLAIN}/"));
+    let answers = || Ok(rig.lab.internet()?.ask(host.v4.into(), &url, &["-f"])?.success());
+    wait_for("the site answers", SHORT, answers)?;
+    let load = Load::start(to, &url, &container, 220);
+    let minute = elapsed(62);
+    wait_for("some load", SHORT, elapsed(10))?;
+    rig.set_secret("dns-cloudflare", token)?.expect(0);
+    finish(rig.command(&["apply", "swarm", "-H", &host.name]), LONG)?.expect(0);
+    wait_for("what comes after it", SHORT, elapsed(10))?;
+    wait_for("a minute of load", SHORT, minute)?;
+    let outcome = load.stop()?;
+    let _ = writeln!(std::io::stdout(), "requests to the real Traefik: {outcome:?}");
+    ensure!(outcome.failed == 0 && outcome.lasted >= Duration::from_secs(60), "{outcome:?}");
+    ensure!(outcome.answered as f64 / outcome.lasted.as_secs_f64() >= 200.0, "{outcome:?}");
+    Ok(())
+}
+
+/// The volume is lost and Traefik with it: what was carried away is taken again, and nobody is asked for another one.
+fn a_lost_certificate_comes_back(rig: &Rig, host: &Host, internet: &Internet) -> Result<()> {
+    let file = rig.state_dir().join("https.site").display().to_string();
+    let done = rig.run(&["site", "backup", &host.name, &file])?.expect(0);
+    ensure!(said(&done).contains(SITE), "{done:?}");
+    let records = || -> Result<usize> {
+        let asked = internet.requests()?;
+        Ok(asked.iter().filter(|line| line.contains(" POST https://api.cloudflare.com/")).count())
+    };
+    let serial = || -> Result<String> {
+        let shown = internet.ask(
+            host.v4.into(),
+            &format!("https://{SITE}/"),
+            &["-f", "-o", "/dev/null", "-w", "%{certs}"],
+        )?;
+        let line = shown.text().lines().find(|line| line.starts_with("Serial Number:")).map(str::to_owned);
+        line.with_context(|| format!("no certificate: {shown:?}"))
+    };
+    let before = (records()?, serial()?);
+    host.sh("docker service rm traefik >/dev/null")?;
+    wait_for("the volume is nobody's", SHORT, || {
+        Ok(host.exec(&["docker", "volume", "rm", "traefik-acme"])?.success())
+    })?;
+    rig.run(&["site", "restore", &host.name, &file])?.expect(0);
+    finish(rig.command(&["apply", "swarm", "-H", &host.name]), LONG)?.expect(0);
+    wait_for("the site answers over https again", SHORT, || Ok(serial().is_ok()))?;
+    assert_eq!((records()?, serial()?), before);
     Ok(())
 }
 

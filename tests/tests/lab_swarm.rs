@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use contract::{Case, Undo, keeps};
 use postern_tests::lab::{Host, HostSpec, Image};
-use postern_tests::load::{Load, get};
+use postern_tests::load::{Load, elapsed, get};
 use postern_tests::rig::{BOOT_DEADLINE, Ended, Rig, apply, finish, managed_with, said, wait_for};
 use postern_tests::time_server::serve_time;
 
@@ -321,7 +321,7 @@ fn trap_20_and_22_a_token_is_changed_without_a_lost_request() -> Result<()> {
     let names = || host.sh("docker secret ls --format '{{.Name}}'");
     let before = names()?;
 
-    let load = Load::start(at(&host, 80), "/config", "providers", 220);
+    let load = Load::start(at(&host, 80), "http://lab/config", "providers", 220);
     wait_for("the load has gone on for ten seconds", Duration::from_secs(20), elapsed(10))?;
     rig.set_secret("dns-cloudflare", new)?.expect(0);
     let rotated = apply_for(&rig, &host, &traefik())?.expect(0);
@@ -353,7 +353,7 @@ fn trap_20_and_22_a_token_is_changed_without_a_lost_request() -> Result<()> {
         ))?;
     }
     // The control: the same load notices an update that holds nobody.
-    let load = Load::start(at(&host, 80), "/config", "providers", 220);
+    let load = Load::start(at(&host, 80), "http://lab/config", "providers", 220);
     host.exec_with(
         &["docker", "service", "update", "--force", "--quiet", "traefik"],
         b"",
@@ -364,12 +364,6 @@ fn trap_20_and_22_a_token_is_changed_without_a_lost_request() -> Result<()> {
     assert!(outcome.failed > 0, "the control: {outcome:?}");
 
     a_failed_update_is_told(&rig, &host)
-}
-
-/// True once so many seconds have gone by.
-fn elapsed(seconds: u64) -> impl FnMut() -> Result<bool> {
-    let end = std::time::Instant::now() + Duration::from_secs(seconds);
-    move || Ok(std::time::Instant::now() >= end)
 }
 
 /// An image that ends at once: the update is rolled back, the error is the task's, and what ran before answers.
