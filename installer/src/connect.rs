@@ -227,12 +227,12 @@ async fn attempt(
     let mut complaint = Complaint::default();
     let (stream, ends): (Box<dyn Stream>, _) = match (upstream, &hop.proxy) {
         (None, Some(command)) => {
-            let proxied = Proxied::start(command).map_err(|error| {
+            let (proxied, said) = Proxied::start(command).map_err(|error| {
                 let text = format!("cannot start the command that connects to {}", hop.address());
                 let error = BootstrapError::new(Code::JumpFailed, text).caused_by(error);
                 Failed::Final(error.at(Step::Connect))
             })?;
-            complaint = proxied.complaint();
+            complaint = said;
             (Box::new(proxied), None)
         }
         (None, None) => {
@@ -251,14 +251,17 @@ async fn attempt(
     }
     clock.host_key_begins(jump);
     let made = handshake(hop, jump, policy, algorithms, stream, waiter, console).await;
-    match (made, complaint.text()) {
-        (Ok(made), _) => Ok(Made { ends, ..made }),
-        // A command that says why it ended says more than a connection that is over.
-        (Err(Failed::Again(_)), said) if !said.is_empty() => {
+    let made = match made {
+        Ok(made) => return Ok(Made { ends, ..made }),
+        Err(failed) => failed,
+    };
+    match (made, complaint.text().await) {
+        // A command that says why says more than a connection that is over, or over which nothing comes.
+        (Failed::Again(_) | Failed::Silent, said) if !said.is_empty() => {
             let text = format!("the command that connects to {} says: {said}", hop.address());
             Err(Failed::Again(BootstrapError::new(Code::JumpFailed, text).at(Step::Connect)))
         }
-        (Err(failed), _) => Err(failed),
+        (failed, _) => Err(failed),
     }
 }
 

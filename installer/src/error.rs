@@ -159,7 +159,7 @@ impl Code {
                  (MaxStartups), or did it ban this address (fail2ban)?"
             }
             Self::JumpFailed => {
-                "check the jump host, and that it allows TCP forwarding to the host; or the command that connects to it"
+                "check the jump host, and that it allows TCP forwarding to the host; or the command that connects to it, which may want a login of its own first"
             }
             Self::NetworkUnreachable => {
                 "there is no route to that address from here; IPv6 without IPv6 here?"

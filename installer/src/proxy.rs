@@ -5,31 +5,42 @@ use std::pin::Pin;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite, BufReader, ReadBuf};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::task::JoinHandle;
+
+/// For what it says last.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// It ends with the connection.
 pub(crate) struct Proxied {
     from: ChildStdout,
     to: ChildStdin,
-    complaint: Complaint,
     _child: Child,
 }
 
 /// The last line that the program wrote to its standard error.
-#[derive(Clone, Default)]
-pub(crate) struct Complaint(Arc<Mutex<String>>);
+#[derive(Default)]
+pub(crate) struct Complaint {
+    line: Arc<Mutex<String>>,
+    reader: Option<JoinHandle<()>>,
+}
 
 impl Complaint {
-    pub(crate) fn text(&self) -> String {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// It may still be on its way when the connection is over.
+    pub(crate) async fn text(&mut self) -> String {
+        if let Some(reader) = self.reader.take() {
+            let _ = tokio::time::timeout(LINGER, reader).await;
+        }
+        self.line.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
 impl Proxied {
     /// Starts it, as OpenSSH does: by a shell.
-    pub(crate) fn start(command: &str) -> io::Result<Self> {
+    pub(crate) fn start(command: &str) -> io::Result<(Self, Complaint)> {
         let mut child = Command::new("/bin/sh")
             .args(["-c", &format!("exec {command}")])
             .stdin(Stdio::piped())
@@ -42,22 +53,19 @@ impl Proxied {
         else {
             return Err(io::Error::other("it has no standard input or output"));
         };
-        let complaint = Complaint::default();
-        let kept = complaint.clone();
-        tokio::spawn(async move {
+        let line = Arc::new(Mutex::new(String::new()));
+        let kept = Arc::clone(&line);
+        let reader = tokio::spawn(async move {
             let mut lines = BufReader::new(errors).split(b'\n');
             while let Ok(Some(line)) = lines.next_segment().await {
                 let line: String = String::from_utf8_lossy(&line).trim().chars().take(300).collect();
                 if !line.is_empty() {
-                    *kept.0.lock().unwrap_or_else(PoisonError::into_inner) = line;
+                    *kept.lock().unwrap_or_else(PoisonError::into_inner) = line;
                 }
             }
         });
-        Ok(Self { from, to, complaint, _child: child })
-    }
-
-    pub(crate) fn complaint(&self) -> Complaint {
-        self.complaint.clone()
+        let complaint = Complaint { line, reader: Some(reader) };
+        Ok((Self { from, to, _child: child }, complaint))
     }
 }
 

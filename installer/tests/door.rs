@@ -472,7 +472,8 @@ async fn a_login_through_a_command() {
     };
     // Its name has no address: only the command knows the way.
     let way = "bash -c 'exec 3<>/dev/tcp/127.0.0.1/%p; cat <&3 & exec cat >&3'";
-    log_in(options(way, fingerprint(&host, "ed25519")), &Answers::new()).await.unwrap();
+    let from = log_in(options(way, fingerprint(&host, "ed25519")), &Answers::new()).await.unwrap();
+    assert!(from.is_loopback(), "{from}");
     // It leads to this host, or nowhere.
     let other = format!("SHA256:{}", "A".repeat(43));
     let error = log_in(options(way, other), &Answers::new()).await.unwrap_err();

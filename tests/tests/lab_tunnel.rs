@@ -42,7 +42,7 @@ impl Life {
         let internet = rig.lab.internet()?;
         let Some(traefik) = image(&internet, "postern-lab/traefik:") else {
             // Not print!, which the test harness would swallow: a skipped test must be seen.
-            let _ = writeln!(std::io::stdout(), "SKIPPED the real Traefik is not to be had here");
+            let _ = writeln!(std::io::stdout(), "SKIPPED lab: the real Traefik is not to be had here");
             return Ok(None);
         };
         rig.serve()?;

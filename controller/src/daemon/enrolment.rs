@@ -35,6 +35,7 @@ pub(crate) fn store_status(error: &OpError) -> Status {
         | OpError::SecretInUse { .. }
         | OpError::SshPortClosed(_)
         | OpError::SshPortClosedSince(_)
+        | OpError::SshPortOpenSince(_)
         | OpError::SshPortChanges { .. }
         | OpError::NotAgain { .. } => Status::failed_precondition(error.to_string()),
         OpError::Closed => Status::unavailable("the controller stops"),

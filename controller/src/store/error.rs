@@ -167,6 +167,12 @@ pub enum OpError {
          open: open it with `postern ssh-port open {0}`, undo, and close it again; nothing was changed"
     )]
     SshPortClosedSince(String),
+    /// The undo would take back what was done to a firewall that kept SSH out.
+    #[error(
+        "the port of SSH of {0} is open, and what this undo would take back was done to the firewall while it was \
+         closed: close it with `postern ssh-port close {0}`, undo, and open it again; nothing was changed"
+    )]
+    SshPortOpenSince(String),
     /// Another run is about to open or close it.
     #[error(
         "run {run} is about to change the port of SSH of {host}, and is not over: wait for it, or cancel it"

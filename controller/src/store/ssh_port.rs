@@ -82,5 +82,9 @@ pub(super) fn allow(
         let why = if undoes { OpError::SshPortClosedSince } else { OpError::SshPortClosed };
         return Err(why(name.to_owned()));
     }
+    let opened = now.declared.is_some_and(|declared| declared.port == SshPort::Open);
+    if undoes && firewall == Some(SshPort::Closed) && opened {
+        return Err(OpError::SshPortOpenSince(name.to_owned()));
+    }
     Ok(())
 }

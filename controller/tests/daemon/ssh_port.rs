@@ -188,6 +188,8 @@ async fn only_a_run_that_ended_well_declares_it_and_no_other_plan_opens_it() {
     }
     let (run, _) = rig.exec(&agent.host).await;
     ends(&rig, &mut line, &run.id, RunState::Ok).await;
+    let behind = apply(&rig, request(CLOSES, plain)).await.unwrap();
+    ends_after_a_step(&rig, &mut line, &behind).await;
     // It has a command for each way, and no undo.
     for check in [true, false] {
         let undo = v1::UndoRunRequest { run_id: closing.clone(), check };
@@ -212,7 +214,11 @@ async fn only_a_run_that_ended_well_declares_it_and_no_other_plan_opens_it() {
     ends(&rig, &mut line, &opening, RunState::Ok).await;
     let host = rig.host(&agent.host).await;
     assert_eq!((host.ssh_port(), host.ssh_port_run), (open, opening));
-    rig.operator().await.undo_run(undo(&touched, false)).await.unwrap();
+    // The other way round: what was done behind a closed port is not undone while it is open.
+    let error = rig.operator().await.undo_run(undo(&behind, false)).await.unwrap_err();
+    assert!(error.message().contains("close it with `postern ssh-port close one`, undo"), "{error}");
+    let undone = rig.operator().await.undo_run(undo(&touched, false)).await.unwrap();
+    drop(undone);
     line.dispatch().await;
     let run = apply(&rig, request(OPENS, plain)).await.unwrap();
     ends(&rig, &mut line, &run, RunState::Ok).await;

@@ -1,4 +1,5 @@
 //! Suites side by side: as many tests at once as there is room for, whichever suites they are of.
+use std::panic::AssertUnwindSafe;
 use std::process::Command;
 use std::sync::mpsc::channel;
 
@@ -42,8 +43,11 @@ pub(super) fn run(waiting: Vec<Waiting>, room: usize, each: &mut dyn FnMut(Suite
                 running += 1;
                 let tell = tell.clone();
                 scope.spawn(move || {
+                    // A panic that nobody is told of would be waited for without end.
+                    let ended = std::panic::catch_unwind(AssertUnwindSafe(|| suite.run(width)));
+                    let ended = ended.unwrap_or_else(|_| Err(anyhow::anyhow!("running a suite panicked")));
                     // Nobody is left to be told only where an error has ended all of it.
-                    let _ = tell.send((width, suite.run(width)));
+                    let _ = tell.send((width, ended));
                 });
             }
             if running == 0 {

@@ -20,7 +20,7 @@ use crate::client::{Client, HostInfo};
 /// cloudflared access".
 const COMMAND: &str = "cloudflared access ssh --hostname %h";
 /// The keys that sshd shows, as `ssh-keygen` tells them.
-const KEYS: &str = "/usr/sbin/sshd -T | awk '$1 == \"hostkey\" { print $2 }' | while read -r file; do ssh-keygen -lf \"$file\"; done";
+const KEYS: &str = "/usr/sbin/sshd -T | awk '$1 == \"hostkey\" { print $2 }' | while read -r file; do ssh-keygen -lf \"$file\"; done; true";
 const LIMIT_S: u64 = 30;
 /// How long the way there may take.
 pub(super) const LIMIT: Duration = Duration::from_secs(30);
@@ -52,7 +52,7 @@ pub(super) async fn check(
         _ => None,
     };
     let Some(fingerprint) = fingerprint else {
-        return Ok(no("the host does not tell which host keys it has"));
+        return Ok(no(&format!("the host does not tell which host keys it has: {}", answer.why)));
     };
     let text = format!("{}@{}", wanted.user, wanted.name);
     let target = match resolve_through(context, &text, COMMAND) {
@@ -61,10 +61,19 @@ pub(super) async fn check(
     };
     let mut options = Access { ssh, agent_binary: None }.options_with(context, target, Bundle::empty())?;
     options.host_key.fingerprint = Some(fingerprint.to_owned());
+    // The agent vouches for the key: a look leaves nothing in the user's own file.
+    options.host_key.known_hosts_files = vec!["/dev/null".into()];
     // A way in that wants a password is none that is left when keys alone are taken.
     options.password_login = false;
     Ok(match log_in(options, &Terminal::new(context.out.clone())).await {
-        Ok(()) => Checked::new(Condition::Login, true, format!("{text}, and the host key is this host's")),
+        // What a tunnel carries comes from the host itself; whoever connects to the port from elsewhere cannot any more
+        // when it is closed.
+        Ok(from) if from.is_loopback() => {
+            Checked::new(Condition::Login, true, format!("{text}, and the host key is this host's"))
+        }
+        Ok(from) => no(&format!(
+            "{text}: that login comes from {from} and not from the host's own cloudflared, so it would end with the port"
+        )),
         Err(error) => no(&format!("{text}: {error}")),
     })
 }

@@ -111,8 +111,17 @@ impl OperatorService {
             .map_err(|error| Status::failed_precondition(format!("run {old} cannot be resumed: {error}")))?;
         let terms = past.resume(&plan).map_err(failed)?;
         let host = self.0.store.find_host(past.run.host.to_string()).await.map_err(failed)?;
+        let undone_port = match terms.undo_of {
+            None => None,
+            // What either of them did to the firewall; what that means is decided as for the undo itself.
+            Some(undone) => {
+                let mut touched = self.0.store.past(undone).await.map_err(failed)?.touched;
+                touched.extend(past.touched.iter().cloned());
+                ssh_port::of_touched(&plan, &touched)
+            }
+        };
         let said_since = host.ssh.declared.is_some_and(|said| said.at_ms >= past.run.created_ms);
-        if said_since && ssh_port::of(&plan).is_some() {
+        if terms.undo_of.is_none() && said_since && ssh_port::of(&plan).is_some() {
             // It would make of the port what was declared then.
             return Err(Status::failed_precondition(format!(
                 "run {old} cannot be resumed: the port of SSH of {} was opened or closed since it was made \
@@ -128,6 +137,7 @@ impl OperatorService {
             resumes: Some(old),
             // What takes a run back does so also when it was cut off and goes on.
             undoes: terms.undo_of,
+            undone_port,
             terms,
             ttl: self.0.limits.apply_ttl,
             ..Order::default()
