@@ -32,7 +32,8 @@ Usage: cargo xtask <COMMAND>
   dist                 One self-contained `postern` in target/dist, the agent inside
       --arch ARCH        Embed the agent for x86_64 or aarch64 (may be repeated; default: this machine's)
   agent                Only the static agent, checked
-  bench NAME           Measure: bootstrap, dispatch, no-change, live-log, idle; `bench --help` says more
+  bench NAME           Measure: bootstrap, dispatch, no-change, provision, live-log, idle; `bench --help` says
+                       more
   ci                   What CI runs (.ci/run)
 
 Exit codes: 0 ok, 1 a test or a step failed, 2 usage, or this machine cannot do it.

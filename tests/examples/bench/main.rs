@@ -49,6 +49,16 @@ enum What {
         #[arg(long)]
         quick: bool,
     },
+    /// The shipped profile swarm on fresh hosts, as a run and with bootstrap, beside a script and an Ansible playbook to
+    /// the same end state
+    Provision {
+        /// Fresh hosts for each way
+        #[arg(long, default_value_t = 5)]
+        n: usize,
+        /// Only these ways, separated by commas; others are not compared
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<bench::ProvisionWay>,
+    },
     /// How late a line written on a host is on the screen
     LiveLog {
         /// Lines, one every 50 ms
@@ -71,6 +81,7 @@ fn main() -> ExitCode {
         What::Bootstrap { rounds } => bench::bootstrap(image, rounds, &cli.dir, out),
         What::Dispatch { count } => dispatch::dispatch(image, count, &cli.dir, out),
         What::NoChange { n, quick } => bench::no_change(image, n, quick, &cli.dir, out),
+        What::Provision { n, only } => bench::provision(cli.release, n, &only, &cli.dir, out),
         What::LiveLog { lines } => bench::live_log(image, lines, &cli.dir, out),
         What::Idle { samples } => bench::idle(image, samples, &cli.dir, out),
     };

@@ -1,9 +1,11 @@
 //! Benchmarks on lab hosts: samples are taken side by side in one run, kept raw, and never asserted on. The program
 //! is `examples/bench`, which unlike this library may link the controller.
+mod baselines;
 mod bootstrap;
 mod idle;
 mod live_log;
 mod no_change;
+mod provision;
 mod record;
 mod site;
 mod stats;
@@ -18,6 +20,7 @@ pub use bootstrap::bootstrap;
 pub use idle::idle;
 pub use live_log::live_log;
 pub use no_change::no_change;
+pub use provision::{Way as ProvisionWay, provision};
 pub use stats::{Samples, median, percentile};
 
 use crate::lab::{Host, Lab};

@@ -83,7 +83,8 @@ fn proxies(rig: &Rig, host: &Host, delay: Duration) -> Result<(FaultProxy, Fault
     Ok((ssh, link, runtime))
 }
 
-fn write_known_hosts(path: &Path, host: &Host, address: SocketAddr) -> Result<()> {
+/// A `known_hosts` file with a host's keys, for the address at which it is reached.
+pub(super) fn write_known_hosts(path: &Path, host: &Host, address: SocketAddr) -> Result<()> {
     let name = match address.port() {
         22 => address.ip().to_string(),
         port => format!("[{}]:{port}", address.ip()),

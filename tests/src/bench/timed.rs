@@ -1,4 +1,5 @@
 //! A process from its start to its end, to the microsecond: the kernel tells the end, nobody looks again and again.
+use std::fs::File;
 use std::io::Read;
 use std::process::{ChildStdout, Command, Stdio};
 use std::thread::JoinHandle;
@@ -17,16 +18,31 @@ pub(super) fn timed(command: Command, deadline: Duration) -> Result<Ended> {
     Ok(Ended { stdout: text(&bytes), ..ended })
 }
 
-/// The same, with standard output given to `consume`, on a thread of its own, as it comes; that of the result is
+/// The same, with a file as its standard input.
+pub(super) fn timed_from(command: Command, input: File, deadline: Duration) -> Result<Ended> {
+    let (ended, bytes) = start(command, input.into(), deadline, all)?;
+    Ok(Ended { stdout: text(&bytes), ..ended })
+}
+
+/// The same without input, with standard output given to `consume`, on a thread of its own, as it comes; that of the result is
 /// empty.
 pub(super) fn timed_with<T: Send + 'static>(
+    command: Command,
+    deadline: Duration,
+    consume: impl FnOnce(ChildStdout) -> T + Send + 'static,
+) -> Result<(Ended, T)> {
+    start(command, Stdio::null(), deadline, consume)
+}
+
+fn start<T: Send + 'static>(
     mut command: Command,
+    input: Stdio,
     deadline: Duration,
     consume: impl FnOnce(ChildStdout) -> T + Send + 'static,
 ) -> Result<(Ended, T)> {
     let start = Instant::now();
     let mut child = command
-        .stdin(Stdio::null())
+        .stdin(input)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()

@@ -1,6 +1,5 @@
 //! A run that changes nothing: 40 resources and the shipped profile `base` by `postern apply`, beside a bare
 //! `ssh HOST true` and what others take.
-mod baselines;
 mod verdict;
 
 use std::io::Write;
@@ -10,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use self::baselines::{Ansible, Pyinfra, Tools};
+use super::baselines::{Ansible, Pyinfra, Tools};
 use super::record::{Record, load};
 use super::site::Site;
 use super::stats::Samples;
@@ -20,6 +19,7 @@ use crate::rig::Rig;
 use crate::time_server::serve_time;
 
 const PROFILE: &str = include_str!("../../../bench/no-change/forty.yaml");
+const PLAYBOOK: &str = include_str!("../../../bench/no-change/playbook.yaml");
 const CHECKS: &str = include_str!("../../../bench/no-change/check.sh");
 /// Resources in that profile.
 const RESOURCES: usize = 40;
@@ -129,7 +129,7 @@ impl<'a> Bench<'a> {
     fn set_up(rig: &'a Rig, tools: &Tools, site: Site) -> Result<Self> {
         let profile = site.work.join("forty.yaml");
         std::fs::write(&profile, PROFILE).context("cannot write the profile")?;
-        let (ansible, pyinfra) = (Ansible::new(tools, &site)?, Pyinfra::new(tools, &site)?);
+        let (ansible, pyinfra) = (Ansible::at(tools, &site, PLAYBOOK)?, Pyinfra::new(tools, &site)?);
         let key = std::fs::read_to_string(rig.lab.public_key()).context("cannot read the lab's key")?;
         let base = ["base".into(), "--var".into(), "admin=ada".into(), "--var".into()];
         let base = base.into_iter().chain([format!("admin_key={}", key.trim())]).collect();
@@ -184,7 +184,7 @@ impl<'a> Bench<'a> {
         judge(&ended)?;
         match way {
             Way::Postern | Way::Base => self.unassign(way)?,
-            Way::Ansible | Way::AnsibleDefaults => self.ansible.end_masters(&self.site)?,
+            Way::Ansible | Way::AnsibleDefaults => self.ansible.end_masters(&self.site.host)?,
             Way::Ssh | Way::Script | Way::Pyinfra => {}
         }
         Ok(ended.took)

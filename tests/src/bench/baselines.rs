@@ -1,21 +1,21 @@
 //! The programs that are measured beside: installed once, in an environment of their own, and told about the host.
 use std::io::Write;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::super::record::{Record, first_line};
-use super::super::site::Site;
-use super::super::timed::timed;
-use crate::lab::venv;
+use super::record::{Record, first_line};
+use super::site::{Site, write_known_hosts};
+use super::timed::timed;
+use crate::lab::{Host, venv};
 
 const ANSIBLE: &str = "2.19.14";
 const PYINFRA: &str = "3.10.0";
-const PLAYBOOK: &str = include_str!("../../../bench/no-change/playbook.yaml");
-const DEPLOY: &str = include_str!("../../../bench/no-change/deploy.py");
+const DEPLOY: &str = include_str!("../../bench/no-change/deploy.py");
 /// Python and what it needs is fetched.
 const INSTALL_DEADLINE: Duration = Duration::from_secs(900);
 const SHORT: Duration = Duration::from_secs(30);
@@ -64,19 +64,34 @@ pub(super) struct Ansible {
 
 impl Ansible {
     /// Writes the playbook and an inventory of the site's host.
-    pub(super) fn new(tools: &Tools, site: &Site) -> Result<Ansible> {
+    pub(super) fn at(tools: &Tools, site: &Site, playbook: &str) -> Result<Ansible> {
+        Self::new(tools, &site.host, site.ssh_address, &site.work, playbook, &json!({}))
+    }
+
+    /// Writes the playbook and an inventory of a host at this address into `work`; `vars` are an object.
+    pub(super) fn new(
+        tools: &Tools,
+        host: &Host,
+        address: SocketAddr,
+        work: &Path,
+        playbook: &str,
+        vars: &Value,
+    ) -> Result<Ansible> {
+        let known_hosts = work.join("known_hosts");
+        write_known_hosts(&known_hosts, host, address)?;
         let options =
-            format!("-F none -o IdentitiesOnly=yes -o UserKnownHostsFile={}", site.known_hosts.display());
-        let host = json!({
-            "ansible_host": site.ssh_address.ip().to_string(),
-            "ansible_port": site.ssh_address.port(),
+            format!("-F none -o IdentitiesOnly=yes -o UserKnownHostsFile={}", known_hosts.display());
+        let target = json!({
+            "ansible_host": address.ip().to_string(),
+            "ansible_port": address.port(),
             "ansible_user": "root",
-            "ansible_ssh_private_key_file": site.host.private_key,
+            "ansible_ssh_private_key_file": host.private_key,
             "ansible_ssh_common_args": options,
         });
-        write(&site.work, "hosts.json", &json!({"all": {"hosts": {"target": host}}}).to_string())?;
-        write(&site.work, "playbook.yaml", PLAYBOOK)?;
-        Ok(Ansible { tools: tools.clone(), work: site.work.clone() })
+        let inventory = json!({"all": {"hosts": {"target": target}, "vars": vars}});
+        write(work, "hosts.json", &inventory.to_string())?;
+        write(work, "playbook.yaml", playbook)?;
+        Ok(Ansible { tools: tools.clone(), work: work.to_owned() })
     }
 
     /// Gives the host what Ansible's modules need there.
@@ -101,13 +116,13 @@ impl Ansible {
     }
 
     /// Ends the connections that it keeps open for its next run, which is to be as cold as the others.
-    pub(super) fn end_masters(&self, site: &Site) -> Result<()> {
+    pub(super) fn end_masters(&self, host: &Host) -> Result<()> {
         let folder = self.work.join(".ansible/cp");
         let sockets =
             std::fs::read_dir(&folder).with_context(|| format!("cannot list {}", folder.display()))?;
         for socket in sockets {
             let path = socket.with_context(|| format!("cannot list {}", folder.display()))?.path();
-            let mut ssh = site.host.ssh_with("root", &[&format!("ControlPath={}", path.display())]);
+            let mut ssh = host.ssh_with("root", &[&format!("ControlPath={}", path.display())]);
             ssh.args(["-O", "exit"]);
             run(ssh, SHORT)?;
         }
