@@ -45,6 +45,15 @@ fn same_spec(task: &Value, service: &Value) -> bool {
         && task["ForceUpdate"] == service["ForceUpdate"]
 }
 
+/// How long a service is to stand as it should before it is believed. With a health check a task is told to run only
+/// once it has passed one, which says more than any time.
+fn steady_for(service: &Value) -> Duration {
+    let test = service["Spec"]["TaskTemplate"]["ContainerSpec"]["Healthcheck"]["Test"].as_array();
+    let checked =
+        test.and_then(|test| test.first()).and_then(Value::as_str).is_some_and(|first| first != "NONE");
+    if checked { Duration::ZERO } else { STEADY }
+}
+
 /// It stands still for good: only another update makes it go on.
 pub(super) fn is_stuck(service: &Value) -> bool {
     matches!(text(service, "/UpdateStatus/State"), "paused" | "rollback_paused")
@@ -162,7 +171,7 @@ impl Wait<'_> {
             }
             if now.settled(&service) {
                 let since = *steady.get_or_insert_with(Instant::now);
-                if since.elapsed() >= STEADY {
+                if since.elapsed() >= steady_for(&service) {
                     return Ok(());
                 }
             } else {
@@ -314,6 +323,24 @@ pub(super) mod tests {
             let service = service("b", update);
             assert_eq!(Tasks::of(&service, &tasks).settled(&service), want, "{tasks:?} {update}");
         }
+    }
+
+    #[test]
+    fn a_health_check_that_was_passed_needs_no_further_time() {
+        let cases = [
+            (json!(null), STEADY),
+            (json!({}), STEADY),
+            (json!({"Test": []}), STEADY),
+            (json!({"Test": ["NONE"]}), STEADY),
+            (json!({"Test": ["CMD", "traefik", "healthcheck"]}), Duration::ZERO),
+            (json!({"Test": ["CMD-SHELL", "true"]}), Duration::ZERO),
+        ];
+        for (health, want) in cases {
+            let mut service = service("b", "");
+            service["Spec"]["TaskTemplate"]["ContainerSpec"]["Healthcheck"] = health.clone();
+            assert_eq!(steady_for(&service), want, "{health}");
+        }
+        assert_eq!(steady_for(&service("b", "")), STEADY);
     }
 
     #[test]
