@@ -20,6 +20,8 @@ const LISTS_OLD: Duration = Duration::from_secs(24 * 3600);
 const LOCK_WAIT: &str = "DPkg::Lock::Timeout=900";
 /// Where apt keeps its lists.
 pub(super) const LISTS: &str = "/var/lib/apt/lists";
+/// apt touches it whenever it fetched, whether or not anything was new.
+pub(super) const FETCHED: &str = "/var/lib/apt/lists/partial";
 /// The lock apt and unattended-upgrades take first.
 pub(super) const FRONTEND_LOCK: &str = "/var/lib/dpkg/lock-frontend";
 /// What `apt-get update` locks. apt's own timeout does not cover it (T11): it fails at once.
@@ -79,8 +81,7 @@ pub(super) fn lists_outdated(host: &Sys) -> Result<bool, ObserveError> {
     if !names.iter().any(|name| name.contains("_Packages") || name.ends_with("_InRelease")) {
         return Ok(true);
     }
-    // apt touches the directory whenever it fetched, whether or not anything was new.
-    let stamps = ["/var/lib/apt/periodic/update-success-stamp", LISTS, "/var/lib/apt/lists/partial"];
+    let stamps = ["/var/lib/apt/periodic/update-success-stamp", LISTS, FETCHED];
     let mut fetched = None;
     for path in stamps {
         fetched = fetched.max(host.mtime_ns(path)?);

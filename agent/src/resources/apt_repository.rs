@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::apt::sources::{self, PARTS, Source, list_prefix};
-use super::apt::{LISTS, LISTS_LOCK, UPDATE_LIMIT, apt, lists_outdated, quiet, update};
+use super::apt::{FETCHED, LISTS, LISTS_LOCK, UPDATE_LIMIT, apt, lists_outdated, quiet, update};
 use super::diff::unified;
 use super::owned::{self, Owned};
 use super::{Depth, Exec, ObserveError, Resource, Step, Undo};
@@ -176,6 +176,10 @@ impl Resource for AptRepository {
         }
         if !same.0 {
             steps.push(owned::put(&sources, text(spec).into_bytes()));
+            // What it says was fetched just before, from where it was tried: without this the file would be newer than
+            // apt's lists, and whoever installs something next would fetch all of them again.
+            let argv = ["touch", "-c", "--", FETCHED];
+            steps.push(Step::Exec(Exec::new(&argv, ASK_LIMIT)));
         }
         steps.push(Step::Remove { path: trial });
         steps
@@ -371,6 +375,7 @@ mod tests {
         let fetch = "/usr/lib/apt/apt-helper download-file http://a.example/key /run/postern-key-lab";
         let (check, write) = (format!("check the key and write {KEY}"), format!("write {SOURCES}"));
         let forget = format!("rm -f -- /var/lib/apt/lists/{LIST}");
+        let fetched = "touch -c -- /var/lib/apt/lists/partial";
         let foreign = Some(Owned::new(&[0xc6, 1, 4]));
         let loose = Some(Owned { mode: 0o666, ..Owned::new(&PACKET) });
         let cases: Vec<(&str, &AptRepositorySpec, Seen, Vec<&str>)> = vec![
@@ -388,6 +393,7 @@ mod tests {
                     UPDATE,
                     &check,
                     &write,
+                    fetched,
                     try_end,
                 ],
             ),
@@ -408,7 +414,7 @@ mod tests {
                 "another source",
                 &present,
                 Seen { sources: Some(Owned::new(b"")), ..whole() },
-                vec![&forget, trial, UPDATE, &write, try_end],
+                vec![&forget, trial, UPDATE, &write, fetched, try_end],
             ),
             ("gone", &absent, Seen::default(), vec![]),
             (
