@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use postern::profile::{Compiled, Inputs, compile, load};
+use postern_proto::plan::PlannedResource;
 use postern_proto::text;
 use serde_json::Value;
 
@@ -60,7 +61,7 @@ const PROVIDERS: [(&str, &str); 6] = [
 
 fn profile(name: &str, vars: &[(&str, &str)]) -> Compiled {
     let mut all = BTreeMap::new();
-    if name == "swarm" {
+    if name == "swarm" || name == "base" {
         all.insert("admin_key".to_owned(), KEY.to_owned());
     }
     all.extend(vars.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
@@ -228,4 +229,28 @@ fn the_socket_cannot_be_written_and_ports_are_the_hosts_own() {
     let service = service(&profile("swarm", &[]));
     assert_eq!(service["mounts"][0], "/run/docker.sock:/var/run/docker.sock:ro");
     assert_eq!(service["ports"], serde_json::json!(["80", "443", "443/udp"]));
+}
+
+/// Each transaction of apt costs seconds of its own: those of `base` and Docker's are one.
+#[test]
+fn all_packages_stand_together() {
+    let present =
+        |resource: &&PlannedResource| resource.kind == "package" && resource.spec["state"] != "absent";
+    let compiled = profile("swarm", &[("swap_mb", "512")]);
+    let all: Vec<_> = compiled.plan.resources.iter().collect();
+    // What apt itself needs to fetch over https comes before the repository.
+    let places: Vec<usize> = (0..all.len()).filter(|at| present(&all[*at])).collect();
+    let (first, rest) = places.split_first().unwrap();
+    assert_eq!(all[*first].address.as_str(), "swarm:package:ca-certificates");
+    assert!(rest.windows(2).all(|pair| pair[1] == pair[0] + 1), "{places:?}");
+    assert!(rest.len() >= 13, "{places:?}");
+    // What takes memory or asks for it has its place before.
+    let place = |kind: &str| all.iter().position(|one| one.kind == kind).unwrap();
+    assert!(place("swap") < place("preflight") && place("preflight") < *first);
+    // Nobody is kept from being asked about memory and disk where one of them is missing.
+    let asked = all[place("preflight")].spec["packages"].as_array().unwrap().clone();
+    let base = profile("base", &[]);
+    for package in base.plan.resources.iter().filter(present) {
+        assert!(asked.contains(&package.spec["name"]), "{}", package.address);
+    }
 }
