@@ -327,10 +327,10 @@ fn step(args: &[String]) -> i32 {
             ["seal-volume", volume, key] => crate::resources::seal_volume(&sys, volume, key, &mut out).await,
             ["volume-key"] => crate::resources::volume_key(&sys, &mut out),
             ["volume-piece", offset] => crate::resources::volume_piece(&sys, offset, &mut std::io::stdin()),
-            ["open-volume", volume, service] => {
+            ["open-volume", volume, service, how @ ..] if matches!(how, [] | ["replace"]) => {
                 let (mut input, mut progress) = (std::io::stdin(), std::io::stderr());
-                crate::resources::open_volume(&sys, volume, service, &mut input, &mut out, &mut progress)
-                    .await
+                let what = (*volume, *service, !how.is_empty());
+                crate::resources::open_volume(&sys, what, &mut input, &mut out, &mut progress).await
             }
             [command, ..] => Err(format!("{command}: these are not its arguments")),
             [] => Err("a command is missing".to_owned()),

@@ -268,6 +268,10 @@ pub enum Service {
     Restarted,
     /// It runs as before, without them.
     NotRestarted,
+    /// It was to run anew, and whether it does is not known.
+    Unknown,
+    /// What ran before wrote over a file when it ended: the new one has not read what was put there.
+    Overwritten,
 }
 
 #[cfg(test)]

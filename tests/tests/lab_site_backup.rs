@@ -207,11 +207,21 @@ fn certificates_survive_the_loss_of_their_host_and_their_keys_are_nowhere_else()
     assert!(said(&again).contains("cloudflare.json: is there already"), "{again:?}");
     assert_eq!((tasks(&host)?, stat(&host, ACME)?), (restarted, before.0.clone()));
 
-    // What differs is kept beside it.
-    write(&host, ACME, "{\"cloudflare\": null}")?;
-    rig.run(&restore)?.expect(0);
+    // What differs may be newer: it is left alone, and replaced by order only, and then kept beside it.
+    let newer = "{\"cloudflare\": {\"Account\": {\"Email\": \"new@example.org\"}}}";
+    write(&host, ACME, newer)?;
+    let (there, running) = (stat(&host, ACME)?, tasks(&host)?);
+    let refused = rig.run(&restore)?.expect(1);
+    assert!(said(&refused).contains("other content in cloudflare.json already"), "{refused:?}");
+    assert!(said(&refused).contains("--replace"), "{refused:?}");
+    assert_eq!((stat(&host, ACME)?, tasks(&host)?), (there, running));
+    assert_eq!(
+        host.sh(&format!("ls -A {DIR} /run/postern-agent/volumes | grep -c before-restore; true"))?,
+        "0"
+    );
+    rig.run(&[&restore[..], &["--replace"]].concat())?.expect(0);
     assert_eq!(stat(&host, ACME)?, before.0);
-    assert_eq!(host.sh(&format!("cat {ACME}.before-restore"))?, "{\"cloudflare\": null}");
+    assert_eq!(host.sh(&format!("cat {ACME}.before-restore"))?, newer);
 
     // Lost as a whole: the files are there before the Traefik that reads them.
     host.sh("docker service rm traefik >/dev/null")?;

@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 
+use postern_proto::event::StepEnd;
 use postern_proto::parcel::Service;
 use postern_proto::v1::LinkState;
 
@@ -45,6 +46,22 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         Scenario::new("site-restore-again", serves(Service::Unchanged), both),
         Scenario::new("site-restore-no-traefik", serves(Service::Absent), both),
         Scenario::new("site-restore-not-restarted", serves(Service::NotRestarted), both),
+        Scenario::new("site-restore-not-known", serves(Service::Unknown), both),
+        Scenario::new("site-restore-overwritten", serves(Service::Overwritten), both),
+        Scenario::new(
+            "site-restore-replace",
+            with(FakeVolume { differs: true, service: Service::Restarted, ..FakeVolume::default() }),
+            &[
+                &["site", "backup", "web1", "web1.site"],
+                &["site", "restore", "web1", "web1.site"],
+                &["site", "restore", "web1", "web1.site", "--replace"],
+            ],
+        ),
+        Scenario::new(
+            "site-restore-ended",
+            with(FakeVolume { ends: Some(StepEnd::Signal(15)), ..FakeVolume::default() }),
+            both,
+        ),
         Scenario::new(
             "site-backup-nothing",
             fails("there is no certificate and no account in the Docker volume traefik-acme yet\n", 1),

@@ -15,6 +15,9 @@ use zeroize::Zeroizing;
 use super::{event, output, step};
 
 const VOLUME: &str = "traefik-acme";
+/// As an agent refuses, in short.
+const DIFFERS: &str = "nothing was restored: the Docker volume traefik-acme has other content in cloudflare.json already, \
+     which may be newer than the backup. Nothing was changed; `--replace` puts the backup in its place\n";
 /// What must never be seen of what is carried.
 pub(crate) const SECRET: &str = "private-key-of-the-account-7c1e";
 
@@ -28,6 +31,10 @@ pub(crate) struct FakeVolume {
     /// Bytes of a second file.
     pub(crate) large: usize,
     pub(crate) service: Service,
+    /// It has other certificates already.
+    pub(crate) differs: bool,
+    /// How the command that writes ends instead of telling what it did.
+    pub(crate) ends: Option<StepEnd>,
     /// What came back.
     pub(crate) restored: Arc<Mutex<Option<Parcel>>>,
     /// What came of the next one, before its last piece.
@@ -71,6 +78,7 @@ impl FakeVolume {
         let words: Vec<&str> = argv.iter().map(String::as_str).collect();
         let ["/usr/local/bin/postern-agent", command, args @ ..] = words.as_slice() else { return None };
         let sent = spec.stdin.as_ref().map(|text| STANDARD.decode(text).unwrap());
+        let mut failed = None;
         let said = match (*command, args) {
             _ if self.fails.is_some() => String::new(),
             ("seal-volume", [VOLUME, to]) => {
@@ -86,17 +94,27 @@ impl FakeVolume {
                 pieces.extend(sent.as_ref().unwrap());
                 String::new()
             }
-            ("open-volume", [VOLUME, "traefik"]) => {
+            ("open-volume", [VOLUME, "traefik"]) if self.differs => {
+                failed = Some((DIFFERS, StepEnd::Exit(1)));
+                self.pieces.lock().unwrap().clear();
+                String::new()
+            }
+            ("open-volume", [VOLUME, "traefik", how @ ..]) if matches!(how, [] | ["replace"]) => {
+                failed = self.ends.clone().map(|end| ("", end));
                 let mut sealed = std::mem::take(&mut *self.pieces.lock().unwrap());
                 sealed.extend(sent.as_ref().unwrap());
                 let parcel = Parcel::open(Way::Restore, VOLUME, &key(2), &sealed).unwrap();
                 let file = |file: &File| RestoredFile {
                     name: file.name.clone(),
                     written: self.service != Service::Unchanged,
-                    kept_as: Some(format!("{}.before-restore", file.name)),
+                    kept_as: (!how.is_empty()).then(|| format!("{}.before-restore", file.name)),
                 };
                 let files = parcel.files.iter().map(file).collect();
-                let trouble = if self.service == Service::NotRestarted { "its tasks fail" } else { "" };
+                let trouble = match self.service {
+                    Service::NotRestarted | Service::Unknown => "its tasks fail",
+                    Service::Overwritten => "cloudflare.json was written over meanwhile",
+                    _ => "",
+                };
                 *self.restored.lock().unwrap() = Some(parcel);
                 let said = Restored { files, service: self.service, trouble: trouble.into() };
                 serde_json::to_string(&said).unwrap() + "\n"
@@ -111,15 +129,17 @@ impl FakeVolume {
         let shown: Vec<&str> =
             argv.iter().map(|word| if word.len() == 64 { "KEY" } else { word.as_str() }).collect();
         let sent = sent.map(|sent| format!(" with {} bytes of cipher text", sent.len())).unwrap_or_default();
-        let (said, code) = self.fails.map_or((said, 0), |(why, code)| (why.to_owned(), code));
-        let state = if code == 0 { RunState::Ok } else { RunState::Failed };
+        let failed = failed.or(self.fails.map(|(why, code)| (why, StepEnd::Exit(code))));
+        let (said, end) = failed.map_or((said, StepEnd::Exit(0)), |(why, end)| (why.to_owned(), end));
+        let good = end == StepEnd::Exit(0);
+        let state = if good { RunState::Ok } else { RunState::Failed };
         // As an agent sends it: in pieces of no more than a frame.
         let mut updates: Vec<_> = said
             .as_bytes()
             .chunks(32 * 1024)
-            .map(|piece| output(if code == 0 { Stream::Stdout } else { Stream::Stderr }, piece))
+            .map(|piece| output(if good { Stream::Stdout } else { Stream::Stderr }, piece))
             .collect();
-        updates.push(event(EventKind::StepFinished { step: step(), end: StepEnd::Exit(code), frames: 1 }));
+        updates.push(event(EventKind::StepFinished { step: step(), end, frames: 1 }));
         Some((format!("exec {}{sent}", shown.join(" ")), updates, state))
     }
 }

@@ -20,17 +20,21 @@ const LOOK_LIMIT: Duration = Duration::from_secs(30);
 pub(crate) async fn http_unix(sys: &Sys, request: &str, out: &mut (dyn Write + Send)) -> Result<(), String> {
     let mut call: HttpUnix =
         serde_json::from_str(request).map_err(|error| format!("the call cannot be read: {error}"))?;
-    fill_ids(sys, &call.socket, &mut call.body).await?;
-    let method = Method::from_bytes(call.method.as_bytes()).map_err(|error| error.to_string())?;
-    let body = if call.body.is_null() { String::new() } else { call.body.to_string() };
-    let request = Call { method, path: &call.path, body, limit: Duration::from_secs(call.limit_s) };
     // Ports are held for an update alone: where that is not made, nobody is to wait for it.
     let is_update = call.path.starts_with("/services/");
-    let made = make(sys, &call, &request, out).await;
+    let made = filled_and_made(sys, &mut call, out).await;
     if made.is_err() && is_update {
         hold::release(sys).await;
     }
     made
+}
+
+async fn filled_and_made(sys: &Sys, call: &mut HttpUnix, out: &mut (dyn Write + Send)) -> Result<(), String> {
+    fill_ids(sys, &call.socket, &mut call.body).await?;
+    let method = Method::from_bytes(call.method.as_bytes()).map_err(|error| error.to_string())?;
+    let body = if call.body.is_null() { String::new() } else { call.body.to_string() };
+    let request = Call { method, path: &call.path, body, limit: Duration::from_secs(call.limit_s) };
+    make(sys, call, &request, out).await
 }
 
 async fn make(

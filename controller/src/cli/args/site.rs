@@ -27,8 +27,9 @@ For a host that was made anew, once it has Traefik and before its sites are adde
   postern site restore HOST FILE
   postern site add HOST www.example.org --image nginx:1.29 --dns cloudflare
 
-Nothing is written before all of it was verified on the host. What is there and differs stays beside
-it as NAME.before-restore. Traefik is restarted where something is new to it; connections that begin
+Nothing is written before all of it was verified on the host. Where the host has other certificates
+in a file already, nothing is changed without --replace, which keeps what is there beside it as
+NAME.before-restore. Traefik is restarted where something is new to it; connections that begin
 meanwhile wait.";
 
 #[derive(Debug, Subcommand)]
@@ -56,6 +57,9 @@ pub(crate) enum Site {
         host: String,
         /// As `postern site backup` wrote it, of this host or another one
         file: PathBuf,
+        /// Also where the host has other certificates already, which may be newer
+        #[arg(long)]
+        replace: bool,
     },
     /// End a site: its containers go, volumes and DNS records stay
     Remove {

@@ -80,8 +80,8 @@ fn until(encoded: &str) -> Option<jiff::Timestamp> {
 }
 
 impl About {
-    /// For a line; empty where nothing is known.
-    pub(super) fn text(&self) -> String {
+    /// For a line; empty where nothing is known. What has ended by `now` is marked.
+    pub(super) fn text(&self, now: jiff::Timestamp) -> String {
         let account = |email: &String| match email.is_empty() {
             true => "an account".to_owned(),
             false => format!("account {email}"),
@@ -89,8 +89,10 @@ impl About {
         let certificate = |it: &Certificate| {
             let more =
                 if it.also.is_empty() { String::new() } else { format!(" (and {})", it.also.join(", ")) };
-            let until =
-                it.until.map_or(String::new(), |until| format!(" until {}", until.strftime("%Y-%m-%d")));
+            let until = it.until.map_or(String::new(), |until| {
+                let day = until.strftime("%Y-%m-%d");
+                if until <= now { format!(", ended {day}") } else { format!(" until {day}") }
+            });
             format!("{}{more}{until}", it.domain)
         };
         let parts = self.accounts.iter().map(account).chain(self.certificates.iter().map(certificate));
@@ -131,13 +133,15 @@ mod tests {
         });
         let about = about(file.to_string().as_bytes());
         assert_eq!(
-            about.text(),
+            about.text(jiff::Timestamp::UNIX_EPOCH),
             "account ada@example.org; an account; app.example.org (and www.example.org) until 2031-05-01; odd.example.org"
         );
+        let then = "2031-05-01T00:00:00Z".parse().unwrap();
+        assert!(about.text(then).contains("(and www.example.org), ended 2031-05-01; odd"));
         assert_eq!(about.document()[0]["until"], "2031-05-01T00:00:00Z");
         assert!(!about.document().to_string().contains("k3y"));
         for other in ["", "{", "[]", "{}", "{\"a\": 1}", "{\"a\": {}}"] {
-            assert_eq!(super::about(other.as_bytes()).text(), "", "{other}");
+            assert_eq!(super::about(other.as_bytes()).text(jiff::Timestamp::MAX), "", "{other}");
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::cli::asked::{Answer, ask_by};
 use crate::cli::error::CliError;
 use crate::cli::fresh::Fresh;
 use crate::cli::{Context, Exit, clean, hosts, json as documents};
-use crate::client::{Client, HostInfo, Link};
+use crate::client::{Client, HostInfo, Link, RunInfo};
 
 /// As profile `swarm` has them.
 const VOLUME: &str = "traefik-acme";
@@ -42,6 +42,8 @@ struct Remote<'a> {
     /// What is said where something fails: the code, and what was not done.
     code: &'static str,
     what: &'static str,
+    /// The command that goes on writes: where it does not tell how it ended, nobody knows how far it got.
+    writes: bool,
 }
 
 impl<'a> Remote<'a> {
@@ -57,7 +59,7 @@ impl<'a> Remote<'a> {
             let message = format!("the agent of {} is not connected: {what}", host.name);
             return Err(CliError::failed("not-connected", message).hint("`postern hosts` shows since when"));
         }
-        Ok(Self { context, client, host, code, what })
+        Ok(Self { context, client, host, code, what, writes: false })
     }
 
     fn name(&self) -> String {
@@ -66,6 +68,17 @@ impl<'a> Remote<'a> {
 
     fn failed(&self, why: &str) -> CliError {
         CliError::failed(self.code, format!("{}: {}: {why}", self.host.name, self.what))
+    }
+
+    fn not_known(&self, code: &str, why: &str, run: Option<&RunInfo>) -> CliError {
+        let message = format!("{}: it is not known how far the restore got: {why}", self.host.name);
+        let name = self.name();
+        let look = match run {
+            Some(run) => format!("postern run show {}", run.id),
+            None => format!("postern runs -H {name}"),
+        };
+        CliError::failed(code, message)
+            .hint(format!("restore again, which finishes it; what became of this one: {look}"))
     }
 
     /// One command of the agent's own, to its good end.
@@ -78,9 +91,15 @@ impl<'a> Remote<'a> {
         let argv = std::iter::once(AGENT_BINARY).chain(args.iter().copied()).map(str::to_owned).collect();
         let spec =
             CommandSpec { argv: Some(argv), stdin, timeout_s: Some(limit_s), ..CommandSpec::default() };
-        let answer = ask_by(self.context, &mut self.client, &self.host, &spec, MOST_TEXT).await?;
-        let Some(answer) = answer else {
-            return Err(CliError::failed("interrupted", format!("{}: {}", self.host.name, self.what)));
+        let asked = ask_by(self.context, &mut self.client, &self.host, &spec, MOST_TEXT).await;
+        let answer = match asked {
+            Ok(Some(answer)) => answer,
+            Ok(None) if self.writes => return Err(self.not_known("interrupted", "it was interrupted", None)),
+            Ok(None) => {
+                return Err(CliError::failed("interrupted", format!("{}: {}", self.host.name, self.what)));
+            }
+            Err(error) if self.writes => return Err(self.not_known(&error.code, &error.message, None)),
+            Err(error) => return Err(error),
         };
         match (answer.run.state, &answer.end) {
             (RunState::Ok, Some(StepEnd::Exit(0))) => Ok(answer),
@@ -93,7 +112,15 @@ impl<'a> Remote<'a> {
                 let last = answer.said.lines().rfind(|line| !line.trim().is_empty());
                 let whys = [last.unwrap_or_default(), &answer.run.message, &answer.why];
                 let why = whys.into_iter().find(|why| !why.is_empty()).unwrap_or("no reason was given");
-                Err(self.failed(&clean::line(why)))
+                let why = clean::line(why);
+                match &answer.end {
+                    // It says itself how far it got.
+                    Some(StepEnd::Exit(1)) if self.writes => {
+                        Err(CliError::failed(self.code, format!("{}: {why}", self.host.name)))
+                    }
+                    _ if self.writes => Err(self.not_known(self.code, &why, Some(&answer.run))),
+                    _ => Err(self.failed(&why)),
+                }
             }
         }
     }
@@ -134,15 +161,20 @@ pub(super) async fn backup(context: &Context, host: &str, file: &Path) -> Result
     }
     context.out.line(&format!("{}: {} bytes, from {}", path.display(), bytes.len(), remote.name()));
     for (file, about) in &files {
-        let text = about.text();
-        let text = if text.is_empty() { format!("{} bytes", file.content.len()) } else { text };
-        context.out.line(&clean::line(&format!("  {}: {text}", file.name)));
+        context.out.line(&line(file, about));
     }
     for left in &parcel.left_out {
         context.out.note(&clean::line(&format!("not in it: {left}")));
     }
     context.out.note("whoever has this file can pass for these domains: keep it where only you can read it");
     Ok(Exit::Ok)
+}
+
+/// A file and what is in it, for people.
+fn line(file: &parcel::File, about: &acme::About) -> String {
+    let text = about.text(jiff::Timestamp::now());
+    let text = if text.is_empty() { format!("{} bytes", file.content.len()) } else { text };
+    clean::line(&format!("  {}: {text}", file.name))
 }
 
 /// What a host sealed to this key.
@@ -155,11 +187,25 @@ fn received(answer: &Answer, key: &PrivateKey) -> Result<Parcel, String> {
     Parcel::open(Way::Backup, VOLUME, key, &sealed).map_err(|error| format!("the host's answer: {error}"))
 }
 
-pub(super) async fn restore(context: &Context, host: &str, file: &Path) -> Result<Exit, CliError> {
+pub(super) async fn restore(
+    context: &Context,
+    host: &str,
+    file: &Path,
+    replace: bool,
+) -> Result<Exit, CliError> {
     let path = context.env.cwd.join(file);
     // All of it is verified before the host is asked for anything.
     let (about, parcel) = kept::read(&path)?;
     let mut remote = Remote::find(context, host, "not-restored", "nothing was restored").await?;
+    // Before anything is sent: whoever has taken the wrong one can still end this.
+    context.out.note(&format!(
+        "a backup of {}, made {}:",
+        clean::line(&about.host),
+        hosts::ago(about.created_ms)
+    ));
+    for file in &parcel.files {
+        context.out.note(&line(file, &acme::about(&file.content)));
+    }
     let answer = remote.agent(&["volume-key"], None, SHORT_S).await?;
     let key: PublicKey = String::from_utf8_lossy(&answer.stdout)
         .trim()
@@ -174,12 +220,16 @@ pub(super) async fn restore(context: &Context, host: &str, file: &Path) -> Resul
         let offset = (at * PIECE_BYTES).to_string();
         remote.agent(&["volume-piece", &offset], Some(STANDARD.encode(piece)), SHORT_S).await?;
     }
-    remote.what = "the certificates were not restored";
-    let answer =
-        remote.agent(&["open-volume", VOLUME, SERVICE], Some(STANDARD.encode(last)), RESTORE_S).await?;
+    let mut open = vec!["open-volume", VOLUME, SERVICE];
+    open.extend(replace.then_some("replace"));
+    remote.writes = true;
+    let answer = remote.agent(&open, Some(STANDARD.encode(last)), RESTORE_S).await?;
     let said = String::from_utf8_lossy(&answer.stdout);
-    let restored: Restored = serde_json::from_str(said.lines().last().unwrap_or_default())
-        .map_err(|error| remote.failed(&format!("the host's answer cannot be read: {error}")))?;
+    let restored: Restored =
+        serde_json::from_str(said.lines().last().unwrap_or_default()).map_err(|error| {
+            let why = format!("the host's answer cannot be read: {error}");
+            remote.not_known(remote.code, &why, Some(&answer.run))
+        })?;
     let name = remote.name();
     if context.out.json {
         context.out.document(&json!({
@@ -188,22 +238,35 @@ pub(super) async fn restore(context: &Context, host: &str, file: &Path) -> Resul
             "made_of": about.host, "files": restored.files, "service": restored.service,
         }));
     } else {
-        tell(context, &name, &about, &restored);
+        tell(context, &name, &restored);
     }
-    if restored.service == Service::NotRestarted {
-        let message =
-            format!("{}: restored, and Traefik goes on without them: {}", remote.host.name, restored.trouble);
-        return Err(CliError::failed("not-restarted", message).hint(format!(
-            "restore again, which restarts it, or by hand: postern exec {name} -- docker service update --force {SERVICE}"
-        )));
-    }
-    Ok(Exit::Ok)
+    let (host, why) = (&remote.host.name, &restored.trouble);
+    let again = "restore again, which restarts it";
+    Err(match restored.service {
+        Service::Unchanged | Service::Absent | Service::Restarted => return Ok(Exit::Ok),
+        Service::NotRestarted => {
+            let message = format!("{host}: restored, and Traefik goes on without them: {why}");
+            CliError::failed("not-restarted", message).hint(format!(
+                "{again}, or by hand: postern exec {name} -- docker service update --force {SERVICE}"
+            ))
+        }
+        Service::Unknown => {
+            let message = format!("{host}: restored; whether Traefik runs with them is not known: {why}");
+            CliError::failed("not-restarted", message).hint(format!(
+                "see how it is: postern exec {name} -- docker service ps {SERVICE}; then {again}"
+            ))
+        }
+        Service::Overwritten => {
+            let message = format!("{host}: Traefik wrote over what was restored: {why}");
+            CliError::failed("not-restarted", message)
+                .hint("restore again, with --replace: what it wrote stays beside it")
+        }
+    })
 }
 
 /// What was done, for people.
-fn tell(context: &Context, name: &str, about: &kept::About, restored: &Restored) {
+fn tell(context: &Context, name: &str, restored: &Restored) {
     let out = &context.out;
-    out.note(&format!("a backup of {}, made {}", clean::line(&about.host), hosts::ago(about.created_ms)));
     for file in &restored.files {
         let what = match (file.written, &file.kept_as) {
             (false, _) => "is there already".to_owned(),
@@ -217,7 +280,7 @@ fn tell(context: &Context, name: &str, about: &kept::About, restored: &Restored)
         Service::Absent => out.note(&format!(
             "{name}: Traefik does not run there; it reads them when it starts: postern apply swarm -H {name}"
         )),
-        // The one has nothing to say, the other is an error.
-        Service::Unchanged | Service::NotRestarted => {}
+        // The first has nothing to say, the others are errors.
+        Service::Unchanged | Service::NotRestarted | Service::Unknown | Service::Overwritten => {}
     }
 }

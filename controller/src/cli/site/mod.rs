@@ -29,7 +29,9 @@ pub(crate) async fn site(context: &Context, command: Command) -> Result<Exit, Cl
         Command::Add(args) => Box::pin(add(context, args)).await,
         Command::List { host } => list(context, &host).await,
         Command::Backup { host, file } => Box::pin(backup::backup(context, &host, &file)).await,
-        Command::Restore { host, file } => Box::pin(backup::restore(context, &host, &file)).await,
+        Command::Restore { host, file, replace } => {
+            Box::pin(backup::restore(context, &host, &file, replace)).await
+        }
         Command::Remove { host, domain, check } => Box::pin(remove(context, &host, &domain, check)).await,
     }
 }

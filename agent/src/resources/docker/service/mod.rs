@@ -8,7 +8,7 @@ mod shape;
 #[cfg(test)]
 mod tests;
 
-pub(super) use renew::{Renewed, renew};
+pub(super) use renew::{NotRenewed, Renewed, renew};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

@@ -3,7 +3,7 @@
 
 use std::io::Write;
 
-use super::super::{MANAGED, http_unix};
+use super::super::{ASK_LIMIT, MANAGED, SOCKET, http_unix};
 use super::{Seen, Service, Step, Tasks, Value, change, hold, settle, text};
 use crate::sys::{CallError, Sys};
 
@@ -16,32 +16,91 @@ pub(in crate::resources::docker) enum Renewed {
     Absent,
 }
 
-/// Starts them anew; ports that go from one task to the next are held meanwhile. The error is for people.
+/// Why they were not started anew, or may not have been.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::resources::docker) struct NotRenewed {
+    /// For people.
+    pub(in crate::resources::docker) why: String,
+    /// No update was made: the tasks are those of before.
+    pub(in crate::resources::docker) as_before: bool,
+}
+
+fn as_before(why: impl std::fmt::Display) -> NotRenewed {
+    NotRenewed { why: why.to_string(), as_before: true }
+}
+
+fn unknown(why: impl std::fmt::Display) -> NotRenewed {
+    NotRenewed { why: why.to_string(), as_before: false }
+}
+
+/// How an engine refuses an update of a service that somebody else has changed since we looked.
+const CHANGED: &str = "out of sequence";
+
+/// Starts them anew; ports that go from one task to the next are held meanwhile.
 pub(in crate::resources::docker) async fn renew(
     sys: &Sys,
     name: &str,
     wait_s: u64,
     out: &mut (dyn Write + Send),
-) -> Result<Renewed, String> {
+) -> Result<Renewed, NotRenewed> {
+    let mut first = true;
+    loop {
+        let looked = look(sys, name).await.map_err(as_before)?;
+        let Some((service, tasks)) = looked else { return Ok(Renewed::Absent) };
+        match update(sys, name, &service, &tasks, wait_s, out).await {
+            Err(error) if first && error.why.contains(CHANGED) => first = false,
+            done => return done.map(|()| Renewed::Restarted),
+        }
+    }
+}
+
+/// The service with its tasks, where some are to run.
+async fn look(sys: &Sys, name: &str) -> Result<Option<(Value, Vec<Value>)>, String> {
     let looked = match settle::look(sys, name).await {
-        // No manager of a Swarm.
-        Err(CallError::Refused { status, .. }) if status.as_u16() == 503 => None,
+        // No manager of a Swarm, or one that has no leader just now: only the first has no services.
+        Err(error @ CallError::Refused { .. }) if is_unavailable(&error) => {
+            let info = sys.ask(SOCKET, "/info", ASK_LIMIT).await.map_err(|error| error.to_string())?;
+            if text(&info.unwrap_or_default(), "/Swarm/LocalNodeState") != "inactive" {
+                return Err(error.to_string());
+            }
+            None
+        }
         looked => looked.map_err(|error| error.to_string())?,
     };
     let Some((service, tasks)) = looked.filter(|(service, _)| text(service, "/Spec/Name") == name) else {
-        return Ok(Renewed::Absent);
+        return Ok(None);
     };
     if service["Spec"]["Mode"]["Replicated"]["Replicas"].as_u64() == Some(0) {
-        return Ok(Renewed::Absent);
+        return Ok(None);
     }
     if service["Spec"]["Labels"].get(MANAGED).is_none() {
         return Err(format!("the service {name} was not made by Postern"));
     }
-    for step in steps(name, &service, &tasks, wait_s) {
+    Ok(Some((service, tasks)))
+}
+
+fn is_unavailable(error: &CallError) -> bool {
+    matches!(error, CallError::Refused { status, .. } if status.as_u16() == 503)
+}
+
+async fn update(
+    sys: &Sys,
+    name: &str,
+    service: &Value,
+    tasks: &[Value],
+    wait_s: u64,
+    out: &mut (dyn Write + Send),
+) -> Result<(), NotRenewed> {
+    for step in steps(name, service, tasks, wait_s) {
         match step {
             Step::HttpUnix(call) => {
-                let call = serde_json::to_string(&call).map_err(|error| error.to_string())?;
-                http_unix(sys, &call, out).await?;
+                let call = serde_json::to_string(&call).map_err(as_before)?;
+                if let Err(why) = http_unix(sys, &call, out).await {
+                    // It may have been made although its answer was lost.
+                    let now = settle::look(sys, name).await.ok().flatten();
+                    let same = now.is_some_and(|(now, _)| now["Version"] == service["Version"]);
+                    return Err(if same { as_before(why) } else { unknown(why) });
+                }
             }
             Step::Exec(exec) => {
                 match exec.argv.iter().skip(1).map(String::as_str).collect::<Vec<_>>().as_slice() {
@@ -52,15 +111,15 @@ pub(in crate::resources::docker) async fn renew(
                         }
                     }
                     ["settle-service", name, seconds, "updated"] => {
-                        settle::settle_service(sys, name, seconds, true, out).await?;
+                        settle::settle_service(sys, name, seconds, true, out).await.map_err(unknown)?;
                     }
-                    other => return Err(format!("no step of an update: {other:?}")),
+                    other => return Err(unknown(format!("no step of an update: {other:?}"))),
                 }
             }
-            _ => return Err("no step of an update".to_owned()),
+            _ => return Err(unknown("no step of an update")),
         }
     }
-    Ok(Renewed::Restarted)
+    Ok(())
 }
 
 /// The steps of an update that only counts up.

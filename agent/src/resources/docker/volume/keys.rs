@@ -1,10 +1,12 @@
 //! What a restore has on the host while it goes on, below `/run`: a reboot forgets it. The private key is used once.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use postern_proto::host::RUN_DIR;
 use postern_proto::parcel::MOST_SEALED;
 use postern_proto::sealed::{KEY, PrivateKey};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use zeroize::Zeroizing;
 
 use crate::link::private_file::{prepare, private_dir, read};
@@ -30,6 +32,34 @@ fn write(sys: &Sys, name: &str, bytes: &[u8]) -> Result<(), String> {
     prepare(&path, bytes)
         .and_then(crate::link::private_file::Prepared::commit)
         .map_err(failed("write", &path))
+}
+
+/// For as long as it lives nobody else changes anything here. It is on the directory itself, so that nothing is left.
+pub(super) struct Lock {
+    dir: OwnedFd,
+}
+
+impl Drop for Lock {
+    /// By word and not by closing it: a program that is just being started has it open too, until it runs.
+    fn drop(&mut self) {
+        let _ = flock(&self.dir, FlockOperation::Unlock);
+    }
+}
+
+/// One restore at a time: a second one would take the key of the first, and restart what that one waits for.
+pub(super) fn lock(sys: &Sys) -> Result<Lock, String> {
+    let dir = dir(sys);
+    private_dir(&dir).map_err(failed("make", &dir))?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let opened = rustix::fs::open(&dir, flags, Mode::empty());
+    let opened = opened.map_err(|error| failed("open", &dir)(error.into()))?;
+    match flock(&opened, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Lock { dir: opened }),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            Err("another restore goes on here: wait for it, then restore again".to_owned())
+        }
+        Err(error) => Err(failed("lock", &dir)(error.into())),
+    }
 }
 
 fn remove(sys: &Sys, name: &str) -> Result<(), String> {

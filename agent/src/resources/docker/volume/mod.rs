@@ -19,7 +19,7 @@ use postern_proto::sealed::{PrivateKey, PublicKey};
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
-use super::service::{Renewed, renew};
+use super::service::{NotRenewed, Renewed, renew};
 use super::{ASK_LIMIT, SOCKET, encoded, text};
 use crate::sys::{Call, CallError, FileKind, Sys};
 
@@ -27,6 +27,8 @@ use crate::sys::{Call, CallError, FileKind, Sys};
 const MOST_NAMES: usize = 1024;
 /// A program may be writing a file, over itself, when it is read.
 const READS: usize = 20;
+/// So often where it is empty, which may be all that it is to be.
+const READS_EMPTY: usize = 5;
 const READ_AGAIN: Duration = Duration::from_millis(100);
 /// What was in a volume before files were put back is called so, with a number where there are several.
 const KEPT: &str = ".before-restore";
@@ -71,6 +73,7 @@ pub(crate) async fn seal_volume(
 
 /// Makes the key that files for a restore are sealed to, and writes its public half to `out`.
 pub(crate) fn volume_key(sys: &Sys, out: &mut (dyn Write + Send)) -> Result<(), String> {
+    let _lock = keys::lock(sys)?;
     let key = new_key();
     keys::keep(sys, &key)?;
     writeln!(out, "{}", key.public()).and_then(|()| out.flush()).map_err(told)
@@ -79,7 +82,9 @@ pub(crate) fn volume_key(sys: &Sys, out: &mut (dyn Write + Send)) -> Result<(), 
 /// Takes in a piece of what is too long for one plan. `offset` is what came before it, bytes.
 pub(crate) fn volume_piece(sys: &Sys, offset: &str, input: &mut (dyn Read + Send)) -> Result<(), String> {
     let offset = offset.parse().map_err(|_| "want the offset of the piece".to_owned())?;
-    keys::add(sys, offset, &read_piece(input)?)
+    let piece = read_piece(input)?;
+    let _lock = keys::lock(sys)?;
+    keys::add(sys, offset, &piece)
 }
 
 fn read_piece(input: &mut (dyn Read + Send)) -> Result<Vec<u8>, String> {
@@ -94,40 +99,67 @@ fn read_piece(input: &mut (dyn Read + Send)) -> Result<Vec<u8>, String> {
 }
 
 /// Puts the files that were sealed to the key of [`volume_key`] into a volume, and has the service that reads them
-/// restarted where something is new to it. Nothing is written before all of it was verified.
+/// restarted where something is new to it. Nothing is written before all of it was verified, and nothing over other
+/// files that are there unless `replace` says so.
 pub(crate) async fn open_volume(
     sys: &Sys,
-    volume: &str,
-    service: &str,
+    (volume, service, replace): (&str, &str, bool),
     input: &mut (dyn Read + Send),
     out: &mut (dyn Write + Send),
     progress: &mut (dyn Write + Send),
 ) -> Result<(), String> {
+    let nothing = |why: String| format!("nothing was restored: {why}");
+    let _lock = keys::lock(sys).map_err(nothing)?;
+    let (dir, parcel) = opened(sys, volume, input).await.map_err(nothing)?;
+    let files = put::put(sys, &dir, volume, &parcel, replace).await?;
+    let (service, trouble) = have_read(sys, volume, &dir, &parcel, service, progress).await;
+    let line = serde_json::to_string(&Restored { files, service, trouble }).map_err(told)?;
+    writeln!(out, "{line}").and_then(|()| out.flush()).map_err(told)
+}
+
+/// What was sent, and the directory that it is for.
+async fn opened(sys: &Sys, volume: &str, input: &mut (dyn Read + Send)) -> Result<(String, Parcel), String> {
     let (key, mut sealed) = keys::take(sys)?;
     sealed.extend(read_piece(input)?);
-    let parcel = Parcel::open(Way::Restore, volume, &key, &sealed)
-        .map_err(|error| format!("nothing was restored: {error}"))?;
-    drop(key);
+    let parcel = Parcel::open(Way::Restore, volume, &key, &sealed).map_err(told)?;
     let dir = match find(sys, volume).await? {
         Some(dir) => dir,
         None => make(sys, volume).await?,
     };
-    let files = put::put(sys, &dir, volume, &parcel)?;
-    let mut restored = Restored { files, ..Restored::default() };
-    if keys::is_unread(sys, volume)? {
-        match renew(sys, service, RESTART_S, progress).await {
-            Ok(renewed) => {
-                keys::set_unread(sys, volume, false)?;
-                restored.service = match renewed {
-                    Renewed::Restarted => Service::Restarted,
-                    Renewed::Absent => Service::Absent,
-                };
-            }
-            Err(why) => (restored.service, restored.trouble) = (Service::NotRestarted, why),
-        }
+    Ok((dir, parcel))
+}
+
+/// Has the service read what is new to it. The files are there whatever comes of this, so there is no error: what is
+/// wrong is told for people.
+async fn have_read(
+    sys: &Sys,
+    volume: &str,
+    dir: &str,
+    parcel: &Parcel,
+    service: &str,
+    progress: &mut (dyn Write + Send),
+) -> (Service, String) {
+    match keys::is_unread(sys, volume) {
+        Ok(true) => {}
+        Ok(false) => return (Service::Unchanged, String::new()),
+        Err(why) => return (Service::Unknown, why),
     }
-    let line = serde_json::to_string(&restored).map_err(told)?;
-    writeln!(out, "{line}").and_then(|()| out.flush()).map_err(told)
+    let became = match renew(sys, service, RESTART_S, progress).await {
+        Ok(Renewed::Restarted) => Service::Restarted,
+        Ok(Renewed::Absent) => Service::Absent,
+        Err(NotRenewed { why, as_before: true }) => return (Service::NotRestarted, why),
+        Err(NotRenewed { why, as_before: false }) => return (Service::Unknown, why),
+    };
+    // Whoever had them in memory may have written that down once more before its end.
+    let lost = put::lost(sys, dir, parcel).await;
+    if !lost.is_empty() {
+        let why = format!("{} was written over meanwhile", lost.join(", "));
+        return (Service::Overwritten, why);
+    }
+    match keys::set_unread(sys, volume, false) {
+        Ok(()) => (became, String::new()),
+        Err(why) => (Service::Unknown, why),
+    }
 }
 
 fn no_engine(error: &CallError) -> String {
@@ -204,9 +236,11 @@ async fn take(sys: &Sys, dir: &str) -> Result<Parcel, String> {
         let room = MOST_BYTES.saturating_sub(parcel.bytes()) as u64;
         let content = read_whole(sys, &path, &name, room).await?;
         // One is made, empty, for each provider that is named, before anything is asked of it.
-        if !content.is_empty() {
-            parcel.files.push(parcel::File { name, content });
+        if content.is_empty() {
+            parcel.left_out.push(format!("{shown} is empty"));
+            continue;
         }
+        parcel.files.push(parcel::File { name, content });
         if parcel.files.len() > MOST_FILES {
             return Err(format!("{dir} has more than {MOST_FILES} files"));
         }
@@ -215,7 +249,7 @@ async fn take(sys: &Sys, dir: &str) -> Result<Parcel, String> {
 }
 
 async fn read_whole(sys: &Sys, path: &str, name: &str, room: u64) -> Result<Zeroizing<Vec<u8>>, String> {
-    for _ in 0..READS {
+    for count in 1..=READS {
         let read =
             sys.read_owned(path, room).map_err(|error| format!("{error} (of {MOST_BYTES} for all files)"))?;
         let Some((meta, content)) = read else { return Ok(Zeroizing::default()) };
@@ -224,7 +258,9 @@ async fn read_whole(sys: &Sys, path: &str, name: &str, room: u64) -> Result<Zero
         if meta.kind != FileKind::File {
             return Err(format!("{path} is {}", meta.kind.as_str()));
         }
-        if !parcel::is_broken(name, &content) {
+        // Traefik empties a file before it writes it.
+        let may_come = content.is_empty() && name.ends_with(".json") && count < READS_EMPTY;
+        if !may_come && !parcel::is_broken(name, &content) {
             return Ok(content);
         }
         tokio::time::sleep(READ_AGAIN).await;

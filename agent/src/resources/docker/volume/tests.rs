@@ -63,15 +63,25 @@ fn sealed(fake: &Fake, parcel: &Parcel) -> Vec<u8> {
     parcel.seal(Way::Restore, VOLUME, &key, &new_key()).unwrap()
 }
 
-async fn put_back(fake: &Fake, sealed: &[u8]) -> Result<Restored, String> {
-    let (mut out, text) = (Vec::new(), STANDARD.encode(sealed));
-    open_volume(&fake.sys, VOLUME, SERVICE, &mut text.as_bytes(), &mut out, &mut std::io::sink()).await?;
+async fn open(fake: &Fake, text: &str, replace: bool) -> Result<Restored, String> {
+    let mut out = Vec::new();
+    let what = (VOLUME, SERVICE, replace);
+    open_volume(&fake.sys, what, &mut text.as_bytes(), &mut out, &mut std::io::sink()).await?;
     Ok(serde_json::from_slice(&out).unwrap())
+}
+
+async fn put_back(fake: &Fake, sealed: &[u8]) -> Result<Restored, String> {
+    open(fake, &STANDARD.encode(sealed), false).await
 }
 
 async fn restore(fake: &Fake, parcel: &Parcel) -> Result<Restored, String> {
     let sealed = sealed(fake, parcel);
     put_back(fake, &sealed).await
+}
+
+async fn replace(fake: &Fake, parcel: &Parcel) -> Result<Restored, String> {
+    let sealed = STANDARD.encode(sealed(fake, parcel));
+    open(fake, &sealed, true).await
 }
 
 fn snapshot(fake: &Fake) -> Vec<(String, Vec<u8>)> {
@@ -98,6 +108,7 @@ async fn trap_48_files_are_taken_and_nothing_is_followed() {
     assert_eq!(parcel.files, [file("cloudflare.json", ACME)]);
     let left = [
         "below is a directory",
+        "hetzner.json is empty",
         "link.json is a symbolic link",
         "pipe is not a regular file",
         "two words has a name that is not carried",
@@ -122,7 +133,7 @@ async fn what_cannot_be_backed_up_is_said() {
     fs::write(at(&fake, "cloudflare.json"), "").unwrap();
     symlink("cloudflare.json", at(&fake, "link.json")).unwrap();
     let refused = back_up(&fake).await.unwrap_err();
-    assert!(refused.ends_with(" yet (link.json is a symbolic link)"), "{refused}");
+    assert!(refused.ends_with(" yet (cloudflare.json is empty, link.json is a symbolic link)"), "{refused}");
     fs::write(at(&fake, "large.json"), vec![b'1'; MOST_BYTES + 1]).unwrap();
     assert!(back_up(&fake).await.unwrap_err().contains("the limit is 4194304"));
     let refused = seal_volume(&fake.sys, VOLUME, "zz", &mut Vec::new()).await.unwrap_err();
@@ -152,6 +163,132 @@ async fn a_file_that_is_being_written_is_waited_for() {
         fs::write(writer, ACME).unwrap();
     });
     assert_eq!(take(&sys, "/").await.unwrap().files, [file("cloudflare.json", ACME)]);
+    // First it is emptied, and written only then.
+    fs::write(&path, "").unwrap();
+    assert_eq!(take(&sys, "/").await.unwrap().left_out, ["cloudflare.json is empty"]);
+    tokio::spawn(async move {
+        tokio::time::sleep(READ_AGAIN * 2).await;
+        fs::write(path, ACME).unwrap();
+    });
+    let taken = take(&sys, "/").await.unwrap();
+    assert_eq!((taken.files, taken.left_out), (vec![file("cloudflare.json", ACME)], Vec::new()));
+}
+
+/// A backup is older than what is there, as often as not.
+#[tokio::test]
+async fn what_differs_is_replaced_by_order_only() {
+    let fake = fake();
+    let names = ["a.json", "b.json", "c.json"];
+    let wanted = parcel(&names.map(|name| (name, ACME)));
+    for (name, content) in names.iter().zip(["{\"a\": {\"Certificates\": [1]}}", "", "no JSON"]) {
+        fs::write(at(&fake, name), content).unwrap();
+    }
+    let before = snapshot(&fake);
+    let refused = restore(&fake, &wanted).await.unwrap_err();
+    assert!(refused.starts_with("nothing was restored: ") && refused.contains("`--replace`"), "{refused}");
+    assert!(refused.contains("other content in a.json, c.json already"), "{refused}");
+    assert_eq!((snapshot(&fake), run_dir(&fake)), (before, Vec::new()));
+    let kept: Vec<_> =
+        replace(&fake, &wanted).await.unwrap().files.into_iter().map(|file| file.kept_as).collect();
+    let kept_as = |name: &str| Some(format!("{name}.before-restore"));
+    assert_eq!(kept, [kept_as("a.json"), None, kept_as("c.json")]);
+    // What has nothing in it is no loss.
+    for blank in
+        ["", "{}", "{\"cloudflare\": null}", "{\"cloudflare\": {\"Account\": null, \"Certificates\": []}}"]
+    {
+        fs::write(at(&fake, "a.json"), blank).unwrap();
+        assert!(restore(&fake, &wanted).await.unwrap().files[0].written, "{blank}");
+    }
+}
+
+/// A Traefik that ends may write what it has in memory.
+#[tokio::test]
+async fn what_is_written_over_while_it_is_restarted_is_told() {
+    let stored = |key: &str, domains: &[&str]| {
+        let certificates: Vec<Value> = domains.iter().map(|it| json!({"domain": {"main": it}})).collect();
+        let account = json!({"Email": "ada@example.org", "PrivateKey": key});
+        json!({"cloudflare": {"Account": account, "Certificates": certificates}}).to_string()
+    };
+    let put = stored("k3y", &["a.example.org", "b.example.org"]);
+    for (there, lost) in [
+        (put.clone(), false),
+        (stored("k3y", &["b.example.org", "c.example.org", "a.example.org"]), false),
+        (stored("k3y", &["b.example.org", "c.example.org"]), true),
+        (stored("other", &["a.example.org", "b.example.org"]), true),
+        (String::new(), true),
+        ("{}".to_owned(), true),
+    ] {
+        let fake = fake();
+        let wanted = parcel(&[("a.json", put.as_bytes())]);
+        // The moment at which the new one runs.
+        let path = at(&fake, "a.json");
+        let script = format!("case $* in *POSTERN-HOLD*) printf '%s' '{there}' >{}; esac", path.display());
+        fake.program("iptables", &script);
+        fake.program("ip6tables", "exit 1");
+        runs(&fake, "completed");
+        fake.answers("POST /services/s/update", 200, json!({}));
+        let restored = restore(&fake, &wanted).await.unwrap();
+        let told = (Service::Overwritten, "a.json was written over meanwhile".to_owned());
+        let good = (Service::Restarted, String::new());
+        assert_eq!((restored.service, restored.trouble), if lost { told } else { good }, "{there}");
+        assert_eq!(run_dir(&fake).len(), usize::from(lost), "it is remembered");
+    }
+}
+
+/// A service of ours with a port of the host, and its one task, which runs as it says.
+fn runs(fake: &Fake, update: &str) {
+    let port = json!({"Protocol": "tcp", "TargetPort": 80, "PublishedPort": 1, "PublishMode": "host"});
+    let mut service = super::super::settle::tests::service("traefik:v3", update);
+    service["Spec"]["Name"] = SERVICE.into();
+    service["Spec"]["Labels"] = json!({super::super::MANAGED: "true"});
+    service["Spec"]["EndpointSpec"] = json!({"Ports": [port]});
+    let task = json!({"ID": "t", "DesiredState": "running", "Status": {"State": "running"},
+        "Spec": service["Spec"]["TaskTemplate"]});
+    fake.answers("GET /services/traefik", 200, service);
+    fake.answers("GET /tasks", 200, json!([task]));
+}
+
+/// What is held for an update is let go where there is none.
+#[tokio::test]
+async fn an_update_that_is_refused_holds_no_port() {
+    let fake = fake();
+    let log = fake.dir.path().join("held");
+    fake.program("iptables", &format!("echo \"$5 $6\" >>{}", log.display()));
+    fake.program("ip6tables", "exit 1");
+    runs(&fake, "");
+    fake.answers("POST /services/s/update", 500, json!({"message": "not now"}));
+    let restored = restore(&fake, &parcel(&[("a.json", b"1")])).await.unwrap();
+    assert_eq!((restored.service, run_dir(&fake).len()), (Service::NotRestarted, 1));
+    let log = fs::read_to_string(log).unwrap();
+    let (_, after) = log.split_once("-I PREROUTING\n").unwrap();
+    assert_eq!(after, "-D PREROUTING\n-F POSTERN-HOLD\n-X POSTERN-HOLD\n");
+}
+
+#[tokio::test]
+async fn one_restore_at_a_time() {
+    let fake = fake();
+    let sent = sealed(&fake, &parcel(&[("a.json", b"1")]));
+    let lock = keys::lock(&fake.sys).unwrap();
+    for refused in [
+        volume_key(&fake.sys, &mut Vec::new()).unwrap_err(),
+        volume_piece(&fake.sys, "0", &mut &b""[..]).unwrap_err(),
+        put_back(&fake, &sent).await.unwrap_err(),
+    ] {
+        assert!(refused.contains("another restore goes on here"), "{refused}");
+    }
+    drop(lock);
+    put_back(&fake, &sent).await.unwrap();
+}
+
+/// What was written before something went wrong is said.
+#[tokio::test]
+async fn how_far_it_got_is_told() {
+    let fake = fake();
+    // In the way of what is written before it takes the file's place.
+    fs::create_dir(at(&fake, ".b.json.postern-new")).unwrap();
+    let wanted = parcel(&[("a.json", b"1"), ("b.json", b"2")]);
+    let refused = restore(&fake, &wanted).await.unwrap_err();
+    assert!(refused.starts_with("restored up to here: a.json; then: "), "{refused}");
 }
 
 #[tokio::test]
@@ -191,29 +328,29 @@ async fn what_is_there_is_kept() {
     let kept = |restored: Restored| restored.files[0].kept_as.clone();
     fs::write(at(&fake, "a.json"), "1").unwrap();
     assert_eq!(
-        kept(restore(&fake, &parcel(&[("a.json", b"2")])).await.unwrap()).unwrap(),
+        kept(replace(&fake, &parcel(&[("a.json", b"2")])).await.unwrap()).unwrap(),
         "a.json.before-restore"
     );
     assert_eq!(
-        kept(restore(&fake, &parcel(&[("a.json", b"3")])).await.unwrap()).unwrap(),
+        kept(replace(&fake, &parcel(&[("a.json", b"3")])).await.unwrap()).unwrap(),
         "a.json.before-restore.2"
     );
     // What is kept already is not kept twice.
     assert_eq!(
-        kept(restore(&fake, &parcel(&[("a.json", b"1")])).await.unwrap()).unwrap(),
+        kept(replace(&fake, &parcel(&[("a.json", b"1")])).await.unwrap()).unwrap(),
         "a.json.before-restore.3"
     );
     assert_eq!(
-        kept(restore(&fake, &parcel(&[("a.json", b"4")])).await.unwrap()).unwrap(),
+        kept(replace(&fake, &parcel(&[("a.json", b"4")])).await.unwrap()).unwrap(),
         "a.json.before-restore"
     );
     let names = ["a.json", "a.json.before-restore", "a.json.before-restore.2", "a.json.before-restore.3"];
     assert_eq!(snapshot(&fake).into_iter().map(|(name, _)| name).collect::<Vec<_>>(), names);
     assert_eq!(fs::read(at(&fake, "a.json.before-restore")).unwrap(), b"1");
     for value in [&b"5"[..], b"6", b"7", b"8", b"9", b"10"] {
-        restore(&fake, &parcel(&[("a.json", value)])).await.unwrap();
+        replace(&fake, &parcel(&[("a.json", value)])).await.unwrap();
     }
-    let refused = restore(&fake, &parcel(&[("b.json", b"1"), ("a.json", b"11")])).await.unwrap_err();
+    let refused = replace(&fake, &parcel(&[("b.json", b"1"), ("a.json", b"11")])).await.unwrap_err();
     assert!(refused.contains("remove those first"), "{refused}");
     assert!(!at(&fake, "b.json").exists(), "all is decided before anything is written");
 }
@@ -235,10 +372,8 @@ async fn nothing_is_written_of_what_cannot_be_opened() {
     let other = wanted.seal(Way::Restore, VOLUME, &new_key().public(), &new_key()).unwrap();
     sealed(&fake, &wanted);
     assert!(put_back(&fake, &other).await.is_err());
-    let (mut out, text) = (Vec::new(), "no base64!");
     sealed(&fake, &wanted);
-    let refused =
-        open_volume(&fake.sys, VOLUME, SERVICE, &mut text.as_bytes(), &mut out, &mut std::io::sink()).await;
+    let refused = open(&fake, "no base64!", true).await;
     assert!(refused.unwrap_err().contains("not as it was sent"));
     assert_eq!((snapshot(&fake), run_dir(&fake)), (before, Vec::new()));
 }
@@ -256,7 +391,7 @@ async fn trap_48_no_link_is_written_through() {
     fs::remove_file(at(&fake, "b.json")).unwrap();
     fs::write(at(&fake, "b.json"), "1").unwrap();
     symlink(fake.sys.real("/outside"), at(&fake, "b.json.before-restore")).unwrap();
-    let restored = restore(&fake, &parcel(&[("b.json", b"2")])).await.unwrap();
+    let restored = replace(&fake, &parcel(&[("b.json", b"2")])).await.unwrap();
     assert_eq!(restored.files[0].kept_as.as_deref(), Some("b.json.before-restore.2"));
     assert_eq!(fs::read(fake.sys.real("/outside")).unwrap(), b"theirs");
 }
@@ -290,14 +425,14 @@ async fn trap_07_a_restart_that_failed_is_made_up_for() {
     service["Spec"]["Name"] = SERVICE.into();
     fake.answers("GET /services/traefik", 200, service.clone());
     fake.answers("GET /tasks", 200, json!([]));
-    let foreign = restore(&fake, &parcel(&[("a.json", b"0")])).await.unwrap();
+    let foreign = replace(&fake, &parcel(&[("a.json", b"0")])).await.unwrap();
     assert_eq!(foreign.trouble, "the service traefik was not made by Postern");
     service["Spec"]["Labels"] = json!({super::super::MANAGED: "true"});
     fake.answers("GET /services/traefik", 200, service);
     fake.answers("POST /services/s/update", 500, json!({"message": "not now"}));
     let wanted = parcel(&[("a.json", b"1")]);
     for written in [true, false] {
-        let restored = restore(&fake, &wanted).await.unwrap();
+        let restored = replace(&fake, &wanted).await.unwrap();
         assert_eq!((restored.files[0].written, restored.service), (written, Service::NotRestarted));
         assert!(restored.trouble.ends_with("not now"), "{restored:?}");
         assert_eq!(run_dir(&fake), ["unread-traefik-acme"]);
@@ -308,6 +443,15 @@ async fn trap_07_a_restart_that_failed_is_made_up_for() {
     // An engine that is no manager of a Swarm.
     fs::write(at(&fake, "a.json"), "2").unwrap();
     fake.answers("GET /services/traefik", 503, json!({"message": "no swarm"}));
+    // Also one that has lost its leader says so: its services are there.
+    for state in ["active", "pending", "error"] {
+        fake.answers("GET /info", 200, json!({"Swarm": {"LocalNodeState": state}}));
+        let restored = replace(&fake, &wanted).await.unwrap();
+        assert_eq!(restored.service, Service::NotRestarted, "{state}");
+        assert!(restored.trouble.ends_with("no swarm"), "{restored:?}");
+        assert_eq!(run_dir(&fake), ["unread-traefik-acme"]);
+    }
+    fake.answers("GET /info", 200, json!({"Swarm": {"LocalNodeState": "inactive"}}));
     assert_eq!(restore(&fake, &wanted).await.unwrap().service, Service::Absent);
 }
 
