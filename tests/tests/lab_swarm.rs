@@ -383,7 +383,11 @@ fn a_failed_update_is_told(rig: &Rig, host: &Host) -> Result<()> {
     })?;
     apply_for(rig, host, &traefik())?.expect(0);
     // Somebody stops a task: Docker starts it again by itself, and a run that comes in between waits for it.
+    let task = || host.sh("docker service ps -q --filter desired-state=running traefik");
+    let killed = task()?;
     host.sh("docker kill $(docker ps -q --filter label=com.docker.swarm.service.name=traefik)")?;
+    // Docker itself takes a moment to notice; until then nobody can know it from one that runs.
+    wait_for("Docker has noticed", Duration::from_secs(60), || Ok(task()? != killed))?;
     apply_for(rig, host, &traefik())?.expect(0);
     get(at(host, 80), "/config").map(drop)
 }
