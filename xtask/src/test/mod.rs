@@ -27,6 +27,9 @@ const LAB_PREFIX: &str = "lab_";
 /// The suite whose hosts are virtual machines. The emulator is heavy, so it is installed for that one only. It has the
 /// machine to itself: an emulator takes whole cores, and others wait for states with deadlines.
 const MACHINES_SUITE: &str = "lab_tier2";
+/// Suites with tests that take minutes each, the longest first: they begin before the others.
+const LONG_SUITES: [&str; 7] =
+    ["lab_swarm", "lab_tunnel", "lab_dns", "lab_ssh_port", "lab_acme", "lab_guard", "lab_site_backup"];
 /// The suite that fetches `ssh-audit` from PyPI, for which it needs Python.
 const AUDIT_SUITE: &str = "lab_audit";
 
@@ -92,7 +95,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         let (tests, _) = suite::list(&name, harness(executable, options.filter.as_deref()))?;
         beside.push(beside::Waiting { name, command, plan, tests: tests.len() });
     }
-    beside::run(beside, lab::parallel_hosts(), &mut |suite| report.add(suite))?;
+    beside::run(beside, lab::parallel_hosts(), &LONG_SUITES, &mut |suite| report.add(suite))?;
     if options.filter.is_none() {
         report.add(documentation(options.locked || ci)?);
     }
