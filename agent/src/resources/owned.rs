@@ -107,3 +107,37 @@ pub(super) fn essence(there: Option<&Owned>) -> Value {
         json!({"sha256": hash, "mode": there.mode, "uid": there.uid, "gid": there.gid})
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resources::Exec;
+
+    /// Whether its file is there, whether it runs, whether it is started at boot.
+    type There = (bool, bool, bool);
+
+    #[test]
+    fn a_unit_and_its_file_go_back_by_table() {
+        let conf = Owned::new(b"x");
+        let cases: [(There, There, &[&str]); 9] = [
+            ((true, true, true), (true, true, true), &[]),
+            ((false, true, true), (true, true, true), &["remove /c", "restart"]),
+            ((true, true, true), (false, true, true), &["write /c", "restart"]),
+            ((true, false, true), (true, true, true), &["stop"]),
+            ((true, true, true), (true, false, true), &["start"]),
+            ((true, true, false), (true, true, true), &["disable"]),
+            ((true, true, true), (true, true, false), &["enable"]),
+            // What is started or stopped reads its file anew, or not at all.
+            ((false, true, true), (true, false, false), &["remove /c", "start", "enable"]),
+            ((false, false, false), (true, true, true), &["remove /c", "stop", "disable"]),
+        ];
+        for (was, is, want) in cases {
+            let reader =
+                |(there, running, enabled): There| Reader { conf: there.then_some(&conf), running, enabled };
+            let systemctl = |verb: &str| Step::Exec(Exec::new(&[verb], std::time::Duration::ZERO));
+            let steps = back_with_reader("/c", reader(was), reader(is), systemctl);
+            let steps: Vec<String> = steps.iter().map(Step::summary).collect();
+            assert_eq!(steps, want, "{was:?} {is:?}");
+        }
+    }
+}
