@@ -392,6 +392,54 @@ fn a_failed_update_is_told(rig: &Rig, host: &Host) -> Result<()> {
     get(at(host, 80), "/config").map(drop)
 }
 
+/// A registry that wants a login gets it, with the pull and with nothing else.
+#[test]
+fn an_image_from_a_registry_that_wants_a_login() -> Result<()> {
+    let Some((rig, host)) = with_docker("private", Image::TRIXIE)? else { return Ok(()) };
+    let internet = rig.lab.internet()?;
+    let image = format!("ghcr.io/library/{TRAEFIK}");
+    let (user, password) = internet.registry_login();
+    let service = |login: &str| {
+        format!("  - swarm: {{}}\n  - swarm_service:\n      name: private\n      image: '{image}'\n{login}")
+    };
+    let with =
+        format!("      registry_user: {user}\n      registry_password: \"{{{{ secret('ghcr') }}}}\"\n");
+    let refused = apply_for(&rig, &host, &service(""))?.expect(1);
+    assert!(said(&refused).contains("no basic auth credentials"), "{refused:?}");
+    let wrong = "another-registry-password-987654";
+    rig.set_secret("ghcr", wrong)?.expect(0);
+    let refused = apply_for(&rig, &host, &service(&with))?.expect(1);
+    assert!(said(&refused).contains("unauthorized") && !said(&refused).contains(wrong), "{refused:?}");
+    rig.set_secret("ghcr", password)?.expect(0);
+    apply_for(&rig, &host, &service(&with))?.expect(0);
+    let again = apply_for(&rig, &host, &service(&with))?.expect(0);
+    assert!(again.stdout.contains("2 unchanged"), "{again:?}");
+
+    // What Docker starts by itself needs no login: it is made of what the pull brought.
+    let container = || host.sh("docker ps -q --filter label=com.docker.swarm.service.name=private");
+    let first = container()?;
+    host.sh("docker kill $(docker ps -q --filter label=com.docker.swarm.service.name=private)")?;
+    wait_for("another container runs", Duration::from_secs(60), || {
+        let now = container()?;
+        Ok(!now.is_empty() && now != first)
+    })?;
+
+    for value in [wrong, password] {
+        let coded = host.sh(&format!("printf %s '{{\"password\":\"{value}\"' | base64 -w0 | cut -c1-24"))?;
+        let shown = host.sh(
+            "docker service inspect private; docker info; cat /root/.docker/config.json 2>/dev/null || :",
+        )?;
+        assert!(!shown.contains(value), "{shown}");
+        for text in [value, &coded] {
+            host.sh(&format!(
+                "! grep -rqsF {text} /var/lib/postern-agent /etc /root /run/postern-agent /tmp"
+            ))?;
+            host.sh(&format!("! journalctl | grep -qF {text}"))?;
+        }
+    }
+    Ok(())
+}
+
 fn cases() -> Vec<Case> {
     let case = |kind, before, resource, effect| Case { kind, before, resource, effect, undo: Undo::Whole };
     vec![

@@ -142,6 +142,9 @@ pub struct HttpUnix {
     pub method: String,
     /// Path and query; not secret.
     pub path: String,
+    /// How the engine logs in to a registry, as it wants it in a header of its own; none when empty. Secret.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub registry_auth: String,
     /// The request. May be secret. Where it has `{"$id": PATH}`, what stands at that path is asked for its `ID` first,
     /// which takes that place: a step does not know what those before it have made.
     pub body: serde_json::Value,
@@ -154,7 +157,7 @@ pub struct HttpUnix {
 }
 
 impl std::fmt::Debug for HttpUnix {
-    /// Without what may be secret: the request.
+    /// Without what may be secret: the request and the login.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "HttpUnix({}: {} {})", self.what, self.method, self.path)
     }

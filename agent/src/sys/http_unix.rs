@@ -98,6 +98,8 @@ pub struct Call<'a> {
     pub method: Method,
     /// Path and query.
     pub path: &'a str,
+    /// One more header.
+    pub header: Option<(&'a str, &'a str)>,
     /// JSON; none when empty.
     pub body: String,
     /// For all of it.
@@ -140,6 +142,9 @@ impl Call<'_> {
         let mut request = Request::builder().method(&self.method).uri(self.path).header("host", "docker");
         if !self.body.is_empty() {
             request = request.header("content-type", "application/json");
+        }
+        if let Some((name, value)) = self.header {
+            request = request.header(name, value);
         }
         let request = request
             .body(self.body.clone())
@@ -210,7 +215,7 @@ impl Sys {
         path: &str,
         limit: Duration,
     ) -> Result<Option<serde_json::Value>, CallError> {
-        let call = Call { method: Method::GET, path, body: String::new(), limit };
+        let call = Call { method: Method::GET, path, header: None, body: String::new(), limit };
         let answer = call.make(&self.real(socket), None).await?;
         if answer.status == StatusCode::NOT_FOUND {
             return Ok(None);
@@ -248,7 +253,7 @@ mod tests {
 
     fn call(limit_ms: u64) -> Call<'static> {
         let limit = Duration::from_millis(limit_ms);
-        Call { method: Method::POST, path: "/x?secret=1", body: "{}".to_owned(), limit }
+        Call { method: Method::POST, path: "/x?secret=1", header: None, body: "{}".to_owned(), limit }
     }
 
     #[tokio::test]

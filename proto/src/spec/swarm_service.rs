@@ -19,6 +19,12 @@ pub struct SwarmServiceSpec {
     /// What its containers are made of, with a tag or digest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
+    /// Who the image's registry lets have it; nobody is named where it wants no login.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub registry_user: String,
+    /// By which password or token.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub registry_password: String,
     /// Given to the image's own program.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub args: Vec<String>,
@@ -320,6 +326,17 @@ impl ResourceSpec for SwarmServiceSpec {
     const FIELDS: &'static [Field] = &[
         Field::required("name", Holds::Text, "Its name."),
         Field::optional("image", Holds::Text, "What its containers are made of, with a tag or digest."),
+        Field::optional(
+            "registry_user",
+            Holds::Text,
+            "Whom the image's registry lets have it, where it wants a login.",
+        ),
+        Field::optional(
+            "registry_password",
+            Holds::Text,
+            "The password or token of that user; used for the pull alone, and kept nowhere on the host.",
+        )
+        .secret(),
         Field::optional("args", Holds::TextList, "Given to the image's own program.").late(),
         Field::optional("env", Holds::TextMap, "Environment of its containers; no place for secrets.").late(),
         Field::optional("env_lines", Holds::Text, "More of it, in lines of NAME=VALUE.").late(),
@@ -390,6 +407,21 @@ impl ResourceSpec for SwarmServiceSpec {
                     errors.push(SpecError::new("image", message));
                 }
             }
+        }
+        match (self.registry_user.is_empty(), self.registry_password.is_empty()) {
+            (false, true) => {
+                errors.push(SpecError::new("registry_password", "missing, with a registry_user"))
+            }
+            (true, false) => {
+                errors.push(SpecError::new("registry_user", "missing, with a registry_password"))
+            }
+            _ => {}
+        }
+        if self.registry_user.contains(|c: char| c.is_control() || c == ':') {
+            errors.push(SpecError::new(
+                "registry_user",
+                format!("{:?} is not the name of a user", self.registry_user),
+            ));
         }
         self.validate_lists(&mut errors);
         for (field, value, least, most) in [

@@ -11,12 +11,14 @@ use tokio::net::UnixListener;
 use crate::sys::Sys;
 
 type Answers = Arc<Mutex<HashMap<String, (u16, String)>>>;
+/// Method and path, all lines of the head, and the body.
+type Told = Arc<Mutex<Vec<(String, String, Value)>>>;
 
 pub(in crate::resources) struct Fake {
     pub(in crate::resources) sys: Sys,
     pub(in crate::resources) dir: tempfile::TempDir,
     answers: Answers,
-    told: Arc<Mutex<Vec<(String, Value)>>>,
+    told: Told,
     _serving: tokio_util::task::AbortOnDropHandle<()>,
 }
 
@@ -26,7 +28,7 @@ impl Fake {
         std::fs::create_dir_all(dir.path().join("run")).unwrap();
         std::fs::create_dir_all(dir.path().join("bin")).unwrap();
         let listener = UnixListener::bind(dir.path().join("run/docker.sock")).unwrap();
-        let (answers, told): (Answers, _) = (Arc::default(), Arc::<Mutex<Vec<(String, Value)>>>::default());
+        let (answers, told) = (Answers::default(), Told::default());
         let (known, heard) = (Arc::clone(&answers), Arc::clone(&told));
         let serving = tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
@@ -45,7 +47,8 @@ impl Fake {
                 let line = head.lines().next().unwrap_or_default();
                 let what =
                     line.split(['?']).next().unwrap_or_default().trim_end_matches(" HTTP/1.1").to_owned();
-                heard.lock().unwrap().push((what.clone(), serde_json::from_str(&body).unwrap_or_default()));
+                let body = serde_json::from_str(&body).unwrap_or_default();
+                heard.lock().unwrap().push((what.clone(), head.clone(), body));
                 let answer = known.lock().unwrap().get(&what).cloned();
                 let (status, text) = answer.unwrap_or((404, "{\"message\":\"nothing there\"}".to_owned()));
                 let head = format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\n\r\n", text.len());
@@ -74,9 +77,17 @@ impl Fake {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
     }
 
+    /// A header of the last such request.
+    pub(in crate::resources) fn header_of(&self, what: &str, name: &str) -> Option<String> {
+        let told = self.told.lock().unwrap();
+        let (_, head, _) = told.iter().rev().find(|(line, ..)| line == what)?;
+        let lines = head.lines().filter_map(|line| line.split_once(": "));
+        lines.filter(|(key, _)| *key == name).map(|(_, value)| value.to_owned()).next()
+    }
+
     /// What was sent with the last such request.
     pub(in crate::resources) fn body_of(&self, what: &str) -> Value {
         let told = self.told.lock().unwrap();
-        told.iter().rev().find(|(line, _)| line == what).map(|(_, body)| body.clone()).unwrap_or_default()
+        told.iter().rev().find(|(line, ..)| line == what).map(|(.., body)| body.clone()).unwrap_or_default()
     }
 }

@@ -13,6 +13,8 @@ use crate::sys::{Call, Sys};
 
 /// The most things of which it is remembered how far they are.
 const TRACKED: usize = 256;
+/// Docker's header for the login at an image's registry (Engine API, Authentication).
+const REGISTRY_AUTH: &str = "x-registry-auth";
 /// For a look at what an id stands for.
 const LOOK_LIMIT: Duration = Duration::from_secs(30);
 
@@ -33,7 +35,8 @@ async fn filled_and_made(sys: &Sys, call: &mut HttpUnix, out: &mut (dyn Write + 
     fill_ids(sys, &call.socket, &mut call.body).await?;
     let method = Method::from_bytes(call.method.as_bytes()).map_err(|error| error.to_string())?;
     let body = if call.body.is_null() { String::new() } else { call.body.to_string() };
-    let request = Call { method, path: &call.path, body, limit: Duration::from_secs(call.limit_s) };
+    let header = (!call.registry_auth.is_empty()).then_some((REGISTRY_AUTH, call.registry_auth.as_str()));
+    let request = Call { method, path: &call.path, header, body, limit: Duration::from_secs(call.limit_s) };
     make(sys, call, &request, out).await
 }
 
@@ -132,6 +135,7 @@ mod tests {
             socket: super::super::SOCKET.to_owned(),
             method: method.to_owned(),
             path: path.to_owned(),
+            registry_auth: String::new(),
             body,
             progress,
             fine: vec![404],
@@ -176,6 +180,14 @@ mod tests {
         fake.answers_text("POST /images/create", 200, lines);
         let (done, said) = run(&fake, &call("POST", "/images/create?fromImage=a", Value::Null, true)).await;
         assert_eq!((done, said.as_str()), (Ok(()), "a: Pulling\nb: Downloading\nDone\n"));
+        let auth = "x-registry-auth";
+        assert_eq!(fake.header_of("POST /images/create", auth), None);
+        let mut login: HttpUnix =
+            serde_json::from_str(&call("POST", "/images/create?fromImage=a", Value::Null, true)).unwrap();
+        login.registry_auth = "e30=".to_owned();
+        let (done, said) = run(&fake, &serde_json::to_string(&login).unwrap()).await;
+        assert_eq!((done, said.contains("e30")), (Ok(()), false));
+        assert_eq!(fake.header_of("POST /images/create", auth).as_deref(), Some("e30="));
         fake.answers_text("POST /images/create", 200, "{\"errorDetail\":{\"message\":\"no such tag\"}}\n");
         let (done, _) = run(&fake, &call("POST", "/images/create?fromImage=a", Value::Null, true)).await;
         assert_eq!(done.unwrap_err(), "no such tag");

@@ -104,6 +104,7 @@ fn tell(what: String, method: &str, path: String, body: Value) -> HttpUnix {
         socket: SOCKET.to_owned(),
         method: method.to_owned(),
         path,
+        registry_auth: String::new(),
         body,
         progress: false,
         fine: Vec::new(),

@@ -83,6 +83,9 @@ pub(crate) struct AddSite {
     /// What its containers are made of, with a tag or digest
     #[arg(long)]
     pub(crate) image: Option<String>,
+    /// Who logs in at the image's registry, and the secret that has the password or token; none for no login
+    #[arg(long, value_name = "USER=SECRET")]
+    pub(crate) registry_login: Option<String>,
     /// Where they listen with HTTP [default: 80]
     #[arg(long)]
     pub(crate) port: Option<u16>,

@@ -97,17 +97,23 @@ async fn add(context: &Context, args: AddSite) -> Result<Exit, CliError> {
         );
     }
     let (traefik, kept) = had.traefik(&host)?;
+    let mut needed = Vec::new();
     if !site.dns.is_empty() {
-        let secret = format!("dns-{}", site.dns);
-        if client.secrets().await?.iter().all(|kept| kept.name != secret) {
-            return Err(CliError::usage(
-                "no-secret",
-                format!(
-                    "there is no secret {secret}, the token by which {} lets certificates be made",
-                    site.dns
-                ),
-            )
-            .hint(format!("postern secret set {secret}")));
+        let what = format!("the token by which {} lets certificates be made", site.dns);
+        needed.push((format!("dns-{}", site.dns), what));
+    }
+    if !site.registry_user.is_empty() {
+        let what = format!("the password of {} at the image's registry", clean::line(&site.registry_user));
+        needed.push((site.registry_secret.clone(), what));
+    }
+    if !needed.is_empty() {
+        let kept = client.secrets().await?;
+        for (secret, what) in needed {
+            if kept.iter().all(|kept| kept.name != secret) {
+                let secret = clean::line(&secret);
+                let error = CliError::usage("no-secret", format!("there is no secret {secret}, {what}"));
+                return Err(error.hint(format!("postern secret set {secret}")));
+            }
         }
     }
     let others = had.sites.iter().filter(|other| other.domain != domain).map(|site| site.dns.as_str());
@@ -175,7 +181,8 @@ async fn list(context: &Context, host: &str) -> Result<Exit, CliError> {
     if context.out.json {
         let one = |site: &Site| {
             json!({
-                "domain": site.domain, "image": site.image, "port": site.port.parse::<u16>().ok(),
+                "domain": site.domain, "image": site.image,
+                "registry_user": (!site.registry_user.is_empty()).then_some(&site.registry_user), "port": site.port.parse::<u16>().ok(),
                 "dns": (!site.dns.is_empty()).then_some(&site.dns),
                 "replicas": site.replicas.parse::<u16>().ok(),
                 "env": site.env.lines().collect::<Vec<_>>(),

@@ -24,6 +24,10 @@ pub(super) const PROVIDERS: [&str; 6] = ["cloudflare", "digitalocean", "hetzner"
 pub(crate) struct Site {
     pub(crate) domain: String,
     pub(crate) image: String,
+    /// Who logs in at the image's registry; empty: nobody.
+    pub(crate) registry_user: String,
+    /// Which secret has the password.
+    pub(crate) registry_secret: String,
     pub(crate) port: String,
     /// Empty: no certificate.
     pub(crate) dns: String,
@@ -95,6 +99,20 @@ impl Site {
                 );
             }
         };
+        let (registry_user, registry_secret) = match args.registry_login.as_deref() {
+            None => (before.registry_user, before.registry_secret),
+            Some("none" | "") => (String::new(), String::new()),
+            Some(login) => match login.rsplit_once('=') {
+                Some((user, secret)) if !user.is_empty() && !secret.is_empty() => {
+                    (user.to_owned(), secret.to_owned())
+                }
+                _ => {
+                    let hint = "want USER=SECRET, and the password by `postern secret set SECRET`: others on this machine \
+                                can see the command line";
+                    return wrong("that is no login at a registry".to_owned(), hint);
+                }
+            },
+        };
         let port = args.port.map_or(before.port, |port| port.to_string());
         let replicas = args.replicas.map_or(before.replicas, |number| number.to_string());
         if port == "0" || replicas == "0" {
@@ -114,11 +132,14 @@ impl Site {
                 "",
             );
         }
-        if [&image, &env].into_iter().any(|text| ["{{", "{%", "{#"].iter().any(|open| text.contains(open))) {
+        if [&image, &env, &registry_user, &registry_secret]
+            .into_iter()
+            .any(|text| ["{{", "{%", "{#"].iter().any(|open| text.contains(open)))
+        {
             let hint = "write a profile of your own that includes `site`, and apply that";
             return wrong("what looks like a template cannot be given here".to_owned(), hint);
         }
-        Ok(Self { domain, image, port, dns, replicas, env })
+        Ok(Self { domain, image, registry_user, registry_secret, port, dns, replicas, env })
     }
 
     /// What its service is called, as profile `site` has it; another domain may have the same.
@@ -160,10 +181,12 @@ impl Site {
         Ok(Bundle::new(&format!("{name}.yaml"), text.as_bytes()).with("site", shipped.as_bytes()))
     }
 
-    fn fields(&self) -> [(&'static str, &str); 6] {
+    fn fields(&self) -> [(&'static str, &str); 8] {
         [
             ("domain", &self.domain),
             ("image", &self.image),
+            ("registry_user", &self.registry_user),
+            ("registry_secret", &self.registry_secret),
             ("port", &self.port),
             ("dns", &self.dns),
             ("replicas", &self.replicas),
@@ -182,6 +205,9 @@ impl Site {
         Some(Self {
             domain: value("domain")?,
             image: value("image")?,
+            // One that was added by an older version has neither.
+            registry_user: value("registry_user").unwrap_or_default(),
+            registry_secret: value("registry_secret").unwrap_or_default(),
             port: value("port")?,
             dns: value("dns")?,
             replicas: value("replicas")?,
@@ -209,6 +235,7 @@ mod tests {
             host: "web1".into(),
             domain: domain.into(),
             image: None,
+            registry_login: None,
             port: None,
             dns: None,
             replicas: None,
@@ -253,6 +280,17 @@ mod tests {
         };
         let changed = Site::wanted(&more, Some(&new)).unwrap();
         assert_eq!((changed.image.as_str(), changed.env.as_str()), ("nginx:1", "A=b c=d"));
+        let login = |login: &str| AddSite { registry_login: Some(login.into()), ..args("a.example") };
+        let private = Site::wanted(&login("robot$a=b=ghcr"), Some(&changed)).unwrap();
+        assert_eq!((private.registry_user.as_str(), private.registry_secret.as_str()), ("robot$a=b", "ghcr"));
+        assert_eq!(Site::wanted(&args("a.example"), Some(&private)).unwrap(), private);
+        assert_eq!(Site::wanted(&login("none"), Some(&private)).unwrap(), changed);
+        for bad in ["ada", "ada=", "=ghcr"] {
+            assert!(
+                Site::wanted(&login(bad), Some(&changed)).unwrap_err().what.contains("no login"),
+                "{bad}"
+            );
+        }
         let none = AddSite { dns: Some("none".into()), ..args("a.example") };
         assert_eq!(Site::wanted(&none, Some(&changed)).unwrap(), Site { dns: String::new(), ..changed });
         for (bad, why) in [
@@ -294,6 +332,8 @@ mod tests {
         let site = Site {
             domain: "www.example.org".into(),
             image: "registry.example:5000/a/b@sha256:00".into(),
+            registry_user: "robot$a".into(),
+            registry_secret: "ghcr".into(),
             port: "8080".into(),
             dns: "bunny".into(),
             replicas: "2".into(),

@@ -2,10 +2,11 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The public names that the lab answers for. All else is asked of the machine's own resolvers.
-pub(super) const NAMES: [&str; 10] = [
+pub(super) const NAMES: [&str; 11] = [
     DOCKER,
     CLOUDFLARE,
     REGISTRY,
+    PRIVATE_REGISTRY,
     "auth.docker.io",
     "production.cloudflare.docker.com",
     ACME,
@@ -34,6 +35,10 @@ const CLOUDFLARE_API: &str = "api.cloudflare.com";
 pub(super) const CLOUDFLARE_TOKEN: &str = "lab-cloudflare-token-0123456789abcdef";
 /// Docker Hub.
 const REGISTRY: &str = "registry-1.docker.io";
+/// A registry that wants a login. It has the same images.
+const PRIVATE_REGISTRY: &str = "ghcr.io";
+/// Who may have them, and by which password.
+pub(super) const REGISTRY_LOGIN: (&str, &str) = ("lab-robot", "lab-registry-password-0123456789");
 /// A zone that is nobody's outside, for records that come and go while the lab runs.
 pub(super) const ZONE: &str = "lab.test";
 
@@ -90,6 +95,9 @@ pub(super) fn nginx(at: Gateway) -> String {
     let files = |name: &str, root: &str| {
         format!("  server {{\n{}    server_name {name};\n    root /srv/lab/www/{root};\n  }}\n", listen(""))
     };
+    let images = "    client_max_body_size 0;\n    location / {\n      \
+         proxy_pass http://unix:/run/lab/registry.sock;\n      proxy_set_header Host $http_host;\n      \
+         proxy_set_header X-Forwarded-Proto https;\n      proxy_request_buffering off;\n    }\n";
     format!(
         "daemon off;\nuser www-data;\nworker_processes 1;\npid /run/nginx.pid;\nerror_log stderr;\n\
          events {{ worker_connections 512; }}\nhttp {{\n  \
@@ -99,9 +107,9 @@ pub(super) fn nginx(at: Gateway) -> String {
          {}{}{}  \
          server {{\n{}    server_name {CLOUDFLARE_API};\n    location / {{ return 404; }}\n    location /client/v4/ {{\n      \
          proxy_pass http://unix:/run/lab/cloudflare.sock;\n    }}\n  }}\n  \
-         server {{\n{}    server_name {REGISTRY};\n    client_max_body_size 0;\n    location / {{\n      \
-         proxy_pass http://unix:/run/lab/registry.sock;\n      proxy_set_header Host $http_host;\n      \
-         proxy_set_header X-Forwarded-Proto https;\n      proxy_request_buffering off;\n    }}\n  }}\n  \
+         server {{\n{}    server_name {REGISTRY};\n{images}  }}\n  \
+         server {{\n{}    server_name {PRIVATE_REGISTRY};\n    auth_basic lab;\n    \
+         auth_basic_user_file /etc/lab/registry-users;\n{images}  }}\n  \
          server {{\n{}    server_name {TUNNEL};\n    location / {{\n      proxy_pass http://{}:7845;\n      \
          proxy_set_header Host $host;\n    }}\n  }}\n  \
          server {{\n{}    server_name _;\n    default_type text/plain;\n    \
@@ -109,6 +117,7 @@ pub(super) fn nginx(at: Gateway) -> String {
         files(DOCKER, "docker"),
         files(CLOUDFLARE, "cloudflare"),
         acme(at, &listen("")),
+        listen(""),
         listen(""),
         listen(""),
         listen(""),

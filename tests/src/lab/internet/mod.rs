@@ -83,6 +83,8 @@ impl Internet {
         write_file(etc.join("names.zone"), config::zone(at), 0o644)?;
         write_file(etc.join("nginx.conf"), config::nginx(at), 0o644)?;
         write_file(etc.join("registry.yml"), config::REGISTRY_YML, 0o644)?;
+        let (user, password) = config::REGISTRY_LOGIN;
+        write_file(etc.join("registry-users"), format!("{user}:{{PLAIN}}{password}\n"), 0o644)?;
         write_file(etc.join("pebble.json"), config::pebble(at), 0o644)?;
         write_file(etc.join("cloudflare.pl"), config::CLOUDFLARE_PL, 0o644)?;
         write_file(etc.join("cloudflare-token"), config::CLOUDFLARE_TOKEN, 0o600)?;
@@ -223,6 +225,11 @@ impl Internet {
     fn key(&self, of: &str) -> &str {
         let line = self.inner.keys.iter().find(|line| line.starts_with(of));
         line.and_then(|line| line.split_once(' ')).map_or("", |(_, fingerprint)| fingerprint)
+    }
+
+    /// User and password of the registry that wants a login, `ghcr.io`.
+    pub fn registry_login(&self) -> (&'static str, &'static str) {
+        config::REGISTRY_LOGIN
     }
 
     /// The images in the registry, as `docker pull` takes them.

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 use postern_proto::host::AGENT_BINARY;
 use postern_proto::spec::{Presence, SwarmServiceSpec};
 use serde::{Deserialize, Serialize};
@@ -116,7 +116,7 @@ impl Resource for SwarmService {
         let mut steps = Vec::new();
         if seen.shape().as_ref() != Some(&wanted) {
             if !seen.image {
-                steps.push(pull(&wanted.image));
+                steps.push(pull(&wanted.image, spec));
             }
             for (path, content) in spec.configs() {
                 let name = shape::config_name(&spec.name, path, content);
@@ -137,6 +137,10 @@ impl Resource for SwarmService {
             // It says what is wanted already; counting it up is what makes a Swarm go on.
             steps.extend(change(&spec.name, seen, renew::again(&there.spec), spec.wait_s));
         } else if seen.service.as_ref().is_some_and(|service| !service.settled) {
+            // Somebody may have removed the image, and the Swarm has no login to get it again.
+            if !seen.image {
+                steps.push(pull(&wanted.image, spec));
+            }
             steps.push(wait(&spec.name, spec.wait_s, false));
         }
         steps.extend(unused(seen, &wanted));
@@ -206,7 +210,7 @@ impl Resource for SwarmService {
     }
 }
 
-fn pull(image: &str) -> Step {
+fn pull(image: &str, spec: &SwarmServiceSpec) -> Step {
     // A tag is apart from the name; a port of the registry is not.
     let (name, tag) = match (image.split_once('@'), image.rsplit_once(':')) {
         (Some((name, digest)), _) => (name, digest),
@@ -217,7 +221,26 @@ fn pull(image: &str) -> Step {
     let mut call = tell(format!("pull the image {image}"), "POST", path, Value::Null);
     call.progress = true;
     call.limit_s = PULL_LIMIT_S;
+    call.registry_auth = registry_auth(image, spec);
     Step::HttpUnix(call)
+}
+
+/// The login for the pull; empty where there is none. The Swarm is not given it: a task is made of the image that the pull
+/// brought, whatever the registry says to the Swarm's own question (moby, executor/container, `Prepare`), so nothing of it
+/// is left in the engine.
+fn registry_auth(image: &str, spec: &SwarmServiceSpec) -> String {
+    if spec.registry_user.is_empty() {
+        return String::new();
+    }
+    // A first part that can be a host's name is one; anything else is of Docker Hub, which goes by this address.
+    let first = image.split_once('/').map(|(first, _)| first);
+    let host = first.filter(|first| first.contains(['.', ':']) || *first == "localhost");
+    let login = json!({
+        "username": spec.registry_user,
+        "password": spec.registry_password,
+        "serveraddress": host.unwrap_or("https://index.docker.io/v1/"),
+    });
+    URL_SAFE.encode(login.to_string())
 }
 
 /// A config or a secret; one of the same name has the same content.

@@ -66,6 +66,60 @@ fn lines(steps: &[Step]) -> Vec<String> {
         .collect()
 }
 
+/// The login that the step which pulls has, as the engine reads it.
+fn login(spec: &SwarmServiceSpec, seen: &Seen) -> Value {
+    let steps = SwarmService::plan(spec, seen);
+    let Step::HttpUnix(call) = &steps[0] else { panic!("{steps:?}") };
+    assert!(call.what.starts_with("pull the image"), "{call:?}");
+    serde_json::from_slice(&URL_SAFE.decode(&call.registry_auth).unwrap()).unwrap_or_default()
+}
+
+#[tokio::test]
+async fn a_registry_is_given_its_login_with_the_pull_alone() {
+    let fake = fake();
+    let with =
+        |image: &str| spec(json!({"image": image, "registry_user": "ada", "registry_password": "s3cret?>"}));
+    let hub = "https://index.docker.io/v1/";
+    for (image, at) in [
+        ("nginx:1", hub),
+        ("ada/app:1", hub),
+        ("ghcr.io/ada/app:1", "ghcr.io"),
+        ("localhost/app:1", "localhost"),
+        ("registry:5000/app:1", "registry:5000"),
+    ] {
+        let spec = with(image);
+        let want = json!({"username": "ada", "password": "s3cret?>", "serveraddress": at});
+        assert_eq!(login(&spec, &seen(&spec, &fake).await), want, "{image}");
+    }
+    let plain = spec(json!({}));
+    let before = seen(&plain, &fake).await;
+    assert_eq!(login(&plain, &before), Value::Null);
+
+    let spec = with("nginx:1");
+    let steps = SwarmService::plan(&spec, &before);
+    for step in &steps[1..] {
+        let Step::HttpUnix(call) = step else { continue };
+        assert!(call.registry_auth.is_empty() && !call.body.to_string().contains("s3cret"), "{call:?}");
+    }
+    assert!(!format!("{steps:?}").contains(&URL_SAFE.encode("s3cret?>")), "{steps:?}");
+    // Another login is no other service.
+    is_told(&fake, &steps);
+    fake.answers("GET /images/nginx%3A1/json", 200, json!({}));
+    assert_eq!(lines(&SwarmService::plan(&plain, &seen(&plain, &fake).await)), [""; 0]);
+    assert_eq!(lines(&SwarmService::plan(&spec, &seen(&spec, &fake).await)), [""; 0]);
+}
+
+#[tokio::test]
+async fn an_image_that_was_removed_is_pulled_again_for_tasks_that_do_not_run() {
+    let (fake, spec) = (fake(), spec(json!({})));
+    is_told(&fake, &SwarmService::plan(&spec, &seen(&spec, &fake).await));
+    fake.answers("GET /tasks", 200, json!([]));
+    let want = ["pull the image nginx:1", "agent settle-service web 120"];
+    assert_eq!(lines(&SwarmService::plan(&spec, &seen(&spec, &fake).await)), want);
+    fake.answers("GET /images/nginx%3A1/json", 200, json!({}));
+    assert_eq!(lines(&SwarmService::plan(&spec, &seen(&spec, &fake).await)), want[1..]);
+}
+
 #[tokio::test]
 async fn trap_20_what_is_new_has_a_name_of_its_own_and_the_old_goes_last() {
     let (fake, old) = (fake(), spec(json!({})));

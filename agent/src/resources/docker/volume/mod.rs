@@ -198,7 +198,7 @@ fn directory(volume: &str, said: &Value) -> Result<String, String> {
 
 async fn make(sys: &Sys, volume: &str) -> Result<String, String> {
     let body = json!({"Name": volume}).to_string();
-    let call = Call { method: Method::POST, path: "/volumes/create", body, limit: ASK_LIMIT };
+    let call = Call { method: Method::POST, path: "/volumes/create", header: None, body, limit: ASK_LIMIT };
     let answer = call.make(&sys.real(SOCKET), None).await.map_err(|error| no_engine(&error))?;
     if !answer.status.is_success() {
         return Err(call.refused(&answer).to_string());
