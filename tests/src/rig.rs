@@ -7,10 +7,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::lab::{self, Host, HostSpec, Image, Lab, TcpState, VmSpec};
+use crate::lab::{self, Host, HostSpec, Image, Internet, Lab, TcpState, VmSpec};
 
 /// How long a command may take before the test gives it up.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(240);
+/// The same for one whose run may install Docker.
+pub const LONG: Duration = Duration::from_secs(900);
 /// How long the daemon may take to say where it listens.
 const DAEMON_DEADLINE: Duration = Duration::from_secs(20);
 /// How long a fresh host may take to answer SSH.
@@ -193,6 +195,11 @@ impl Rig {
         finish(self.command(args), COMMAND_DEADLINE)
     }
 
+    /// The same with time to install Docker.
+    pub fn run_long(&self, args: &[&str]) -> Result<Ended> {
+        finish(self.command(args), LONG)
+    }
+
     /// Gives a secret a value, which lies in a file for that moment only.
     pub fn set_secret(&self, name: &str, value: &str) -> Result<Ended> {
         let file = self.secret_file("value", value)?;
@@ -205,10 +212,38 @@ impl Rig {
 
     /// The id of a host's newest run.
     pub fn last_run(&self, host: &Host) -> Result<String> {
+        self.of_last_run(host, "id")
+    }
+
+    /// How a host's newest run ended, in its own words.
+    pub fn last_message(&self, host: &Host) -> Result<String> {
+        self.of_last_run(host, "message")
+    }
+
+    fn of_last_run(&self, host: &Host, field: &str) -> Result<String> {
         let runs = self.run(&["runs", "-H", &host.name, "--output", "json"])?.expect(0);
         let value: serde_json::Value = serde_json::from_str(&runs.stdout)?;
         let run = value["runs"].get(0).context("no run")?;
-        Ok(run["id"].as_str().with_context(|| format!("no id in {run}"))?.to_owned())
+        Ok(run[field].as_str().with_context(|| format!("no {field} in {run}"))?.to_owned())
+    }
+
+    /// Who administers a host, as the shipped profiles ask for it: what follows a command, whose key the lab has.
+    pub fn admin_vars(&self) -> Result<Vec<String>> {
+        let key = std::fs::read_to_string(self.lab.public_key())?;
+        Ok(vars(["admin=ada".to_owned(), format!("admin_key={}", key.trim())]))
+    }
+
+    /// What profile `swarm` has to be told in the lab.
+    pub fn swarm_vars(&self, internet: &Internet) -> Result<Vec<String>> {
+        let docker = vars([format!("docker_key={}", internet.docker_key())]);
+        Ok([self.admin_vars()?, docker].concat())
+    }
+
+    /// The same with this image as Traefik, which gets its certificates by DNS from the lab's ACME server.
+    pub fn traefik_vars(&self, internet: &Internet, image: &str) -> Result<Vec<String>> {
+        let image = format!("traefik_image={image}");
+        let more = [&image, "dns=cloudflare", "acme_email=lab@lab.test", "acme_server=staging"];
+        Ok([self.swarm_vars(internet)?, vars(more.map(str::to_owned))].concat())
     }
 
     /// A file that only we can read, with this on its first line.
@@ -246,16 +281,30 @@ impl Rig {
         self.up_as("root", host, more)
     }
 
+    /// The same with time to install Docker.
+    pub fn up_long(&self, host: &Host, more: &[&str]) -> Result<Ended> {
+        finish(self.up_command("root", host, more)?, LONG)
+    }
+
     /// The same as another user.
     pub fn up_as(&self, user: &str, host: &Host, more: &[&str]) -> Result<Ended> {
+        finish(self.up_command(user, host, more)?, COMMAND_DEADLINE)
+    }
+
+    fn up_command(&self, user: &str, host: &Host, more: &[&str]) -> Result<Command> {
         let target = format!("{user}@{}", host.v4);
         let key = host.private_key.display().to_string();
         let fingerprint = host.fingerprint("ssh-ed25519").context("the host has no ed25519 key")?;
         let mut args =
             vec!["up", &target, "--identity", &key, "--host-key", fingerprint, "--name", &host.name];
         args.extend(more);
-        self.run(&args)
+        Ok(self.command(&args))
     }
+}
+
+/// Values of variables as arguments.
+fn vars(values: impl IntoIterator<Item = String>) -> Vec<String> {
+    values.into_iter().flat_map(|value| ["--var".to_owned(), value]).collect()
 }
 
 impl Drop for Rig {

@@ -9,11 +9,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use postern_tests::lab::{self, Host, HostSpec, Image, Internet, Output};
 use postern_tests::load::{Load, elapsed};
-use postern_tests::rig::{BOOT_DEADLINE, Rig, finish, said, wait_for};
+use postern_tests::rig::{BOOT_DEADLINE, Rig, said, wait_for};
 use postern_tests::time_server::serve_time;
 
-/// For a run that installs Docker.
-const LONG: Duration = Duration::from_secs(900);
 /// For a package, and for a certificate.
 const SHORT: Duration = Duration::from_secs(120);
 const SITE: &str = "app.lab.test";
@@ -102,12 +100,7 @@ fn a_certificate_by_dns() -> Result<()> {
 fn trap_21_and_22_a_site_answers_over_https() -> Result<()> {
     let Some(mut rig) = Rig::open() else { return Ok(()) };
     let internet = rig.lab.internet()?;
-    let image = |start: &str| internet.images().iter().find(|image| image.starts_with(start));
-    let Some(traefik) = image("postern-lab/traefik:") else {
-        // Not print!, which the test harness would swallow: a skipped test must be seen.
-        let _ = writeln!(std::io::stdout(), "SKIPPED lab: the real Traefik is not to be had here");
-        return Ok(());
-    };
+    let Some(traefik) = internet.real_traefik() else { return Ok(()) };
     say_stand_ins(&internet);
     internet.say_stand_ins("for trixie:");
     rig.serve()?;
@@ -116,19 +109,10 @@ fn trap_21_and_22_a_site_answers_over_https() -> Result<()> {
     serve_time(&host)?;
 
     rig.set_secret("dns-cloudflare", "not-the-token")?.expect(0);
-    let key = std::fs::read_to_string(rig.lab.public_key())?;
-    let vars = [
-        "admin=ada".to_owned(),
-        format!("admin_key={}", key.trim()),
-        format!("docker_key={}", internet.docker_key()),
-        format!("traefik_image={traefik}"),
-        "dns=cloudflare".to_owned(),
-        "acme_email=lab@lab.test".to_owned(),
-        "acme_server=staging".to_owned(),
-    ];
-    let mut more = vec!["--profile", "swarm"];
-    more.extend(vars.iter().flat_map(|var| ["--var", var]));
-    rig.up(&host, &more)?.expect(0);
+    let vars = rig.traefik_vars(&internet, traefik)?;
+    let swarm: Vec<&str> =
+        ["--profile", "swarm"].into_iter().chain(vars.iter().map(String::as_str)).collect();
+    rig.up(&host, &swarm)?.expect(0);
 
     // T21: http leads to https, where nobody's site is.
     let both = [IpAddr::from(host.v4), host.v6.into()];
@@ -143,9 +127,9 @@ fn trap_21_and_22_a_site_answers_over_https() -> Result<()> {
         ensure!(unknown.error_text().contains("certificate"), "{at}: {unknown:?}");
     }
 
-    let web = image("postern-lab/web:").context("no image of a web server")?;
+    let web = internet.image("web").context("no image of a web server")?;
     let add = ["site", "add", &host.name, SITE, "--image", web, "--port", "8080", "--dns", "cloudflare"];
-    finish(rig.command(&add), LONG)?.expect(0);
+    rig.run_long(&add)?.expect(0);
     let logged = || host.sh("docker service logs --raw traefik 2>&1 | tail -n 60");
     let refused = wait_for("Traefik is refused with the wrong token", SHORT, || {
         Ok(logged()?.contains("Invalid access token"))
@@ -173,7 +157,7 @@ fn trap_21_and_22_a_site_answers_over_https() -> Result<()> {
 
     only_in_the_swarm(&rig, &host, token)?;
     a_lost_certificate_comes_back(&rig, &host, &internet)?;
-    let drift = finish(rig.command(&["drift", &host.name]), LONG)?.expect(0);
+    let drift = rig.run_long(&["drift", &host.name])?.expect(0);
     ensure!(!said(&drift).contains(token), "{drift:?}");
     Ok(())
 }
@@ -186,7 +170,7 @@ fn trap_20_the_token_is_changed_without_a_lost_request(
     token: &str,
 ) -> Result<()> {
     let add = ["site", "add", &host.name, PLAIN, "--image", web, "--port", "8080"];
-    finish(rig.command(&add), LONG)?.expect(0);
+    rig.run_long(&add)?.expect(0);
     let container = host.sh("docker ps -q --filter label=com.docker.swarm.service.name=plain-lab-test")?;
     let (to, url) = (SocketAddr::new(host.v4.into(), 80), format!("http://{PLAIN}/"));
     // Until Traefik has looked at the Swarm's services again, it is sent on to https.
@@ -196,7 +180,7 @@ fn trap_20_the_token_is_changed_without_a_lost_request(
     let minute = elapsed(62);
     wait_for("some load", SHORT, elapsed(10))?;
     rig.set_secret("dns-cloudflare", token)?.expect(0);
-    finish(rig.command(&["apply", "swarm", "-H", &host.name]), LONG)?.expect(0);
+    rig.run_long(&["apply", "swarm", "-H", &host.name])?.expect(0);
     wait_for("what comes after it", SHORT, elapsed(10))?;
     wait_for("a minute of load", SHORT, minute)?;
     let outcome = load.stop()?;
@@ -230,7 +214,7 @@ fn a_lost_certificate_comes_back(rig: &Rig, host: &Host, internet: &Internet) ->
         Ok(host.exec(&["docker", "volume", "rm", "traefik-acme"])?.success())
     })?;
     rig.run(&["site", "restore", &host.name, &file])?.expect(0);
-    finish(rig.command(&["apply", "swarm", "-H", &host.name]), LONG)?.expect(0);
+    rig.run_long(&["apply", "swarm", "-H", &host.name])?.expect(0);
     wait_for("the site answers over https again", SHORT, || Ok(serial().is_ok()))?;
     assert_eq!((records()?, serial()?), before);
     Ok(())

@@ -27,9 +27,7 @@ impl Base {
         // With room for Docker, whoever installs it.
         let host = rig.host_with(HostSpec { docker: true, ..HostSpec::new(name, image) })?;
         serve_time(&host)?;
-        let key = std::fs::read_to_string(rig.lab.public_key())?;
-        let vars = ["admin=ada".to_owned(), format!("admin_key={}", key.trim())];
-        let vars = vars.into_iter().flat_map(|var| ["--var".to_owned(), var]).collect();
+        let vars = rig.admin_vars()?;
         Ok(Some(Self { rig, host, vars }))
     }
 
@@ -41,15 +39,7 @@ impl Base {
         let mut args = vec!["--profile", "base"];
         args.extend(self.vars.iter().map(String::as_str).chain(more.iter().copied()));
         self.rig.up(&self.host, &args)?.expect(0);
-        self.last_run("message")
-    }
-
-    /// What the record has of the newest run.
-    fn last_run(&self, field: &str) -> Result<String> {
-        let runs = self.rig.run(&["runs", "-H", &self.host.name, "--output", "json"])?.expect(0);
-        let value: serde_json::Value = serde_json::from_str(&runs.stdout)?;
-        let run = value["runs"].get(0).context("no run")?;
-        Ok(run[field].as_str().with_context(|| format!("no {field} in {run}"))?.to_owned())
+        self.rig.last_message(&self.host)
     }
 
     fn reboot(&self) -> Result<()> {
@@ -350,7 +340,7 @@ fn base_is_undone() -> Result<()> {
     host.sh("apt-get update -q >/dev/null")?;
     let before = fingerprint(host)?;
     base.up()?;
-    let run = base.last_run("id")?;
+    let run = base.rig.last_run(host)?;
     let applied = fingerprint(host)?;
     assert!(changes(&before, &applied).len() > 20, "base changes a host: {:?}", changes(&before, &applied));
     base.rig.run(&["run", "undo", &run])?.expect(0);

@@ -95,7 +95,7 @@ fn docker_from_docker(name: &str, image: Image) {
         "enabled\nenabled\nenabled"
     );
 
-    let image = internet.images().iter().find(|name| name.starts_with("postern-lab/hello:")).unwrap();
+    let image = internet.image("hello").unwrap();
     host.sh(&format!("docker pull -q {image}")).unwrap();
     assert_eq!(host.sh(&format!("docker run --rm {image}")).unwrap(), "hello from the lab");
     let asked = internet.requests().unwrap();

@@ -14,11 +14,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use postern_tests::lab::{Host, HostSpec, Image};
 use postern_tests::load::Load;
-use postern_tests::rig::{Ended, Rig, finish, said, wait_for};
+use postern_tests::rig::{Rig, finish, said, wait_for};
 use postern_tests::time_server::serve_time;
 
-/// For a run that installs Docker.
-const LONG: Duration = Duration::from_secs(900);
 const LIMIT: Duration = Duration::from_secs(60);
 /// Where the files lie, as Docker has them.
 const DIR: &str = "/var/lib/docker/volumes/traefik-acme/_data";
@@ -127,10 +125,6 @@ fn tasks(host: &Host) -> Result<String> {
     Ok(host.sh("docker service ps traefik --filter desired-state=running -q --no-trunc")?)
 }
 
-fn run(rig: &Rig, args: &[&str]) -> Result<Ended> {
-    finish(rig.command(args), LONG)
-}
-
 #[test]
 fn certificates_survive_the_loss_of_their_host_and_their_keys_are_nowhere_else() -> Result<()> {
     let Some(mut rig) = Rig::open() else { return Ok(()) };
@@ -142,9 +136,7 @@ fn certificates_survive_the_loss_of_their_host_and_their_keys_are_nowhere_else()
     let internet = rig.lab.internet()?;
     internet.say_stand_ins(&format!("for {}:", image.release));
     internet.say_stand_ins("traefik");
-    let key = std::fs::read_to_string(rig.lab.public_key())?;
-    let (key, docker) =
-        (format!("admin_key={}", key.trim()), format!("docker_key={}", internet.docker_key()));
+    let vars = rig.swarm_vars(&internet)?;
     rig.up(&host, &[])?.expect(0);
     let name = host.name.as_str();
     let file = rig.state_dir().join("web.site").display().to_string();
@@ -152,8 +144,9 @@ fn certificates_survive_the_loss_of_their_host_and_their_keys_are_nowhere_else()
 
     // Neither Docker, nor anything that Traefik was given: both are said, and no file is left.
     assert!(said(&rig.run(&backup)?.expect(1)).contains("Docker's engine does not run here"));
-    let swarm = ["apply", "swarm", "-H", name, "--var", "admin=ada", "--var", &key, "--var", &docker];
-    run(&rig, &swarm)?.expect(0);
+    let mut swarm = vec!["apply", "swarm", "-H", name];
+    swarm.extend(vars.iter().map(String::as_str));
+    rig.run_long(&swarm)?.expect(0);
     assert!(said(&rig.run(&backup)?.expect(1)).contains("no certificate and no account"));
     assert!(!Path::new(&file).exists());
 
@@ -231,11 +224,11 @@ fn certificates_survive_the_loss_of_their_host_and_their_keys_are_nowhere_else()
     let done = rig.run(&restore)?.expect(0);
     assert!(said(&done).contains("Traefik does not run there"), "{done:?}");
     assert_eq!((stat(&host, ACME)?, stat(&host, &large)?), before);
-    run(&rig, &["apply", "swarm", "-H", name])?.expect(0);
+    rig.run_long(&["apply", "swarm", "-H", name])?.expect(0);
     let inside = "docker exec $(docker ps -q --filter label=com.docker.swarm.service.name=traefik) \
                   cat /acme/cloudflare.json | sha256sum";
     assert_eq!(Some(host.sh(inside)?.as_str()), before.0.lines().nth(1));
-    run(&rig, &["drift", name])?.expect(0);
+    rig.run_long(&["drift", name])?.expect(0);
 
     assert_eq!(on_host(&host)?, format!("{ACME}\n0"));
     assert_eq!(at_the_controller(&rig, &host)?, format!("{file}\n"));

@@ -41,13 +41,8 @@ impl Gate {
         let host = rig.host_with(HostSpec::new(name, image))?;
         serve_time(&host)?;
         let stranger = rig.lab.peer()?;
-        let key = std::fs::read_to_string(rig.lab.public_key())?;
-        let vars = [
-            "admin=ada".to_owned(),
-            format!("admin_key={}", key.trim()),
-            "open_ports=22/tcp; 80/tcp".to_owned(),
-        ];
-        let vars = vars.into_iter().flat_map(|var| ["--var".to_owned(), var]).collect();
+        let mut vars = rig.admin_vars()?;
+        vars.extend(["--var", "open_ports=22/tcp; 80/tcp"].map(str::to_owned));
         let gate = Self { rig, host, stranger, kits: tempfile::tempdir()?, vars };
         gate.with_profile(&["--profile", "base"], |args| gate.rig.up(&gate.host, args))?.expect(0);
         listen(&gate.host, &[WEB, OTHER])?;

@@ -11,11 +11,9 @@ use anyhow::{Context, Result, ensure};
 use contract::{Case, Undo, keeps};
 use postern_tests::lab::{Host, HostSpec, Image};
 use postern_tests::load::{Load, elapsed, get};
-use postern_tests::rig::{BOOT_DEADLINE, Ended, Rig, apply, finish, managed_with, said, wait_for};
+use postern_tests::rig::{BOOT_DEADLINE, Ended, LONG, Rig, apply, finish, managed_with, said, wait_for};
 use postern_tests::time_server::serve_time;
 
-/// For a run that installs Docker.
-const LONG: Duration = Duration::from_secs(900);
 const TRAEFIK: &str = "traefik:v3.7.9";
 
 fn spec(name: &str, image: Image) -> HostSpec {
@@ -67,31 +65,16 @@ impl Shipped {
         let internet = rig.lab.internet()?;
         internet.say_stand_ins(&format!("for {}:", image.release));
         internet.say_stand_ins("traefik");
-        let key = std::fs::read_to_string(rig.lab.public_key())?;
-        let vars = [
-            "admin=ada".to_owned(),
-            format!("admin_key={}", key.trim()),
-            format!("docker_key={}", internet.docker_key()),
-        ];
-        Ok(Some(Self { rig, host, vars: vars.to_vec() }))
+        let vars = rig.swarm_vars(&internet)?;
+        Ok(Some(Self { rig, host, vars }))
     }
 
     /// `postern up … --profile swarm`, and how the run ended in its own words.
     fn up(&self) -> Result<String> {
-        let (rig, host) = (&self.rig, &self.host);
-        let target = format!("root@{}", host.v4);
-        let key = host.private_key.display().to_string();
-        let fingerprint = host.fingerprint("ssh-ed25519").context("no ed25519 key")?;
-        let mut args =
-            vec!["up", &target, "--identity", &key, "--host-key", fingerprint, "--name", &host.name];
-        args.extend(["--profile", "swarm"]);
-        for var in &self.vars {
-            args.extend(["--var", var]);
-        }
-        finish(rig.command(&args), LONG)?.expect(0);
-        let runs = rig.run(&["runs", "-H", &host.name, "--output", "json"])?.expect(0);
-        let value: serde_json::Value = serde_json::from_str(&runs.stdout)?;
-        Ok(value["runs"][0]["message"].as_str().unwrap_or_default().to_owned())
+        let mut more = vec!["--profile", "swarm"];
+        more.extend(self.vars.iter().map(String::as_str));
+        self.rig.up_long(&self.host, &more)?.expect(0);
+        self.rig.last_message(&self.host)
     }
 
     fn in_force(&self) -> Result<()> {
@@ -369,13 +352,8 @@ fn trap_20_and_22_a_token_is_changed_without_a_lost_request() -> Result<()> {
 /// An image that ends at once: the update is rolled back, the error is the task's, and what ran before answers.
 fn a_failed_update_is_told(rig: &Rig, host: &Host) -> Result<()> {
     let internet = rig.lab.internet()?;
-    let hello = internet
-        .images()
-        .iter()
-        .find(|name| name.starts_with("postern-lab/hello:"))
-        .context("no image")?
-        .clone();
-    let broken = traefik().replace(TRAEFIK, &hello).replace("      health: [traefik, healthcheck]\n", "");
+    let hello = internet.image("hello").context("no image")?;
+    let broken = traefik().replace(TRAEFIK, hello).replace("      health: [traefik, healthcheck]\n", "");
     let failed = apply_for(rig, host, &broken)?.expect(1);
     assert!(said(&failed).contains("failed and was rolled back: its program ended by itself"), "{failed:?}");
     wait_for("what ran before answers again", Duration::from_secs(60), || {

@@ -4,18 +4,15 @@
 //! says so.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail as tests do")]
 
-use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use postern_tests::edge::{Edge, NAME, PATTERN, SSH_NAME, TOKEN};
 use postern_tests::lab::{Host, HostSpec, Image, Internet, Peer};
-use postern_tests::rig::{Ended, Rig, finish, said, wait_for};
+use postern_tests::rig::{Ended, LONG, Rig, finish, said, wait_for};
 use postern_tests::time_server::serve_time;
 
-/// For a run that installs Docker.
-const LONG: Duration = Duration::from_secs(900);
 const BACK: Duration = Duration::from_secs(120);
 const SITE: &str = "app.lab.test";
 /// The profiles of the two sites: the second is served by HTTP alone, and its name leads through the tunnel.
@@ -31,20 +28,11 @@ struct Life {
     vars: Vec<String>,
 }
 
-/// An image of the lab's registry.
-fn image<'a>(internet: &'a Internet, start: &str) -> Option<&'a str> {
-    internet.images().iter().find(|image| image.starts_with(start)).map(String::as_str)
-}
-
 impl Life {
     fn open(name: &str, image_of: Image) -> Result<Option<Self>> {
         let Some(mut rig) = Rig::open() else { return Ok(None) };
         let internet = rig.lab.internet()?;
-        let Some(traefik) = image(&internet, "postern-lab/traefik:") else {
-            // Not print!, which the test harness would swallow: a skipped test must be seen.
-            let _ = writeln!(std::io::stdout(), "SKIPPED lab: the real Traefik is not to be had here");
-            return Ok(None);
-        };
+        let Some(traefik) = internet.real_traefik() else { return Ok(None) };
         rig.serve()?;
         let host =
             rig.host_with(HostSpec { docker: true, internet: true, ..HostSpec::new(name, image_of) })?;
@@ -55,41 +43,20 @@ impl Life {
             internet.say_stand_ins(of);
         }
         let (edge, stranger) = (Edge::start(&rig)?, rig.lab.peer()?);
-        let key = std::fs::read_to_string(rig.lab.public_key())?;
-        let vars = [
-            "admin=ada".to_owned(),
-            format!("admin_key={}", key.trim()),
-            format!("docker_key={}", internet.docker_key()),
-            format!("traefik_image={traefik}"),
-            "dns=cloudflare".to_owned(),
-            "acme_email=lab@lab.test".to_owned(),
-            "acme_server=staging".to_owned(),
-        ];
+        let vars = rig.traefik_vars(&internet, traefik)?;
         rig.set_secret("dns-cloudflare", internet.cloudflare_token())?.expect(0);
-        Ok(Some(Self { rig, host, edge, internet, stranger, vars: vars.to_vec() }))
+        Ok(Some(Self { rig, host, edge, internet, stranger, vars }))
     }
 
     fn run(&self, args: &[&str]) -> Result<Ended> {
-        finish(self.rig.command(args), LONG)
+        self.rig.run_long(args)
     }
 
     /// `postern up root@HOST --profile …`, as users say it.
     fn up(&self, profile: &str, vars: &[String]) -> Result<Ended> {
-        let (target, key) = (format!("root@{}", self.host.v4), self.host.private_key.display().to_string());
-        let fingerprint = self.host.fingerprint("ssh-ed25519").context("no ed25519 key")?;
-        let mut args = vec!["up", &target, "--identity", &key, "--host-key", fingerprint];
-        args.extend(["--name", &self.host.name, "--profile", profile]);
-        for var in vars {
-            args.extend(["--var", var]);
-        }
-        self.run(&args)
-    }
-
-    /// How the newest run ended, in its own words.
-    fn message(&self) -> Result<String> {
-        let runs = self.run(&["runs", "-H", &self.host.name, "--output", "json"])?.expect(0);
-        let value: serde_json::Value = serde_json::from_str(&runs.stdout)?;
-        Ok(value["runs"][0]["message"].as_str().context("a message")?.to_owned())
+        let mut more = vec!["--profile", profile];
+        more.extend(vars.iter().map(String::as_str));
+        self.rig.up_long(&self.host, &more)
     }
 
     fn profiles(&self) -> Result<Vec<String>> {
@@ -184,7 +151,7 @@ fn life(name: &str, image: Image) -> Result<()> {
     life.in_hand()?;
     life.seen(false, false)?;
     life.up("tunnel", &[])?.expect(0);
-    let message = life.message()?;
+    let message = rig.last_message(host)?;
     assert!(message.ends_with(" unchanged") && !message.contains(','), "the run after a restart: {message}");
 
     // The plan of that run has SSH open.
@@ -214,7 +181,7 @@ fn life(name: &str, image: Image) -> Result<()> {
 
 fn a_site(life: &Life) -> Result<()> {
     let name = life.host.name.as_str();
-    let web = image(&life.internet, "postern-lab/web:").context("no image of a web server")?;
+    let web = life.internet.image("web").context("no image of a web server")?;
     let add = |domain: &str, dns: &str| {
         life.run(&["site", "add", name, domain, "--image", web, "--port", "8080", "--dns", dns])
     };

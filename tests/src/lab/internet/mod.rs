@@ -237,6 +237,22 @@ impl Internet {
         &self.inner.images
     }
 
+    /// The lab's own image of this name, with its tag; none where it could not be had.
+    pub fn image(&self, name: &str) -> Option<&str> {
+        let start = format!("postern-lab/{name}:");
+        self.images().iter().find(|image| image.starts_with(&start)).map(String::as_str)
+    }
+
+    /// The image of the real Traefik, for tests that a stand-in says nothing to: none after a line that says why not.
+    pub fn real_traefik(&self) -> Option<&str> {
+        let image = self.image("traefik");
+        if image.is_none() {
+            // Not print!, which the test harness would swallow: a skipped test must be seen.
+            let _ = writeln!(std::io::stdout(), "SKIPPED lab: the real Traefik is not to be had here");
+        }
+        image
+    }
+
     /// What is served in the place of something real: `name: what it does not prove`.
     pub fn stand_ins(&self) -> &[String] {
         &self.inner.stand_ins
