@@ -1,17 +1,14 @@
 //! From nothing to a verified SSH connection: waiting for the port, jump hosts, the handshake.
 
 use std::io;
-use std::net::{IpAddr, Shutdown, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use russh::client::{self, Config};
 use russh::keys::{Algorithm, EcdsaCurve, HashAlg, PublicKey};
 use russh::{ChannelOpenFailure, Preferred, SshId};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -21,8 +18,8 @@ use crate::auth::{self, Credentials};
 use crate::error::{BootstrapError, Code};
 use crate::host_key::{Guard, HandlerError, Judge, KeyRefused, Question, RouteTo, Said, record_file};
 use crate::known_hosts::{self, fingerprint, record_name};
-use crate::proxy::{Complaint, Proxied};
 use crate::report::Clock;
+use crate::stream::{Complaint, Cut, Heard, Stream};
 use crate::target::{Hop, Target};
 
 /// How long one attempt at one address may take.
@@ -63,20 +60,6 @@ pub(crate) struct Connection {
     /// The host's end, likewise.
     pub(crate) peer: Option<IpAddr>,
     pub(crate) cut: Cut,
-}
-
-/// Cuts the TCP connection, as a network would. For fault tests.
-#[derive(Clone, Default)]
-pub(crate) struct Cut(Arc<Mutex<Option<std::net::TcpStream>>>);
-
-impl Cut {
-    pub(crate) fn cut(&self) {
-        if let Ok(socket) = self.0.lock()
-            && let Some(socket) = socket.as_ref()
-        {
-            let _ = socket.shutdown(Shutdown::Both);
-        }
-    }
 }
 
 /// A failed attempt.
@@ -225,23 +208,24 @@ async fn attempt(
 ) -> Result<Made, Failed> {
     let limit = waiter.until.saturating_duration_since(Instant::now()).min(TCP_TIMEOUT);
     let mut complaint = Complaint::default();
-    let (stream, ends): (Box<dyn Stream>, _) = match (upstream, &hop.proxy) {
+    let (stream, ends) = match (upstream, &hop.proxy) {
         (None, Some(command)) => {
-            let (proxied, said) = Proxied::start(command).map_err(|error| {
+            let (stream, said) = Stream::by_program(command).map_err(|error| {
                 let text = format!("cannot start the command that connects to {}", hop.address());
                 let error = BootstrapError::new(Code::JumpFailed, text).caused_by(error);
                 Failed::Final(error.at(Step::Connect))
             })?;
             complaint = said;
-            (Box::new(proxied), None)
+            (stream, None)
         }
         (None, None) => {
             let tcp = tcp(hop, limit).await?;
             let ends =
                 tcp.local_addr().and_then(|local| Ok((local.ip(), tcp.peer_addr()?.ip().to_canonical())));
-            (Box::new(keep(tcp, cut).map_err(|error| Failed::Again(io_error(hop, &error)))?), ends.ok())
+            let stream = Stream::direct(tcp, cut).map_err(|error| Failed::Again(io_error(hop, &error)))?;
+            (stream, ends.ok())
         }
-        (Some(handle), _) => (Box::new(through(hop, handle, limit).await?), None),
+        (Some(handle), _) => (Stream::over(through(hop, handle, limit).await?), None),
     };
     let cuts = [(Step::Connect, FaultMoment::After), (Step::HostKey, FaultMoment::Before)];
     if !jump && policy.is_cut(&cuts) {
@@ -263,15 +247,6 @@ async fn attempt(
         }
         (failed, _) => Err(failed),
     }
-}
-
-/// Keeps a second handle to the socket, for [`Cut`].
-fn keep(tcp: TcpStream, cut: &Cut) -> io::Result<TcpStream> {
-    let std = tcp.into_std()?;
-    if let Ok(mut kept) = cut.0.lock() {
-        *kept = Some(std.try_clone()?);
-    }
-    TcpStream::from_std(std)
 }
 
 async fn tcp(hop: &Hop, limit: Duration) -> Result<TcpStream, Failed> {
@@ -387,7 +362,7 @@ async fn handshake(
     jump: bool,
     policy: &Policy<'_>,
     algorithms: &[Algorithm],
-    stream: Box<dyn Stream>,
+    stream: Stream,
     waiter: &mut Waiter,
     console: &dyn Console,
 ) -> Result<Made, Failed> {
@@ -414,8 +389,7 @@ async fn handshake(
     let route = RouteTo::default();
     let guard = Guard::new(judge, route.clone());
     let (accepted, said) = (Arc::clone(&guard.accepted), Arc::clone(&guard.said));
-    let heard = Heard::default();
-    let stream = Listening { stream, heard: heard.clone() };
+    let heard = stream.heard();
 
     let mut connecting = Box::pin(client::connect_stream(Arc::new(config(order)), stream, guard));
     let mut until = Instant::now() + HANDSHAKE_TIMEOUT;
@@ -560,58 +534,4 @@ fn ssh_error(hop: &Hop, error: russh::Error, heard: &Heard) -> Failed {
         BootstrapError::new(Code::NotSsh, format!("{address} does not speak SSH: it answers {first:?}"))
             .at(Step::Connect),
     )
-}
-
-/// What SSH runs over.
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
-
-/// The first bytes a server sent.
-#[derive(Clone, Default)]
-struct Heard(Arc<Mutex<Vec<u8>>>);
-
-impl Heard {
-    const LIMIT: usize = 512;
-
-    fn bytes(&self) -> Vec<u8> {
-        self.0.lock().map(|bytes| bytes.clone()).unwrap_or_default()
-    }
-}
-
-struct Listening {
-    stream: Box<dyn Stream>,
-    heard: Heard,
-}
-
-impl AsyncRead for Listening {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let result = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if let Ok(mut heard) = self.heard.0.lock()
-            && heard.len() < Heard::LIMIT
-        {
-            let new = &buf.filled()[before..];
-            let room = (Heard::LIMIT - heard.len()).min(new.len());
-            heard.extend_from_slice(&new[..room]);
-        }
-        result
-    }
-}
-
-impl AsyncWrite for Listening {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
 }
