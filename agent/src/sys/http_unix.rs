@@ -10,13 +10,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Method, Request, StatusCode};
 use hyper::body::{Body as _, Incoming};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
-use tokio_util::task::AbortOnDropHandle;
 
-use super::Sys;
+use super::{Sys, exchange};
 
 /// The most that is kept of one answer, bytes. What an engine says of a service with its tasks takes some kilobytes.
 const ANSWER_LIMIT: usize = 8 << 20;
@@ -131,13 +128,6 @@ impl Call<'_> {
         let stream = UnixStream::connect(socket).await;
         let stream = stream.map_err(|source| CallError::Away { socket: shown(socket), source })?;
         let broken = |source| CallError::Broken { what: self.what(), socket: shown(socket), source };
-        let (mut requests, connection) =
-            http1::handshake::<_, String>(TokioIo::new(stream)).await.map_err(broken)?;
-        // It is driven beside us, and ends with us.
-        let _driving = AbortOnDropHandle::new(tokio::spawn(async move {
-            // An error shows at the request, which knows what it was for.
-            let _ = connection.await;
-        }));
         // Engines want some name; which one does not matter on a socket.
         let mut request = Request::builder().method(&self.method).uri(self.path).header("host", "docker");
         if !self.body.is_empty() {
@@ -149,19 +139,19 @@ impl Call<'_> {
         let request = request
             .body(self.body.clone())
             .map_err(|source| CallError::Request { what: self.what(), source })?;
-        let response = requests.send_request(request).await.map_err(broken)?;
-        let status = response.status();
+        let mut answering = exchange::send(stream, request).await.map_err(broken)?;
+        let status = answering.response.status();
         let each = each.filter(|_| status.is_success());
-        let body = self.read(response.into_body(), each).await.map_err(|error| match error {
+        let body = self.read(answering.response.body_mut(), each).await.map_err(|error| match error {
             ReadError::Broken(source) => broken(source),
             ReadError::TooLong => CallError::TooLong { what: self.what() },
         })?;
         Ok(Answer { status, body })
     }
 
-    async fn read(&self, mut body: Incoming, mut each: Option<Lines<'_>>) -> Result<Vec<u8>, ReadError> {
+    async fn read(&self, body: &mut Incoming, mut each: Option<Lines<'_>>) -> Result<Vec<u8>, ReadError> {
         let mut kept: Vec<u8> = Vec::new();
-        while let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
+        while let Some(frame) = poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await {
             let frame = frame.map_err(ReadError::Broken)?;
             let data: Bytes = frame.into_data().unwrap_or_default();
             if kept.len() + data.len() > ANSWER_LIMIT {

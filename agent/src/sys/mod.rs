@@ -2,11 +2,11 @@
 
 mod accounts;
 mod dpkg;
+mod exchange;
 mod files;
 mod http_unix;
 mod locks;
 mod reach;
-mod ready;
 mod room;
 mod run;
 mod units;
