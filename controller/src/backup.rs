@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
 use zeroize::Zeroizing;
 
+use crate::archive::{Entry, append};
 use crate::seal::KEY_FILE;
 use crate::store::{Store, StoreError};
 
@@ -65,15 +66,6 @@ impl Manifest {
     fn has_key(&self) -> bool {
         self.files.iter().any(|entry| entry.path == KEY_FILE)
     }
-}
-
-/// One file of an archive.
-#[derive(Debug, Serialize, Deserialize)]
-struct Entry {
-    path: String,
-    bytes: u64,
-    /// Hex.
-    sha256: String,
 }
 
 /// Why there is no backup.
@@ -175,14 +167,6 @@ fn archive(
 
 fn is_there(path: &Path) -> Result<bool, BackupError> {
     fs::exists(path).map_err(failed("looking for", path))
-}
-
-fn append(archive: &mut tar::Builder<impl Write>, name: &str, bytes: u64, from: impl Read) -> io::Result<()> {
-    let mut header = tar::Header::new_gnu();
-    header.set_size(bytes);
-    header.set_mode(0o600);
-    header.set_mtime(0);
-    archive.append_data(&mut header, name, from)
 }
 
 /// Copies all there is; how much it was, and its SHA-256 in hex.

@@ -1,5 +1,6 @@
 //! The controller: command line, daemon, certificate authority, store, profiles.
 
+mod archive;
 pub mod backup;
 pub mod bundle;
 pub mod ca;

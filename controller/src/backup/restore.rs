@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use postern_proto::SERVER_NAME;
-use serde::Deserialize;
 
-use super::{Entry, FILES, FORMAT, MANIFEST, Manifest, VERSION, copy};
+use super::{FILES, FORMAT, MANIFEST, Manifest, VERSION, copy};
+use crate::archive::{self, Entry, HeadError};
 use crate::ca::{Authority, CaError};
 use crate::seal::{self, KeyError, SealKey};
 use crate::store::{Store, StoreError};
@@ -261,27 +261,15 @@ fn write(path: &Path, from: impl Read) -> Result<(u64, String), RestoreError> {
     create().map_err(failed("writing", path))
 }
 
-/// What is asked of an archive of any version.
-#[derive(Deserialize)]
-struct Head {
-    format: String,
-    version: u32,
-}
-
 fn manifest(path: &Path, entry: impl Read) -> Result<Manifest, RestoreError> {
     let corrupt = |why: String| RestoreError::Corrupt { path: path.to_owned(), why };
     let mut text = Vec::new();
     entry.take(MAX_MANIFEST).read_to_end(&mut text).map_err(|error| corrupt(error.to_string()))?;
-    let head: Head =
-        serde_json::from_slice(&text).map_err(|_| corrupt("it is no backup of postern".into()))?;
-    if head.format != FORMAT {
-        return Err(corrupt("it is no backup of postern".into()));
-    }
-    if head.version > VERSION {
-        return Err(RestoreError::TooNew { path: path.to_owned(), found: head.version });
-    }
-    let manifest: Manifest =
-        serde_json::from_slice(&text).map_err(|error| corrupt(format!("{MANIFEST}: {error}")))?;
+    let manifest: Manifest = archive::head(&text, FORMAT, VERSION).map_err(|wrong| match wrong {
+        HeadError::Other => corrupt("it is no backup of postern".into()),
+        HeadError::TooNew(found) => RestoreError::TooNew { path: path.to_owned(), found },
+        HeadError::Malformed(error) => corrupt(format!("{MANIFEST}: {error}")),
+    })?;
     if manifest.server_name != SERVER_NAME {
         return Err(corrupt("it is of a controller with another server name".into()));
     }

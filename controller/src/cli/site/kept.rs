@@ -9,6 +9,7 @@ use postern_proto::parcel::{File, MOST_BYTES, Parcel};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use crate::archive::{self, Entry, HeadError, append};
 use crate::cli::error::CliError;
 
 const FORMAT: &str = "postern-site-backup";
@@ -30,21 +31,6 @@ pub(super) struct About {
     pub(super) host: String,
     host_id: String,
     files: Vec<Entry>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Entry {
-    path: String,
-    bytes: u64,
-    /// Hex.
-    sha256: String,
-}
-
-/// What is asked of one of any version.
-#[derive(Deserialize)]
-struct Head {
-    format: String,
-    version: u32,
 }
 
 /// The bytes of such a file.
@@ -72,19 +58,11 @@ pub(super) fn write(
     // Room for all of it, a header and what fills it up for each, and the end: what outgrows its place leaves a copy.
     let room = head.len() + parcel.bytes() + 1024 * (parcel.files.len() + 2);
     let mut archive = tar::Builder::new(Vec::with_capacity(room));
-    append(&mut archive, MANIFEST, &head)?;
+    append(&mut archive, MANIFEST, head.len() as u64, &*head)?;
     for file in &parcel.files {
-        append(&mut archive, &file.name, &file.content)?;
+        append(&mut archive, &file.name, file.content.len() as u64, &**file.content)?;
     }
     archive.into_inner().map(Zeroizing::new)
-}
-
-fn append(archive: &mut tar::Builder<Vec<u8>>, name: &str, content: &[u8]) -> io::Result<()> {
-    let mut header = tar::Header::new_gnu();
-    header.set_size(content.len() as u64);
-    header.set_mode(0o600);
-    header.set_mtime(0);
-    archive.append_data(&mut header, name, content)
 }
 
 /// Reads one from disk.
@@ -145,15 +123,11 @@ fn parse(bytes: &[u8]) -> Result<(About, Parcel), Wrong> {
         Ok(Some((name, true, head))) if name == MANIFEST => head,
         _ => return Err(other()),
     };
-    let known: Head = serde_json::from_slice(&head).map_err(|_| other())?;
-    if known.format != FORMAT {
-        return Err(other());
-    }
-    if known.version > VERSION {
-        return Err(Wrong::TooNew(known.version));
-    }
-    let about: About =
-        serde_json::from_slice(&head).map_err(|error| Wrong::Corrupt(format!("{MANIFEST}: {error}")))?;
+    let about: About = archive::head(&head, FORMAT, VERSION).map_err(|wrong| match wrong {
+        HeadError::Other => other(),
+        HeadError::TooNew(version) => Wrong::TooNew(version),
+        HeadError::Malformed(error) => Wrong::Corrupt(format!("{MANIFEST}: {error}")),
+    })?;
     let mut parcel = Parcel::default();
     for wanted in &about.files {
         let what = &wanted.path;
@@ -236,14 +210,16 @@ mod tests {
             serde_json::to_vec(&about).unwrap()
         };
         let mut archive = tar::Builder::new(Vec::new());
-        append(&mut archive, MANIFEST, &manifest("a.json")).unwrap();
+        let head = manifest("a.json");
+        append(&mut archive, MANIFEST, head.len() as u64, &*head).unwrap();
         let mut link = tar::Header::new_gnu();
         link.set_entry_type(tar::EntryType::Symlink);
         link.set_size(0);
         archive.append_link(&mut link, "a.json", "/etc/shadow").unwrap();
         assert!(wrong(&archive.into_inner().unwrap()).contains("not where it should be"));
         let mut archive = tar::Builder::new(Vec::new());
-        append(&mut archive, MANIFEST, &manifest("a.json")).unwrap();
+        let head = manifest("a.json");
+        append(&mut archive, MANIFEST, head.len() as u64, &*head).unwrap();
         assert!(wrong(&archive.into_inner().unwrap()).contains("is missing"));
         assert!(wrong(&write("web1", "id", 7, &parcel(&[])).unwrap()).contains("nothing in it"));
         assert!(wrong(&[&sample()[..sample().len() - 1024], &sample()].concat()).contains("more in it"));
