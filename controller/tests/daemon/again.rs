@@ -4,9 +4,9 @@
 use postern_proto::event::{EventKind, Outcome, RunState};
 use postern_proto::plan::Terms;
 use postern_proto::v1;
-use tonic::{Code, Status, Streaming};
+use tonic::Code;
 
-use crate::support::{Line, Rig, Script, collect, ending, soon};
+use crate::support::{Line, Rig, Script, begun, collect, ending};
 
 const PLAN: &[u8] = br#"{"schema":1,"resources":[
     {"address":"a:command:one","kind":"command","schema":1,"spec":{"argv":["one"]}},
@@ -18,12 +18,8 @@ fn apply(host: &str) -> v1::ApplyRequest {
     v1::ApplyRequest {
         host: host.to_owned(),
         plan: PLAN.to_vec().into(),
-        check: false,
         origin: "base".to_owned(),
-        approved: Vec::new(),
-        assign: Vec::new(),
-        unassign: Vec::new(),
-        ssh_port: 0,
+        ..Default::default()
     }
 }
 
@@ -35,41 +31,6 @@ fn profile(name: &str, bundle: &str) -> v1::AssignedProfile {
         assigned_unix_ms: 0,
         covers: Vec::new(),
     }
-}
-
-/// The run that a call began.
-async fn begun(
-    called: Result<tonic::Response<Streaming<v1::RunUpdate>>, Status>,
-) -> Result<(v1::Run, Streaming<v1::RunUpdate>), Status> {
-    let mut updates = called?.into_inner();
-    match soon("the run", updates.message()).await?.unwrap().kind {
-        Some(v1::run_update::Kind::Run(run)) => Ok((run, updates)),
-        other => panic!("{other:?}"),
-    }
-}
-
-fn finished(script: &mut Script, address: &str, outcome: Outcome) -> postern_proto::event::RunEvent {
-    script.event(EventKind::ResourceFinished {
-        address: address.parse().unwrap(),
-        attempt: 1,
-        outcome,
-        message: String::new(),
-        diff: String::new(),
-        duration_ns: 1,
-        seen: String::new(),
-    })
-}
-
-/// Plays a run to its end.
-async fn play(line: &mut Line, run: &str, outcomes: &[(&str, Outcome)], state: RunState) {
-    let mut script = Script::new(run);
-    line.event(script.accepted()).await;
-    for (address, outcome) in outcomes {
-        let event = finished(&mut script, address, *outcome);
-        line.event(event).await;
-    }
-    line.event(script.event(EventKind::Finished { state, message: String::new() })).await;
-    line.acked(run, outcomes.len() as u64 + 2).await;
 }
 
 fn terms(dispatch: &v1::Dispatch) -> Terms {
@@ -99,19 +60,19 @@ async fn a_resumed_run_knows_what_was_done_also_by_the_one_before() {
         ("a:package:curl", Outcome::Changed),
         ("a:command:two", Outcome::Interrupted),
     ];
-    play(&mut line, &first.id, &outcomes, RunState::Interrupted).await;
+    line.play(&first.id, &outcomes, RunState::Interrupted).await;
 
     let (second, _) = begun(operator.resume_run(resume(&first.id)).await).await.unwrap();
     assert_eq!((second.resumes.as_str(), second.plan_sha256), (first.id.as_str(), first.plan_sha256.clone()));
     let dispatch = line.dispatch().await;
     assert_eq!((&dispatch.plan[..], &dispatch.run_id), (PLAN, &second.id));
     assert_eq!(terms(&dispatch).done, ["a:command:one".parse().unwrap()]);
-    play(&mut line, &second.id, &[("a:command:two", Outcome::Changed)], RunState::Failed).await;
+    line.play(&second.id, &[("a:command:two", Outcome::Changed)], RunState::Failed).await;
 
     let (third, updates) = begun(operator.resume_run(resume(&second.id)).await).await.unwrap();
     let done = ["a:command:one", "a:command:two"].map(|address| address.parse().unwrap());
     assert_eq!(terms(&line.dispatch().await).done, done);
-    play(&mut line, &third.id, &[("a:command:three", Outcome::Changed)], RunState::Ok).await;
+    line.play(&third.id, &[("a:command:three", Outcome::Changed)], RunState::Ok).await;
     assert_eq!(ending(&collect(updates).await).resumes, second.id);
     let error = begun(operator.resume_run(resume(&third.id)).await).await.unwrap_err();
     assert!(error.message().contains("nothing to resume"), "{error}");
@@ -127,7 +88,7 @@ async fn a_run_is_taken_back_by_another_one() {
     assert!(error.message().contains("not over"), "{error}");
     let (mut line, _) = agent.session(&rig).await;
     line.dispatch().await;
-    play(&mut line, &run.id, &[("a:package:curl", Outcome::Changed)], RunState::Failed).await;
+    line.play(&run.id, &[("a:package:curl", Outcome::Changed)], RunState::Failed).await;
 
     for check in [true, false] {
         let (taken_back, _) = begun(operator.undo_run(undo(&run.id, check)).await).await.unwrap();
@@ -136,12 +97,12 @@ async fn a_run_is_taken_back_by_another_one() {
         assert_eq!(&dispatch.plan[..], PLAN);
         let want = Terms { check, undo_of: Some(run.id.parse().unwrap()), ..Terms::default() };
         assert_eq!(terms(&dispatch), want);
-        play(&mut line, &taken_back.id, &[], RunState::Failed).await;
+        line.play(&taken_back.id, &[], RunState::Failed).await;
         // What was cut off goes on as what it was.
         let (again, _) = begun(operator.resume_run(resume(&taken_back.id)).await).await.unwrap();
         assert_eq!((again.resumes, again.undoes), (taken_back.id.clone(), run.id.clone()));
         assert_eq!(terms(&line.dispatch().await), want);
-        play(&mut line, &again.id, &[], RunState::Ok).await;
+        line.play(&again.id, &[], RunState::Ok).await;
         // An undo is taken back like any other run; what was only shown is not.
         let back = begun(operator.undo_run(undo(&taken_back.id, false)).await).await;
         if check {
@@ -150,12 +111,12 @@ async fn a_run_is_taken_back_by_another_one() {
         }
         let (back, _) = back.unwrap();
         assert_eq!(terms(&line.dispatch().await).undo_of, Some(taken_back.id.parse().unwrap()));
-        play(&mut line, &back.id, &[], RunState::Ok).await;
+        line.play(&back.id, &[], RunState::Ok).await;
     }
     let check = v1::ApplyRequest { check: true, ..apply("one") };
     let (check, _) = begun(operator.apply(check).await).await.unwrap();
     line.dispatch().await;
-    play(&mut line, &check.id, &[("a:package:curl", Outcome::WouldChange)], RunState::Ok).await;
+    line.play(&check.id, &[("a:package:curl", Outcome::WouldChange)], RunState::Ok).await;
     let error = begun(operator.undo_run(undo(&check.id, false)).await).await.unwrap_err();
     assert!(error.message().contains("was a check"), "{error}");
     // Of a host that is gone there is nothing to take back.
@@ -235,7 +196,7 @@ async fn approvals_go_with_the_run() {
     let approved = terms(&line.dispatch().await).approved;
     assert_eq!((approved.len(), &approved[0].seen), (1, &seen));
     // What was approved was approved of the state before.
-    play(&mut line, &run.id, &[], RunState::Failed).await;
+    line.play(&run.id, &[], RunState::Failed).await;
     begun(operator.resume_run(resume(&run.id)).await).await.unwrap();
     assert!(terms(&line.dispatch().await).approved.is_empty());
     let request = v1::ApplyRequest { approved: vec![approval("no digest")], ..apply("one") };
@@ -365,7 +326,7 @@ async fn an_undo_takes_back_what_its_run_assigned_and_can_be_undone() {
     // Only when it has ended well: one that failed can be asked for again, or resumed.
     let (failed, _) = begun(rig.operator().await.apply(order).await).await.unwrap();
     line.dispatch().await;
-    play(&mut line, &failed.id, &[("a:package:curl", Outcome::Failed)], RunState::Failed).await;
+    line.play(&failed.id, &[("a:package:curl", Outcome::Failed)], RunState::Failed).await;
     assert_eq!(assigned(&rig).await, "tunnel=2 site=1 extra=3");
     let (again, _) = begun(operator.resume_run(resume(&failed.id)).await).await.unwrap();
     let fourth = ended(&mut line, again).await;
@@ -400,6 +361,6 @@ async fn undone(rig: &Rig, line: &mut Line, run: &str) -> String {
 
 async fn ended(line: &mut Line, run: v1::Run) -> String {
     line.dispatch().await;
-    play(line, &run.id, &[("a:package:curl", Outcome::Changed)], RunState::Ok).await;
+    line.play(&run.id, &[("a:package:curl", Outcome::Changed)], RunState::Ok).await;
     run.id
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use postern::backup::{RestoreError, Restored, restore};
 use postern::seal::{KeyError, SealKey};
 use postern::store::StoreError;
-use postern_proto::event::{EventKind, RunState};
+use postern_proto::event::RunState;
 use postern_proto::v1;
 use tonic::Code;
 
@@ -159,7 +159,7 @@ async fn what_an_agent_still_has_of_a_run_that_waited_is_taken_up() {
     line.event(script.accepted()).await;
     line.acked(&run.id, 1).await;
     assert_eq!(rig.run(&run.id).await.state(), v1::RunState::Running);
-    line.event(script.event(EventKind::Finished { state: RunState::Ok, message: String::new() })).await;
+    line.event(script.finished(RunState::Ok)).await;
     line.acked(&run.id, 2).await;
     assert_eq!(rig.run(&run.id).await.state(), v1::RunState::Ok);
 }

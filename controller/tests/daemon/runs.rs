@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use postern_proto::event::{LogBody, Stream};
+use postern_proto::event::{LogBody, RunState, Stream};
 use postern_proto::v1;
 use postern_proto::v1::agent_frame::Kind as Up;
 use postern_proto::v1::controller_frame::Kind as Down;
@@ -339,12 +339,8 @@ async fn requests_that_make_no_sense_are_refused_before_anything_is_written() {
     let apply = |host: &str, plan: &[u8]| v1::ApplyRequest {
         host: host.to_owned(),
         plan: plan.to_vec().into(),
-        check: false,
         origin: "test".to_owned(),
-        approved: Vec::new(),
-        assign: Vec::new(),
-        unassign: Vec::new(),
-        ssh_port: 0,
+        ..Default::default()
     };
     let good = br#"{"schema":1,"resources":[]}"#;
     for (request, code) in [
@@ -435,11 +431,7 @@ async fn trap_33_nothing_is_added_to_a_run_that_was_finished() {
     line.log(script.log(Stream::Stdout, b"more")).await;
     assert_eq!(line.goodbye().await.reason(), v1::GoodbyeReason::Protocol);
     let (mut line, _) = agent.session(&rig).await;
-    let failed = postern_proto::event::EventKind::Finished {
-        state: postern_proto::event::RunState::Failed,
-        message: String::new(),
-    };
-    line.event(script.event(failed)).await;
+    line.event(script.finished(RunState::Failed)).await;
     assert_eq!(line.goodbye().await.reason(), v1::GoodbyeReason::Protocol);
     let after = collect(rig.follow(&run.id, 0).await).await;
     assert_eq!(output(&after, v1::Stream::Stdout), b"a");

@@ -14,7 +14,7 @@ use postern_proto::v1::agent_frame::Kind as Up;
 use postern_proto::v1::controller_frame::Kind as Down;
 use tonic::Code;
 
-use crate::support::{Line, Rig, Script, soon};
+use crate::support::{Line, Rig, Script, begun};
 
 const VALUE: &[u8] = b"correct-horse-battery-staple";
 
@@ -47,18 +47,10 @@ async fn apply(rig: &Rig, host: &str, secrets: &[(&str, u32)]) -> Result<v1::Run
     let request = v1::ApplyRequest {
         host: host.to_owned(),
         plan: plan(secrets).into(),
-        check: false,
         origin: "test".to_owned(),
-        approved: Vec::new(),
-        assign: Vec::new(),
-        unassign: Vec::new(),
-        ssh_port: 0,
+        ..Default::default()
     };
-    let mut updates = rig.operator().await.apply(request).await?.into_inner();
-    match soon("the run", updates.message()).await?.unwrap().kind {
-        Some(v1::run_update::Kind::Run(run)) => Ok(run),
-        other => panic!("{other:?}"),
-    }
+    begun(rig.operator().await.apply(request).await).await.map(|(run, _)| run)
 }
 
 /// What an agent gets for what it asks.

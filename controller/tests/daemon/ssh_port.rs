@@ -8,7 +8,7 @@ use postern_proto::v1;
 use postern_proto::v1::controller_frame::Kind as Down;
 use tonic::{Code, Status};
 
-use crate::support::{Line, Rig, Script, collect, ending, soon};
+use crate::support::{Line, Rig, Script, begun, collect, ending, soon};
 
 fn restart() -> v1::RestartAgentRequest {
     v1::RestartAgentRequest { host: "one".to_owned() }
@@ -103,20 +103,13 @@ fn request(ssh: &str, wants: v1::SshPort) -> v1::ApplyRequest {
 }
 
 async fn apply(rig: &Rig, request: v1::ApplyRequest) -> Result<String, Status> {
-    let mut updates = rig.operator().await.apply(request).await?.into_inner();
-    match soon("the run", updates.message()).await?.unwrap().kind {
-        Some(v1::run_update::Kind::Run(run)) => Ok(run.id),
-        other => panic!("{other:?}"),
-    }
+    begun(rig.operator().await.apply(request).await).await.map(|(run, _)| run.id)
 }
 
 /// Plays a run to its end.
 async fn ends(rig: &Rig, line: &mut Line, run: &str, state: RunState) {
     line.dispatch().await;
-    let mut script = Script::new(run);
-    line.event(script.accepted()).await;
-    line.event(script.event(EventKind::Finished { state, message: String::new() })).await;
-    line.acked(run, 2).await;
+    line.play(run, &[], state).await;
     assert_eq!(ending(&collect(rig.follow(run, 0).await).await).state(), v1::RunState::from(state));
 }
 
@@ -127,7 +120,7 @@ async fn ends_after_a_step(rig: &Rig, line: &mut Line, run: &str) {
     let step = StepId { address: "a:firewall:inbound".parse().unwrap(), attempt: 1, step: 0 };
     line.event(script.accepted()).await;
     line.event(script.event(EventKind::StepStarted { step, summary: "write".to_owned() })).await;
-    line.event(script.event(EventKind::Finished { state: RunState::Failed, message: String::new() })).await;
+    line.event(script.finished(RunState::Failed)).await;
     line.acked(run, 3).await;
     let _ = ending(&collect(rig.follow(run, 0).await).await);
 }

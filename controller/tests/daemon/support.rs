@@ -11,7 +11,7 @@ use postern_proto::SERVER_NAME;
 use postern_proto::event::{
     EventKind, LogBody, LogFrame, Outcome, RunEvent, RunState, StepEnd, StepId, Stream,
 };
-use postern_proto::ids::{InstanceId, PlanHash, RunId};
+use postern_proto::ids::{Address, InstanceId, PlanHash, RunId};
 use postern_proto::v1;
 use postern_proto::v1::agent_frame::Kind as Up;
 use postern_proto::v1::controller_frame::Kind as Down;
@@ -125,19 +125,27 @@ impl Rig {
         runs.into_iter().find(|run| run.id == id).unwrap()
     }
 
-    /// Starts a command; the stream's first update is the run.
+    /// Starts a command.
     pub(crate) async fn exec(&self, host: &str) -> (v1::Run, Streaming<v1::RunUpdate>) {
         let request =
             v1::ExecRequest { host: host.to_owned(), command_spec: br#"{"argv":["true"]}"#.to_vec().into() };
-        let mut updates = self.operator().await.exec(request).await.unwrap().into_inner();
-        let first = soon("the run", updates.message()).await.unwrap().unwrap();
-        let Some(v1::run_update::Kind::Run(run)) = first.kind else { panic!("{first:?}") };
-        (run, updates)
+        begun(self.operator().await.exec(request).await).await.unwrap()
     }
 
     pub(crate) async fn follow(&self, run: &str, cursor: u64) -> Streaming<v1::RunUpdate> {
         let request = v1::FollowRunRequest { run_id: run.to_owned(), cursor };
         self.operator().await.follow_run(request).await.unwrap().into_inner()
+    }
+}
+
+/// The run that a call began, which is the first of its updates.
+pub(crate) async fn begun(
+    called: Result<tonic::Response<Streaming<v1::RunUpdate>>, tonic::Status>,
+) -> Result<(v1::Run, Streaming<v1::RunUpdate>), tonic::Status> {
+    let mut updates = called?.into_inner();
+    match soon("the run", updates.message()).await?.unwrap().kind {
+        Some(v1::run_update::Kind::Run(run)) => Ok((run, updates)),
+        other => panic!("{other:?}"),
     }
 }
 
@@ -415,6 +423,17 @@ impl Line {
         self.send(Up::Log(frame.into())).await;
     }
 
+    /// Plays a run that was dispatched to its end.
+    pub(crate) async fn play(&mut self, run: &str, outcomes: &[(&str, Outcome)], state: RunState) {
+        let mut script = Script::new(run);
+        self.event(script.accepted()).await;
+        for (address, outcome) in outcomes {
+            self.event(script.resource_finished(address.parse().unwrap(), *outcome)).await;
+        }
+        self.event(script.finished(state)).await;
+        self.acked(run, outcomes.len() as u64 + 2).await;
+    }
+
     /// The next frame, pings answered.
     pub(crate) async fn next(&mut self) -> Down {
         if !self.held.is_empty() {
@@ -526,21 +545,29 @@ impl Script {
         self.event(EventKind::StepFinished { step: step(0), end: StepEnd::Exit(0), frames })
     }
 
+    pub(crate) fn resource_finished(&mut self, address: Address, outcome: Outcome) -> RunEvent {
+        self.event(EventKind::ResourceFinished {
+            address,
+            attempt: 1,
+            outcome,
+            message: String::new(),
+            diff: String::new(),
+            duration_ns: 1,
+            seen: String::new(),
+        })
+    }
+
+    pub(crate) fn finished(&mut self, state: RunState) -> RunEvent {
+        self.event(EventKind::Finished { state, message: String::new() })
+    }
+
     /// What follows the output of a command that did well.
     pub(crate) fn ending(&mut self) -> Vec<RunEvent> {
-        let address = step(0).address;
+        let resource = step(0).address;
         vec![
             self.step_finished(),
-            self.event(EventKind::ResourceFinished {
-                address,
-                attempt: 1,
-                outcome: Outcome::Changed,
-                message: String::new(),
-                diff: String::new(),
-                duration_ns: 1,
-                seen: String::new(),
-            }),
-            self.event(EventKind::Finished { state: RunState::Ok, message: String::new() }),
+            self.resource_finished(resource, Outcome::Changed),
+            self.finished(RunState::Ok),
         ]
     }
 }
