@@ -1,11 +1,11 @@
 //! What a profile that holds together becomes.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use postern::profile::{Bundle, Compiled, Inputs, SHIPPED, about, compile, load};
 use serde_json::json;
+
+use crate::support::{addresses, map};
 
 fn plan(text: &str, vars: &[(&str, &str)]) -> Compiled {
     plans(&[text], vars).unwrap_or_else(|found| panic!("{found:?}"))
@@ -14,13 +14,8 @@ fn plan(text: &str, vars: &[(&str, &str)]) -> Compiled {
 fn plans(texts: &[&str], vars: &[(&str, &str)]) -> Result<Compiled, Vec<String>> {
     let bundle = |(i, text): (usize, &&str)| Bundle::new(&format!("{i}.yaml"), text.as_bytes());
     let bundles: Vec<_> = texts.iter().enumerate().map(bundle).collect();
-    let vars: BTreeMap<_, _> = vars.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-    let inputs = Inputs { vars, ..Inputs::default() };
+    let inputs = Inputs { vars: map(vars), ..Inputs::default() };
     compile(&bundles, &[], &inputs).map_err(|found| found.iter().map(ToString::to_string).collect())
-}
-
-fn addresses(compiled: &Compiled) -> Vec<&str> {
-    compiled.plan.resources.iter().map(|resource| resource.address.as_str()).collect()
 }
 
 #[test]

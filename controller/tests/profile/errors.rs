@@ -1,9 +1,8 @@
 //! Every mistake in a profile has its place, and all of them are told at once.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-use std::collections::BTreeMap;
 
 use postern::profile::{Bundle, Compiled, Inputs, compile};
+
+use crate::support::map;
 
 fn run(text: &[u8], vars: &[(&str, &str)]) -> Result<Compiled, Vec<String>> {
     run_many(&[("p.yaml", text)], vars)
@@ -11,8 +10,7 @@ fn run(text: &[u8], vars: &[(&str, &str)]) -> Result<Compiled, Vec<String>> {
 
 fn run_many(files: &[(&str, &[u8])], vars: &[(&str, &str)]) -> Result<Compiled, Vec<String>> {
     let bundles: Vec<_> = files.iter().map(|(file, text)| Bundle::new(file, text)).collect();
-    let vars: BTreeMap<_, _> = vars.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-    let inputs = Inputs { vars, ..Inputs::default() };
+    let inputs = Inputs { vars: map(vars), ..Inputs::default() };
     compile(&bundles, &[], &inputs).map_err(|found| found.iter().map(ToString::to_string).collect())
 }
 

@@ -1,6 +1,5 @@
 //! The shipped profiles `swarm` and `site`: what they say to Traefik is what Traefik knows, and what they trust is what
 //! they were told to.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
