@@ -11,6 +11,8 @@ mod docker;
 mod fail2ban;
 mod file;
 mod firewall;
+#[cfg(test)]
+mod fixture;
 mod listen;
 mod owned;
 mod package;

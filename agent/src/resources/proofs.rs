@@ -4,40 +4,10 @@ mod hardening;
 
 use serde_json::json;
 
+use super::fixture::Fixture;
 use super::*;
-use crate::sys::Sys;
-
-/// A root with programs of its own before those of this machine.
-struct Fixture {
-    dir: tempfile::TempDir,
-    sys: Sys,
-}
 
 impl Fixture {
-    fn new() -> Self {
-        use std::os::unix::fs::PermissionsExt as _;
-        let dir = tempfile::tempdir().unwrap();
-        // Some of the programs run as another user.
-        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-        std::fs::create_dir(dir.path().join("bin")).unwrap();
-        let path = format!("{}:/usr/bin:/bin", dir.path().join("bin").display());
-        let sys = Sys::rooted(dir.path().to_owned(), path);
-        Self { dir, sys }
-    }
-
-    fn write(&self, path: &str, content: &str) {
-        let path = self.dir.path().join(path.trim_start_matches('/'));
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, content).unwrap();
-    }
-
-    fn program(&self, name: &str, script: &str) {
-        use std::os::unix::fs::PermissionsExt as _;
-        let path = self.dir.path().join("bin").join(name);
-        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-    }
-
     /// Why it is not in force; empty where it is.
     async fn proof<R: Resource>(&self, spec: serde_json::Value) -> String {
         let spec: R::Spec = serde_json::from_value(spec).unwrap();
@@ -77,7 +47,7 @@ async fn trap_13_a_sudo_rule_is_in_force_when_sudo_says_so() {
     host.write("/etc/passwd", "nobody:x:65534:65534::/:/bin/sh\n");
     host.write("/usr/sbin/visudo", "");
     let spec: postern_proto::spec::SudoersSpec = serde_json::from_value(json!({"user": "nobody"})).unwrap();
-    host.write(&spec.path(), &spec.content());
+    host.write(&spec.path(), spec.content());
     let reads = format!("echo '{}: parsed OK'", spec.path());
     let lists = "test \"$2\" = -l && echo '    (ALL : ALL) NOPASSWD: ALL'; exit 0";
     // visudo, sudo, and how the reason begins.
@@ -187,7 +157,7 @@ async fn a_repository_is_there_when_apt_trusts_it() {
         }
     }
     host.write("/etc/apt/keyrings/postern-lab.gpg", "");
-    std::fs::write(host.dir.path().join("etc/apt/keyrings/postern-lab.gpg"), &packet).unwrap();
+    std::fs::write(host.at("etc/apt/keyrings/postern-lab.gpg"), &packet).unwrap();
     host.write("/var/lib/apt/lists/a.example_dists_s_InRelease", "");
     let row = |file: &str, trusted: &str| {
         format!("printf '/etc/apt/sources.list.d/{file}.sources:2\\t{trusted}\\tx\\n'")
@@ -247,7 +217,7 @@ async fn a_unit_that_dies_at_once_does_not_run() {
                 host.dir.path().display()
             ),
         );
-        let _ = std::fs::remove_file(host.dir.path().join("asked"));
+        let _ = std::fs::remove_file(host.at("asked"));
         let seen = service::Service::observe(&typed, &host.sys, Depth::Proof).await.unwrap();
         assert_eq!(service::Service::plan(&typed, &seen).len(), steps, "{second}: {seen:?}");
     }

@@ -16,7 +16,7 @@ impl Fixture {
     }
 
     fn remove(&self, path: &str) {
-        std::fs::remove_file(self.dir.path().join(path.trim_start_matches('/'))).unwrap();
+        std::fs::remove_file(self.at(path)).unwrap();
     }
 
     /// What systemd says: these blocks, and that ssh.socket listens on port 22.
@@ -222,7 +222,7 @@ async fn a_firewall_is_in_force_when_all_of_it_is() {
         if let Step::WriteFile(file) = step {
             use std::os::unix::fs::PermissionsExt as _;
             host.write(&file.path, std::str::from_utf8(&file.content).unwrap());
-            let path = host.dir.path().join(file.path.trim_start_matches('/'));
+            let path = host.at(&file.path);
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(file.mode)).unwrap();
         }
     }
@@ -231,8 +231,7 @@ async fn a_firewall_is_in_force_when_all_of_it_is() {
     host.write(wants, "");
     host.write(with_docker, "");
     let ours = |name: &str| {
-        let file =
-            std::fs::read_to_string(host.dir.path().join(format!("etc/postern-agent/firewall-{name}.rules")));
+        let file = std::fs::read_to_string(host.at(&format!("etc/postern-agent/firewall-{name}.rules")));
         file.unwrap().replace("COMMIT\n", "").replace("*filter\n", "")
     };
     let (v4, v6) = (
@@ -274,7 +273,7 @@ fn sshd_host() -> Fixture {
     let host = Fixture::new();
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     host.write("/usr/sbin/sshd", "");
-    host.write("/etc/passwd", &format!("ada:x:{uid}:{gid}::/home/ada:/bin/bash\n"));
+    host.write("/etc/passwd", format!("ada:x:{uid}:{gid}::/home/ada:/bin/bash\n"));
     host.write(
         "/home/ada/.ssh/authorized_keys",
         "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGT2/5hLlLC12ZgUEoud+FIUtp0Szc6E48Spq1r+GtnI\n",
@@ -329,20 +328,19 @@ async fn trap_05_what_keeps_sshd_as_it_is() {
 async fn trap_07_a_server_that_is_late_is_waited_for() {
     let host = sshd_host();
     host.write("/proc/7/fd/none", "");
-    std::os::unix::fs::symlink("socket:[4711]", host.dir.path().join("proc/7/fd/3")).unwrap();
+    std::os::unix::fs::symlink("socket:[4711]", host.at("proc/7/fd/3")).unwrap();
     host.write("/proc/net/tcp", "head\n0: 00000000:0016 00000000:0000 0A 0:0 0:0 0 0 0 4711 1\n");
     for state in ["active", "reloading"] {
         host.program("systemctl", &format!("printf 'Id=ssh.service\\nMainPID=7\\nActiveState={state}\\n'"));
         let old = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
         host.write("/run/sshd.pid", "7\n");
-        let pid_file =
-            std::fs::File::options().write(true).open(host.dir.path().join("run/sshd.pid")).unwrap();
+        let pid_file = std::fs::File::options().write(true).open(host.at("run/sshd.pid")).unwrap();
         pid_file.set_modified(old).unwrap();
         let steps = host.steps::<sshd::Sshd>(json!({"users": ["ada"]}), Depth::Cheap).await.unwrap();
         assert!(steps.last().unwrap().ends_with("postern-agent reload-ssh"), "{state}: {steps:?}");
     }
     // It reads them while it is looked at for the second time or later.
-    let pid_file = host.dir.path().join("run/sshd.pid");
+    let pid_file = host.at("run/sshd.pid");
     host.program(
         "systemctl",
         &format!(
@@ -354,7 +352,7 @@ async fn trap_07_a_server_that_is_late_is_waited_for() {
     );
     // Whatever the proof then says: it calls the real sshd by its path, and this machine may have none.
     let _ = host.steps::<sshd::Sshd>(json!({"users": ["ada"]}), Depth::Proof).await;
-    let asked = || std::fs::read_to_string(host.dir.path().join("asked")).unwrap().lines().count();
+    let asked = || std::fs::read_to_string(host.at("asked")).unwrap().lines().count();
     assert!(asked() >= 3, "looked {} times", asked());
 
     // And it listens where it is told to later still.
@@ -430,15 +428,12 @@ async fn trap_09_the_jail_that_runs_decides() {
     ] {
         let host = banning(client).await;
         found.note(want, host.proof::<fail2ban::Fail2ban>(json!({})).await);
-        assert!(
-            want.contains("taken back") || !host.dir.path().join("banned").exists(),
-            "{client}: it is still banned"
-        );
+        assert!(want.contains("taken back") || !host.at("banned").exists(), "{client}: it is still banned");
     }
     // It was waited for; and what is not set up is not proved.
     let late = banning("case \"$*\" in status*) echo x >>s; test $(wc -l <s) -ge 5; exit;; esac").await;
     found.note("", late.proof::<fail2ban::Fail2ban>(json!({})).await);
-    let asked = std::fs::read_to_string(late.dir.path().join("s")).unwrap().lines().count();
+    let asked = std::fs::read_to_string(late.at("s")).unwrap().lines().count();
     assert!(asked >= 5, "looked {asked} times");
     let unset = banning("case \"$*\" in *bantime) echo 60; exit;; esac").await;
     unset.remove("/etc/fail2ban/jail.d/postern.local");
@@ -461,10 +456,10 @@ async fn a_jail_needs_its_packages_and_something_to_block_with() {
         ("python3-systemd", "the package python3-systemd is not"),
     ] {
         let host = banning("").await;
-        let status = std::fs::read_to_string(host.dir.path().join("var/lib/dpkg/status")).unwrap();
+        let status = std::fs::read_to_string(host.at("var/lib/dpkg/status")).unwrap();
         host.write(
             "/var/lib/dpkg/status",
-            &status.replace(&format!("Package: {package}\n"), "Package: other\n"),
+            status.replace(&format!("Package: {package}\n"), "Package: other\n"),
         );
         found.note(want, host.obstacle::<fail2ban::Fail2ban>(json!({})).await);
     }

@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::resources::fixture::Fixture;
 
 fn spec(json: serde_json::Value) -> SwapSpec {
     serde_json::from_value(json).unwrap()
@@ -131,31 +132,15 @@ fn lines_of_fstab_by_table() {
     }
 }
 
-/// A host that is a directory, and what is in the way there.
-struct Fixture {
-    dir: tempfile::TempDir,
-    sys: Sys,
+fn host() -> Fixture {
+    let host = Fixture::without_programs();
+    host.write("proc/meminfo", "MemTotal: 491520 kB\nMemAvailable: 300000 kB\nSwapTotal: 0 kB\n");
+    host.write("proc/swaps", "Filename Type Size Used Priority\n");
+    host
 }
 
-impl Fixture {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let sys = Sys::rooted(dir.path().to_owned(), String::new());
-        let host = Self { dir, sys };
-        host.write("proc/meminfo", b"MemTotal: 491520 kB\nMemAvailable: 300000 kB\nSwapTotal: 0 kB\n");
-        host.write("proc/swaps", b"Filename Type Size Used Priority\n");
-        host
-    }
-
-    fn write(&self, path: &str, content: &[u8]) {
-        let path = self.dir.path().join(path);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, content).unwrap();
-    }
-
-    async fn look(&self, json: serde_json::Value) -> Result<Seen, String> {
-        Swap::observe(&spec(json), &self.sys, Depth::Cheap).await.map_err(|error| error.to_string())
-    }
+async fn look(host: &Fixture, json: serde_json::Value) -> Result<Seen, String> {
+    Swap::observe(&spec(json), &host.sys, Depth::Cheap).await.map_err(|error| error.to_string())
 }
 
 #[tokio::test]
@@ -165,50 +150,49 @@ async fn what_is_in_the_way_is_told() {
     if !rustix::process::geteuid().is_root() {
         return;
     }
-    let host = Fixture::new();
-    let at = |path: &str| host.dir.path().join(path);
+    let host = host();
     let want = json!({"path": "/var/swap", "size_mb": 16});
-    let why = async |json: &serde_json::Value| host.look(json.clone()).await.unwrap_err();
+    let why = async |json: &serde_json::Value| look(&host, json.clone()).await.unwrap_err();
     assert!(why(&want).await.starts_with("/var is no directory"), "{}", why(&want).await);
-    std::fs::create_dir(at("var")).unwrap();
-    std::fs::set_permissions(at("var"), std::fs::Permissions::from_mode(0o777)).unwrap();
+    std::fs::create_dir(host.at("var")).unwrap();
+    std::fs::set_permissions(host.at("var"), std::fs::Permissions::from_mode(0o777)).unwrap();
     assert!(why(&want).await.starts_with("others than root can write /var"), "{}", why(&want).await);
-    std::fs::set_permissions(at("var"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::set_permissions(host.at("var"), std::fs::Permissions::from_mode(0o755)).unwrap();
     let large = json!({"path": "/var/swap", "size_mb": 1 << 20});
     let (room, here) = (host.sys.room("/var").unwrap(), why(&large).await);
     match KINDS.contains(&room.kind) {
         true => {
             assert!(here.contains("and 1048576 MB of swap must leave 512 MB of them"), "{here}");
-            assert!(host.look(want.clone()).await.is_ok());
+            assert!(look(&host, want.clone()).await.is_ok());
         }
         false => assert!(here.contains("that the kernel cannot swap to"), "{here}"),
     }
-    host.write("var/swap", &[7; 8192]);
+    host.write("var/swap", [7u8; 8192]);
     assert!(why(&want).await.starts_with("/var/swap is a file and no swap file"), "{}", why(&want).await);
     // One that is swap, by the kernel's mark, is taken for what it is.
     let mut marked = vec![0; 16 << 20];
     marked[4086..4096].copy_from_slice(MARK);
-    host.write("var/swap", &marked);
-    host.write("run/systemd/container", b"lxc\n");
+    host.write("var/swap", marked);
+    host.write("run/systemd/container", "lxc\n");
     assert!(why(&want).await.starts_with("this host is a container (lxc)"), "{}", why(&want).await);
-    std::fs::remove_file(at("run/systemd/container")).unwrap();
-    host.write("etc/fstab", b"/var/swap none swap sw 0 0\n");
+    std::fs::remove_file(host.at("run/systemd/container")).unwrap();
+    host.write("etc/fstab", "/var/swap none swap sw 0 0\n");
     let absent = json!({"path": "/var/swap", "state": "absent"});
     assert!(
         why(&absent).await.starts_with("a line in /etc/fstab swaps to /var/swap"),
         "{}",
         why(&absent).await
     );
-    host.write("etc/fstab", b"");
+    host.write("etc/fstab", "");
     host.write(
         "proc/swaps",
-        b"Filename Type Size Used Priority\n/var/swap file 16380 400000 -2\n/dev/x partition 8 0 -3\n",
+        "Filename Type Size Used Priority\n/var/swap file 16380 400000 -2\n/dev/x partition 8 0 -3\n",
     );
     assert!(why(&absent).await.starts_with("390 MB are swapped out to /var/swap"), "{}", why(&absent).await);
     host.write(
         "proc/swaps",
-        b"Filename Type Size Used Priority\n/var/swap file 16380 4 -2\n/dev/x partition 8 0 -3\n",
+        "Filename Type Size Used Priority\n/var/swap file 16380 4 -2\n/dev/x partition 8 0 -3\n",
     );
-    let seen = host.look(absent).await.unwrap();
+    let seen = look(&host, absent).await.unwrap();
     assert_eq!((seen.used, seen.used_kib, seen.others_kib), (true, 4, 8));
 }
