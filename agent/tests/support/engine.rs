@@ -303,6 +303,31 @@ pub(crate) async fn complete(work: &Work, dispatch: Dispatch) -> Told {
     told
 }
 
+/// Everything about a run, from the first event on, as a controller that has nothing would get it.
+pub(crate) async fn whole(work: &Work, run: RunId) -> Told {
+    let mut outbox = work.engine.attach(vec![], vec![]).await;
+    let mut told = Told::default();
+    while !told.is_over() {
+        let outgoing = next(&mut outbox).await;
+        let of = match &outgoing {
+            Outgoing::Event(event) => event.run,
+            Outgoing::Log(frame) => frame.run,
+            Outgoing::SecretsWanted { run, .. } => *run,
+        };
+        if of == run {
+            told.take(outgoing);
+        }
+    }
+    told
+}
+
+/// Dispatches and receives all of it, and acks nothing.
+pub(crate) async fn complete_unacked(work: &Work, dispatch: Dispatch) -> Told {
+    let run = dispatch.run;
+    work.engine.dispatch(dispatch).await.unwrap();
+    whole(work, run).await
+}
+
 /// Rewrites the journal so that it ends after the last record that `keep` is true for: as if the power had
 /// gone at that border.
 pub(crate) fn cut_after(state: &Path, keep: impl Fn(&str) -> bool) {

@@ -1,0 +1,23 @@
+//! The engine on a host that is a directory, with no controller or a scripted double of one.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests fail as tests do"
+)]
+
+mod crash;
+mod disk;
+mod guard;
+mod guard_service;
+mod kinds;
+mod output;
+mod runs;
+mod secrets;
+mod speed;
+#[path = "../support/engine.rs"]
+mod support;
+mod terms;
+mod undo;
+#[path = "../support/guard.rs"]
+mod vantage;
