@@ -1,11 +1,5 @@
 //! The link over real sockets on loopback, against a controller double with a CA of its own.
 
-// Helpers of tests stand outside of #[test] functions, where clippy does not know them for tests.
-#![allow(clippy::unwrap_used, clippy::panic)]
-
-#[path = "support/link.rs"]
-mod support;
-
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -29,9 +23,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::Status;
 
-use support::*;
+use crate::support::*;
 
-const DAY: i64 = 86_400;
 const YEAR: i64 = 365 * DAY;
 
 /// An enrolled agent that runs, with a double of its engine.

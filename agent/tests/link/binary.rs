@@ -1,12 +1,5 @@
 //! The program itself: exit codes, JSON on stdout, text on stderr, readiness and SIGTERM.
 
-// Helpers of tests stand outside of #[test] functions, where clippy does not know them for tests.
-#![allow(clippy::unwrap_used, clippy::panic)]
-
-#[allow(dead_code)]
-#[path = "support/link.rs"]
-mod support;
-
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::Stdio;
@@ -19,7 +12,7 @@ use postern_proto::v1::{self, agent_frame, controller_frame, run_event};
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
-use support::*;
+use crate::support::*;
 
 struct Ran {
     code: i32,
