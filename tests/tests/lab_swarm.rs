@@ -418,6 +418,80 @@ fn an_image_from_a_registry_that_wants_a_login() -> Result<()> {
     Ok(())
 }
 
+
+/// T20: a port and then a network is taken from a service, and nothing else is changed of it: a run ends once its
+/// container is so. A label alone makes no new one.
+fn ports_and_networks_alone(name: &str, image: Image) -> Result<()> {
+    let Some((rig, host)) = with_docker(name, image)? else { return Ok(()) };
+    rig.set_secret("dns-cloudflare", "token")?.expect(0);
+    let container = || host.sh("docker ps -q --filter label=com.docker.swarm.service.name=traefik");
+    let shown = |what: &str| host.sh(&format!("docker inspect -f '{{{{json {what}}}}}' {}", container()?));
+    let networks = "networks: [proxy, other]";
+    let whole = traefik().replace("networks: [proxy]", networks).replace(
+        "  - swarm_service:",
+        "  - docker_network: {name: other, attachable: true}\n  - swarm_service:",
+    );
+    let fewer_ports = whole.replace("ports: ['80', '443', 443/udp]", "ports: ['80']");
+    let fewer_networks = fewer_ports.replace(networks, "networks: [proxy]");
+    apply_for(&rig, &host, &whole)?.expect(0);
+    for (resources, what, gone) in [
+        (&fewer_ports, ".HostConfig.PortBindings", "443/tcp"),
+        (&fewer_networks, ".NetworkSettings.Networks", "\"other\""),
+    ] {
+        let before = container()?;
+        ensure!(shown(what)?.contains(gone), "{}", shown(what)?);
+        let ended = apply_for(&rig, &host, resources)?.expect(0);
+        assert!(ended.stdout.contains("1 changed"), "{ended:?}");
+        let (after, left) = (container()?, shown(what)?);
+        assert!(!left.contains(gone) && after != before, "{before} {after}: {left}");
+        get(at(&host, 80), "/config").map(drop)?;
+    }
+    // What the engine tells of a task is what it tells of the service, and of ports what the container has of the host.
+    let ports = "docker inspect --type task -f '{{range .Status.PortStatus.Ports}}{{.PublishMode}} {{.PublishedPort}} {{end}}' \
+                 $(docker service ps -q --filter desired-state=running traefik)";
+    let ports = host.sh(ports)?;
+    ensure!(ports.contains("host 80") && !ports.contains("443"), "{ports}");
+    let now = container()?;
+    let again = apply_for(&rig, &host, &fewer_networks)?.expect(0);
+    assert!(!again.stdout.contains("changed,") && again.stdout.contains("unchanged"), "{again:?}");
+    let labelled = fewer_networks.replace("      secrets:", "      labels: {x: y}\n      secrets:");
+    let labelled = apply_for(&rig, &host, &labelled)?.expect(0);
+    assert!(labelled.stdout.contains("1 changed"), "{labelled:?}");
+    assert_eq!(container()?, now, "a label alone makes no new container");
+    a_task_of_before_counts_as_one(&rig, &host)
+}
+
+/// An update whose new task finds no place: the old one goes on, and is told as what it is; and is as it should be once
+/// the update is taken back.
+fn a_task_of_before_counts_as_one(rig: &Rig, host: &Host) -> Result<()> {
+    let nets = "  - swarm: {}\n  - docker_network: {name: proxy, attachable: true}\n  - docker_network: {name: other, \
+                attachable: true}\n";
+    let web = |network: &str, more: &str| {
+        format!(
+            "{nets}  - swarm_service: {{name: web, image: '{TRAEFIK}', networks: [{network}], update_order: start-first, \
+             wait_s: 20{more}}}\n"
+        )
+    };
+    let good = web("proxy", "");
+    apply_for(rig, host, &good)?.expect(0);
+    let failed = apply_for(rig, host, &web("other", ", constraints: [node.labels.lab==nowhere]"))?.expect(1);
+    let says = "0 tasks run, 1 as it was before: no suitable node";
+    ensure!(said(&failed).contains(says), "{failed:?}");
+    let back = apply_for(rig, host, &good)?.expect(0);
+    assert!(back.stdout.contains("1 changed"), "{back:?}");
+    Ok(())
+}
+
+#[test]
+fn trap_20_ports_and_networks_alone_on_debian_12() -> Result<()> {
+    ports_and_networks_alone("ports-12", Image::BOOKWORM)
+}
+
+#[test]
+fn trap_20_ports_and_networks_alone_on_debian_13() -> Result<()> {
+    ports_and_networks_alone("ports-13", Image::TRIXIE)
+}
+
 fn cases() -> Vec<Case> {
     let case = |kind, before, resource, effect| Case { kind, before, resource, effect, undo: Undo::Whole };
     vec![

@@ -19,6 +19,8 @@ const STEADY: Duration = Duration::from_secs(5);
 const FAILURES: usize = 3;
 /// From when a task runs, a port that does not answer is held no longer.
 const HELD: Duration = Duration::from_secs(10);
+/// Within this time a Swarm has begun an update, or it has nothing to do for it.
+const BEGUN: Duration = Duration::from_secs(5);
 
 /// How the tasks of a service are.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,12 +39,43 @@ pub(super) struct Tasks {
 const TOLD: [&str; 8] =
     ["Image", "Args", "Env", "Configs", "Secrets", "Mounts", "Healthcheck", "StopGracePeriod"];
 
+/// Whether a task is as the service says now. The engine does not tell which version of a service a task was made for
+/// (swarmkit's `SpecVersion`), and the service's own counts up with a label, too; so what a Swarm itself compares then
+/// is compared here (swarmkit, `IsTaskDirty`). Placement is not: a task that is where it may be stays.
 fn same_spec(task: &Value, service: &Value) -> bool {
-    let (task, service) = (&task["Spec"], &service["Spec"]["TaskTemplate"]);
-    let (of_task, of_service) = (&task["ContainerSpec"], &service["ContainerSpec"]);
+    let (spec, wanted) = (&task["Spec"], &service["Spec"]["TaskTemplate"]);
+    let (of_task, of_service) = (&spec["ContainerSpec"], &wanted["ContainerSpec"]);
     TOLD.iter().all(|name| of_task[*name] == of_service[*name])
-        && task["Resources"] == service["Resources"]
-        && task["ForceUpdate"] == service["ForceUpdate"]
+        && spec["Resources"] == wanted["Resources"]
+        && spec["ForceUpdate"] == wanted["ForceUpdate"]
+        // In both by their ids, in the order in which they were given.
+        && items(&spec["Networks"]) == items(&wanted["Networks"])
+        && same_ports(task, service)
+}
+
+fn items(list: &Value) -> &[Value] {
+    list.as_array().map_or(&[], Vec::as_slice)
+}
+
+/// Whether the ports that a task has of the host are the service's. They are not in its spec: what is told is what its
+/// container got, from when it runs. Of one that has none, that says nothing, and neither of a port that is the whole
+/// Swarm's; see [`Wait::is_yet_to_begin`].
+fn same_ports(task: &Value, service: &Value) -> bool {
+    let of_host = |list| -> BTreeSet<(&str, u64, u64)> {
+        let held = items(list).iter().filter(|port| text(port, "/PublishMode") == "host");
+        let number = |port: &Value, name: &str| port[name].as_u64().unwrap_or(0);
+        held.map(|port| (text(port, "/Protocol"), number(port, "TargetPort"), number(port, "PublishedPort")))
+            .collect()
+    };
+    let has = of_host(&task["Status"]["PortStatus"]["Ports"]);
+    let wanted = of_host(&service["Spec"]["EndpointSpec"]["Ports"]);
+    // One that is published at 0 gets any.
+    let fits = |got: &(&str, u64, u64), said: &(&str, u64, u64)| {
+        (got.0, got.1) == (said.0, said.1) && (got.2 == said.2 || said.2 == 0)
+    };
+    has.is_empty()
+        || has.iter().all(|got| wanted.iter().any(|said| fits(got, said)))
+            && wanted.iter().all(|said| has.iter().any(|got| fits(got, said)))
 }
 
 /// How long a service is to stand as it should before it is believed. With a health check a task is told to run only
@@ -124,6 +157,7 @@ pub(crate) async fn settle_service(
     let held = hold::is_held(sys).await;
     let mut wait = Wait {
         name,
+        since: Instant::now(),
         until: Instant::now() + Duration::from_secs(seconds),
         held,
         updated,
@@ -139,6 +173,7 @@ pub(crate) async fn settle_service(
 
 struct Wait<'a> {
     name: &'a str,
+    since: Instant,
     until: Instant,
     /// Ports are held until the new task has them.
     held: bool,
@@ -162,14 +197,16 @@ impl Wait<'_> {
             if let Some(why) = self.failed(&service, &now) {
                 return Err(why);
             }
-            if self.held && now.old == 0 && self.answers(sys, &service).await {
+            let begun = !self.is_yet_to_begin(&service);
+            if self.held && begun && now.old == 0 && self.answers(sys, &service).await {
                 // Also before Docker says that the task is well, which it finds out some seconds later.
                 self.let_go(sys).await;
             }
-            if self.held && now.running > 0 && runs.get_or_insert_with(Instant::now).elapsed() > HELD {
+            if self.held && begun && now.running > 0 && runs.get_or_insert_with(Instant::now).elapsed() > HELD
+            {
                 self.let_go(sys).await;
             }
-            if now.settled(&service) {
+            if begun && now.settled(&service) {
                 let since = *steady.get_or_insert_with(Instant::now);
                 if since.elapsed() >= steady_for(&service) {
                     return Ok(());
@@ -200,6 +237,17 @@ impl Wait<'_> {
             false => tasks.iter().filter(failed).map(|task| text(task, "/ID").to_owned()).collect(),
         });
         tasks.into_iter().filter(|task| !over.contains(text(task, "/ID"))).collect()
+    }
+
+    /// An update of ports alone that the Swarm has not begun: for a moment all looks as if it were through, where its
+    /// tasks do not tell their ports.
+    fn is_yet_to_begin(&self, service: &Value) -> bool {
+        let before = &service["PreviousSpec"]["EndpointSpec"];
+        self.updated
+            && text(service, "/UpdateStatus/State").is_empty()
+            && !service["PreviousSpec"].is_null()
+            && *before != service["Spec"]["EndpointSpec"]
+            && self.since.elapsed() < BEGUN
     }
 
     async fn let_go(&mut self, sys: &Sys) {
@@ -322,6 +370,87 @@ pub(super) mod tests {
         for (tasks, update, want) in cases {
             let service = service("b", update);
             assert_eq!(Tasks::of(&service, &tasks).settled(&service), want, "{tasks:?} {update}");
+        }
+    }
+
+    fn port(target: u64, published: u64, mode: &str) -> Value {
+        json!({"Protocol": "tcp", "TargetPort": target, "PublishedPort": published, "PublishMode": mode})
+    }
+
+    /// As Docker tells it: ports of a task twice, for each family of addresses, and networks by their ids.
+    #[test]
+    fn a_task_of_before_is_told_by_its_ports_and_networks() {
+        let host = |number: u64| port(number, number, "host");
+        let cases = [
+            (json!([host(80), host(80)]), json!([host(80)]), true),
+            (json!([host(443), host(80)]), json!([host(80), host(443)]), true),
+            (json!([host(80), host(443)]), json!([host(80)]), false),
+            (json!([host(80)]), json!([host(80), host(443)]), false),
+            (json!([host(80)]), json!([port(8080, 80, "host")]), false),
+            (json!([host(80)]), json!([]), false),
+            (json!([host(80)]), json!([port(80, 80, "ingress")]), false),
+            // Which one it gets is not said.
+            (json!([port(80, 32768, "host")]), json!([port(80, 0, "host")]), true),
+            // It tells of none of its own.
+            (json!(null), json!([host(80)]), true),
+            (json!(null), json!([port(80, 80, "ingress")]), true),
+            (json!(null), json!(null), true),
+        ];
+        for (has, says, same) in cases {
+            let mut service = service("b", "");
+            service["Spec"]["EndpointSpec"] = json!({"Mode": "vip", "Ports": says});
+            let mut task = task("b", "running", "running", "");
+            task["Status"]["PortStatus"] = json!({"Ports": has});
+            let of = Tasks::of(&service, &[task]);
+            assert_eq!((of.running, of.old), (u64::from(same), u64::from(!same)), "{has} {says}");
+        }
+        let net = |id: &str| json!([{"Target": id}]);
+        for (of_task, of_service, same) in [
+            (net("a"), net("a"), true),
+            (net("a"), net("b"), false),
+            (json!(null), net("b"), false),
+            (net("a"), json!([]), false),
+            (json!(null), json!([]), true),
+        ] {
+            let mut service = service("b", "");
+            service["Spec"]["TaskTemplate"]["Networks"] = of_service;
+            let mut task = task("b", "running", "running", "");
+            task["Spec"]["Networks"] = of_task;
+            assert_eq!(Tasks::of(&service, &[task]).settled(&service), same, "{service}");
+        }
+    }
+
+    /// A moment after an update of a port of the whole Swarm: its tasks do not tell such ports.
+    #[tokio::test]
+    async fn an_update_that_the_swarm_has_not_begun_is_waited_for() {
+        let fake = Fake::new();
+        for program in ["iptables", "ip6tables"] {
+            fake.program(program, "exit 1");
+        }
+        let mut service = service("b", "");
+        let health = json!({"Test": ["CMD", "true"]});
+        service["Spec"]["TaskTemplate"]["ContainerSpec"]["Healthcheck"] = health.clone();
+        service["Spec"]["EndpointSpec"] = json!({"Mode": "vip", "Ports": [port(80, 80, "ingress")]});
+        let mut task = task("b", "running", "running", "");
+        task["Spec"]["ContainerSpec"]["Healthcheck"] = health;
+        fake.answers("GET /tasks", 200, json!([task]));
+        let mut of_label = service["Spec"].clone();
+        of_label["Labels"] = json!({"x": "y"});
+        let mut of_port = service["Spec"].clone();
+        of_port["EndpointSpec"]["Ports"] = json!([port(80, 81, "ingress")]);
+        // One that was just made, one of a label alone, one of a port, looked at later, and one that is through.
+        for (before, state, updated, settled) in [
+            (Value::Null, "", true, true),
+            (of_label, "", true, true),
+            (of_port.clone(), "", true, false),
+            (of_port.clone(), "", false, true),
+            (of_port, "completed", true, true),
+        ] {
+            service["PreviousSpec"] = before;
+            service["UpdateStatus"]["State"] = state.into();
+            fake.answers("GET /services/web", 200, service.clone());
+            let got = settle_service(&fake.sys, "web", "0", updated, &mut Vec::new()).await;
+            assert_eq!(got.is_ok(), settled, "{service} {updated}: {got:?}");
         }
     }
 
