@@ -2,9 +2,10 @@
 //! connections over IPv4 and IPv6 beside a port that answers, and opened again without any SSH.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail as tests do")]
 
+use std::fs::DirBuilder;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::time::Duration;
@@ -51,6 +52,8 @@ impl Gate {
              systemctl restart postern-agent"
         ))?;
         gate.is_managed()?;
+        DirBuilder::new().recursive(true).mode(0o700).create(gate.older_kit())?;
+        std::fs::write(gate.older_kit().join("state.backup"), "")?;
         Ok(Some(gate))
     }
 
@@ -65,6 +68,11 @@ impl Gate {
 
     fn kit_dir(&self) -> PathBuf {
         self.kits.path().join("kits")
+    }
+
+    /// One of before.
+    fn older_kit(&self) -> PathBuf {
+        self.kit_dir().join("0-older")
     }
 
     fn close(&self, more: &[&str]) -> Result<Ended> {
@@ -161,6 +169,14 @@ impl Drop for Session {
     }
 }
 
+/// What a closing that did not come about has written is gone, and what was there before is not.
+fn only_the_older_kit(gate: &Gate) -> Result<()> {
+    let all: Vec<_> = std::fs::read_dir(gate.kit_dir())?.collect::<Result<_, _>>()?;
+    let older = gate.older_kit();
+    ensure!(all.len() == 1 && older.join("state.backup").exists(), "{all:?}");
+    Ok(())
+}
+
 /// Whatever is missing is named, all of it is tried, and nothing is changed.
 fn what_is_missing_keeps_it_open(gate: &Gate) -> Result<()> {
     let host = &gate.host;
@@ -200,7 +216,8 @@ fn what_is_missing_keeps_it_open(gate: &Gate) -> Result<()> {
     gate.is_managed()?;
     gate.seen(OPEN)?;
     ensure!(gate.declared()? == "open");
-    Ok(())
+    contains(&gone, &["the recovery kit was removed again"])?;
+    only_the_older_kit(gate)
 }
 
 /// T24: somebody else's firewall, on one family alone, keeps the port open: it is not called closed, it is taken back,
@@ -220,7 +237,7 @@ fn another_firewall_keeps_it_open(gate: &Gate) -> Result<()> {
     ensure!(gate.declared()? == "open");
     host.sh("systemctl stop by-hand; while ip6tables -D INPUT -p tcp --dport 22 -j ACCEPT 2>/dev/null; do :; done")?;
     gate.base()?.expect(0);
-    Ok(())
+    only_the_older_kit(gate)
 }
 
 fn is_private(path: &Path, mode: u32) -> Result<()> {

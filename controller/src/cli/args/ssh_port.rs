@@ -15,9 +15,9 @@ pub(crate) enum SshPort {
     #[command(
         after_help = "What is asked for, each with what was seen: a recovery kit is written; the agent comes back by \
                       itself after a restart; its way to this controller does not lead over SSH; the port is seen open \
-                      from here, so that its closing can be seen. If anything is missing, the port stays open. It is \
-                      closed under guard, and stays so only if new connections to all addresses of the host are \
-                      refused or dropped. Connections that are open are not cut."
+                      from here, so that its closing can be seen. If anything is missing, the port stays open, and the \
+                      kit is removed again. It is closed under guard, and stays so only if new connections to all \
+                      addresses of the host are refused or dropped. Connections that are open are not cut."
     )]
     Close {
         /// Name or id

@@ -1,11 +1,10 @@
 //! What must be so before the port of SSH is closed for good, each with what was seen of it.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::kit::{self, Kit};
+use super::kit::Kit;
 use super::seen::{self, Verdict};
 use crate::cli::clean;
 use crate::cli::error::CliError;
@@ -87,7 +86,6 @@ impl Checked {
 /// All of them, and what was found on the way.
 pub(super) struct Checks {
     pub(super) all: Vec<Checked>,
-    pub(super) kit: Option<Kit>,
     /// Where sshd listens.
     pub(super) ssh: BTreeSet<u16>,
     /// What was seen of ports while that of SSH was open.
@@ -104,18 +102,16 @@ impl Checks {
 pub(super) async fn check(
     client: &mut Client,
     host: &HostInfo,
-    kit_dir: &Path,
+    kit: &Result<Kit, CliError>,
     controls: impl Fn(&BTreeSet<u16>) -> BTreeSet<u16>,
-) -> Result<Checks, CliError> {
-    let info = client.info().await?;
-    let kit = kit::write(client, &info, host, kit_dir).await;
+) -> Checks {
     let back = client.restart_agent(host.id).await.map_err(CliError::from);
     let said = back.as_ref().map(|back| back.ssh_ports.clone()).unwrap_or_default();
     let ssh = [said, super::ssh_ports(host)].into_iter().find(|ports| !ports.is_empty()).unwrap_or_default();
     let looked = client.look_at_ports(host.id, ssh.union(&controls(&ssh)).copied().collect()).await;
     let looked = looked.map_err(CliError::from);
     let all = vec![
-        Checked::of(Condition::Kit, &kit, Kit::evidence),
+        Checked::of(Condition::Kit, kit, Kit::evidence),
         Checked::of(Condition::Restart, &back, |back| {
             format!("a new process, with a session of its own after {:.1} s", back.took_ms as f64 / 1000.0)
         }),
@@ -123,7 +119,7 @@ pub(super) async fn check(
         visible(&ssh, &looked),
     ];
     let before = looked.map(|looked| looked.seen).unwrap_or_default();
-    Ok(Checks { all, kit: kit.ok(), ssh, before })
+    Checks { all, ssh, before }
 }
 
 /// Seen of the session that the agent made after its restart: what SSH carried is forwarded, and comes from this very

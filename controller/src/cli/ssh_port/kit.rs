@@ -1,7 +1,9 @@
 //! The recovery kit: what is needed where the agent's link is lost and SSH is shut. It is written before the port is
-//! closed, whole or not at all, and never over anything.
+//! closed, whole or not at all, and never over anything. Where nothing comes of the closing it goes again: whoever has it
+//! has all hosts.
 
 use std::fs::{DirBuilder, File};
+use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
@@ -21,6 +23,7 @@ const STATE: &str = "state.backup";
 const AUTHORITY: &str = "controller-ca.pem";
 const HOST: &str = "host.json";
 const README: &str = "README.txt";
+const FILES: [&str; 4] = [STATE, AUTHORITY, HOST, README];
 
 /// A kit that is on the disk.
 #[derive(Debug)]
@@ -30,9 +33,26 @@ pub(super) struct Kit {
     bytes: u64,
     /// The key of the secrets is in the backup.
     has_key: bool,
+    /// What it lies below was not there before, and is nobody's yet.
+    made_parent: bool,
 }
 
 impl Kit {
+    /// Removes what was written, and nothing else: where somebody has put something beside it, the directory stays.
+    pub(super) fn remove(&self) -> Result<(), CliError> {
+        for file in FILES.map(|name| self.dir.join(name)) {
+            match std::fs::remove_file(&file) {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    return Err(failed("removing", &file, &error));
+                }
+                _ => {}
+            }
+        }
+        std::fs::remove_dir(&self.dir).map_err(|error| failed("removing", &self.dir, &error))?;
+        leave(self.dir.parent().filter(|_| self.made_parent));
+        Ok(())
+    }
+
     /// For people.
     pub(super) fn evidence(&self) -> String {
         let key = match self.has_key {
@@ -47,38 +67,59 @@ fn failed(doing: &str, path: &Path, error: &std::io::Error) -> CliError {
     CliError::failed("recovery-kit", format!("{doing} {}: {error}", path.display()))
 }
 
+/// Of others, too, where they have put something there since.
+fn leave(made: Option<&Path>) {
+    if let Some(made) = made {
+        let _ = std::fs::remove_dir(made);
+    }
+}
+
+/// A part of one, which nobody is to take for a kit. Also where the command is interrupted.
+struct Unfinished<'a> {
+    dir: &'a Path,
+    made: Option<&'a Path>,
+    keep: bool,
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        if !self.keep {
+            let _ = std::fs::remove_dir_all(self.dir);
+            leave(self.made);
+        }
+    }
+}
+
 /// Writes one into a directory of its own below `parent`.
-pub(super) async fn write(
-    client: &mut Client,
-    info: &Info,
-    host: &HostInfo,
-    parent: &Path,
-) -> Result<Kit, CliError> {
+pub(super) async fn write(client: &mut Client, host: &HostInfo, parent: &Path) -> Result<Kit, CliError> {
+    let info = client.info().await?;
+    let made_parent = !parent.exists();
     DirBuilder::new().recursive(true).mode(0o700).create(parent).map_err(|e| failed("making", parent, &e))?;
+    let made = made_parent.then_some(parent);
     let now = jiff::Timestamp::now();
     // A host's name has no character that a path could not have.
     let dir = parent.join(format!("{}-{}", host.name, now.strftime("%Y%m%dT%H%M%SZ")));
-    DirBuilder::new().mode(0o700).create(&dir).map_err(|error| failed("making", &dir, &error))?;
-    let written = fill(client, info, host, &dir, &now.to_string()).await;
-    let synced = written.and_then(|kit| {
-        let sync = |path: &Path| File::open(path).and_then(|dir| dir.sync_all());
-        sync(&dir).and_then(|()| sync(parent)).map_err(|error| failed("syncing", parent, &error))?;
-        Ok(kit)
-    });
-    if synced.is_err() {
-        // Nobody is to take a part of one for a kit.
-        let _ = std::fs::remove_dir_all(&dir);
-    }
-    synced
+    DirBuilder::new().mode(0o700).create(&dir).map_err(|error| {
+        leave(made);
+        failed("making", &dir, &error)
+    })?;
+    let mut unfinished = Unfinished { dir: &dir, made, keep: false };
+    let (bytes, has_key) = fill(client, &info, host, &dir, &now.to_string()).await?;
+    let sync = |path: &Path| File::open(path).and_then(|dir| dir.sync_all());
+    sync(&dir).and_then(|()| sync(parent)).map_err(|error| failed("syncing", parent, &error))?;
+    unfinished.keep = true;
+    drop(unfinished);
+    Ok(Kit { dir, bytes, has_key, made_parent })
 }
 
+/// The size of the backup, and whether the key of the secrets is in it.
 async fn fill(
     client: &mut Client,
     info: &Info,
     host: &HostInfo,
     dir: &Path,
     made: &str,
-) -> Result<Kit, CliError> {
+) -> Result<(u64, bool), CliError> {
     let (bytes, has_key) = archive(client, &dir.join(STATE)).await?;
     put(&dir.join(AUTHORITY), info.server_ca_pem.as_bytes())?;
     let identity = json!({
@@ -96,7 +137,7 @@ async fn fill(
         .map_err(|error| CliError::usage("internal", format!("writing JSON: {error}")))?;
     put(&dir.join(HOST), &identity)?;
     put(&dir.join(README), readme(host, made, has_key).as_bytes())?;
-    Ok(Kit { dir: dir.to_owned(), bytes, has_key })
+    Ok((bytes, has_key))
 }
 
 fn put(path: &Path, bytes: &[u8]) -> Result<(), CliError> {
@@ -150,6 +191,31 @@ fn readme(host: &HostInfo, made: &str, has_key: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_was_written_is_removed() {
+        let top = tempfile::tempdir().unwrap();
+        let kits = top.path().join("kits");
+        let kit = |name: &str, made_parent| {
+            let dir = kits.join(name);
+            std::fs::create_dir_all(&dir).unwrap();
+            FILES.iter().for_each(|file| std::fs::write(dir.join(file), "").unwrap());
+            Kit { dir, bytes: 0, has_key: true, made_parent }
+        };
+        let (before, own) = (kit("web1-before", true), kit("web1-own", true));
+        own.remove().unwrap();
+        assert!(!own.dir.exists() && before.dir.join(STATE).exists());
+        // Somebody's own file stays, and that is told.
+        std::fs::write(before.dir.join("notes"), "").unwrap();
+        let error = before.remove().unwrap_err();
+        assert!(error.message.contains("web1-before"), "{}", error.message);
+        assert!(before.dir.join("notes").exists() && !before.dir.join(STATE).exists());
+        std::fs::remove_dir_all(&before.dir).unwrap();
+        kit("web1-last", false).remove().unwrap();
+        assert!(kits.exists(), "it was there before");
+        kit("web1-last", true).remove().unwrap();
+        assert!(!kits.exists());
+    }
 
     #[test]
     fn the_text_has_all_ways_back() {

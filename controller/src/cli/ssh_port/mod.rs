@@ -27,7 +27,7 @@ use super::out::Tone;
 use super::{Context, Exit, clean, hosts, json as documents};
 use crate::client::{Client, HostInfo, Link, Order, PortState};
 use conditions::{Checked, Checks};
-use kit::CONSOLE;
+use kit::{CONSOLE, Kit};
 use seen::{Line, USUAL, is_closed, judge, open_at, told};
 
 pub(crate) async fn ssh_port(context: &Context, args: SshPort) -> Result<Exit, CliError> {
@@ -132,27 +132,21 @@ impl Command<'_> {
             }
         }
         self.note(&format!("{}: is what closing the port of SSH needs there?", self.name()));
-        let mut checks =
-            conditions::check(&mut self.client, &self.host, kit_dir, |ssh| plan::controls(&plan, ssh))
-                .await?;
-        let assigned = super::compose::assigned(&mut self.client, &self.host).await?;
-        if let Some(names) = tunnel::names(&assigned, &self.host) {
-            checks.all.push(tunnel::check(self.context, &mut self.client, &self.host, &names).await?);
-        }
-        if let Some(wanted) = tunnel::login(&assigned, &self.host) {
-            checks.all.push(login::check(self.context, &mut self.client, &self.host, &wanted, ssh).await?);
-        }
+        let mut interrupt = Interrupt::listen();
+        let kit = tokio::select! {
+            kit = kit::write(&mut self.client, &self.host, kit_dir) => kit,
+            () = interrupt.wait() => return Err(self.interrupted()),
+        };
+        let checks = self.check(&plan, &kit, ssh, &mut interrupt).await;
+        let mut kit = kit.ok();
+        let checks = checks.inspect_err(|_| self.done_with(&mut kit, None))?;
         for checked in &checks.all {
             self.say(&checked.line());
         }
         if !checks.all_met() {
-            self.report(
-                "close",
-                false,
-                &checks.all,
-                checks.kit.as_ref(),
-                &judge(&checks.ssh, &[], &checks.before),
-            );
+            self.done_with(&mut kit, None);
+            let lines = judge(&checks.ssh, &[], &checks.before);
+            self.report("close", false, &checks.all, kit.as_ref(), &lines);
             let missing = checks.all.iter().filter(|checked| !checked.met).count();
             let what = if missing == 1 {
                 "one condition is".to_owned()
@@ -167,11 +161,22 @@ impl Command<'_> {
                 ),
             ));
         }
-        let exit = self.run(&plan, origin, Port::Closed).await?;
+        let ran = self.run(&plan, origin, Port::Closed).await;
+        if ran.is_err()
+            && let Ok(host) = hosts::find(&mut self.client, &self.host.id.to_string()).await
+        {
+            // It may have been written down all the same.
+            self.host = host;
+        }
         let seen = self.look_again(&plan, &checks).await;
-        let closed = exit == Exit::Ok && seen.as_ref().is_ok_and(|lines| is_closed(lines));
+        let ended_well = ran.as_ref().is_ok_and(|exit| *exit == Exit::Ok);
+        let closed = ended_well && seen.as_ref().is_ok_and(|lines| is_closed(lines));
         let lines = seen.as_deref().unwrap_or_default();
-        self.report("close", closed, &checks.all, checks.kit.as_ref(), lines);
+        if !closed {
+            self.done_with(&mut kit, self.needed_still(ended_well, lines));
+        }
+        self.report("close", closed, &checks.all, kit.as_ref(), lines);
+        let exit = ran?;
         if exit != Exit::Ok {
             // Its error was said with the run.
             self.note(&format!("{}: not closed: {}", self.name(), told(lines)));
@@ -187,6 +192,60 @@ impl Command<'_> {
         self.note(&format!("the way back: postern ssh-port open {}", self.name()));
         self.note(&format!("without the controller, as root on the provider's console: {CONSOLE}"));
         Ok(Exit::Ok)
+    }
+
+    /// Tries every condition. What was written for it is the caller's to take away.
+    async fn check(
+        &mut self,
+        plan: &Plan,
+        kit: &Result<Kit, CliError>,
+        ssh: &Ssh,
+        interrupt: &mut Interrupt,
+    ) -> Result<Checks, CliError> {
+        let controls = |ssh: &BTreeSet<u16>| plan::controls(plan, ssh);
+        let mut checks = tokio::select! {
+            checks = conditions::check(&mut self.client, &self.host, kit, controls) => checks,
+            () = interrupt.wait() => return Err(self.interrupted()),
+        };
+        let assigned = super::compose::assigned(&mut self.client, &self.host).await?;
+        if let Some(names) = tunnel::names(&assigned, &self.host) {
+            checks.all.push(tunnel::check(self.context, &mut self.client, &self.host, &names).await?);
+        }
+        if let Some(wanted) = tunnel::login(&assigned, &self.host) {
+            checks
+                .all
+                .push(login::check(self.context, &mut self.client, &self.host, &wanted, ssh).await?);
+        }
+        Ok(checks)
+    }
+
+    fn interrupted(&self) -> CliError {
+        let message = format!("{}: the port of SSH stays as it is; nothing was changed", self.host.name);
+        CliError::failed("interrupted", message)
+    }
+
+    /// Why the kit of a closing that did not come about may be needed all the same.
+    fn needed_still(&self, ended_well: bool, lines: &[Line]) -> Option<String> {
+        match self.host.ssh.changing {
+            Some(run) => Some(format!("run {run} is not over")),
+            None if ended_well || self.host.ssh.is_closed() => Some("the port is declared closed".to_owned()),
+            None if open_at(lines).is_empty() => Some("the port is not seen open".to_owned()),
+            None => None,
+        }
+    }
+
+    /// A kit that was written for nothing is removed: whoever has it has all hosts. Otherwise where it lies is told.
+    fn done_with(&self, kit: &mut Option<Kit>, needed: Option<String>) {
+        let Some(there) = kit.as_ref() else { return };
+        match needed.map_or_else(|| there.remove().map_err(|error| error.message), Err) {
+            Ok(()) => {
+                self.note("the recovery kit was removed again: the port stays open");
+                *kit = None;
+            }
+            Err(why) => {
+                self.note(&clean::line(&format!("the recovery kit stays at {}: {why}", there.dir.display())));
+            }
+        }
     }
 
     /// The run ended well under guard, and what is seen now says otherwise.
@@ -317,7 +376,7 @@ impl Command<'_> {
     }
 
     /// The command's last document.
-    fn report(&self, action: &str, done: bool, checks: &[Checked], kit: Option<&kit::Kit>, lines: &[Line]) {
+    fn report(&self, action: &str, done: bool, checks: &[Checked], kit: Option<&Kit>, lines: &[Line]) {
         if !self.context.out.json {
             return;
         }
