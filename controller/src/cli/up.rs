@@ -233,9 +233,7 @@ impl Access<'_> {
         target: Target,
         bundle: Bundle,
     ) -> Result<Options, CliError> {
-        let mut options = Options::new(target, Arc::new(move |arch| bundle.agent(arch)));
-        options.identity_files = self.ssh.identities.iter().map(|file| context.env.cwd.join(file)).collect();
-        options.agent_socket = context.env.get("SSH_AUTH_SOCK").map(PathBuf::from);
+        let mut options = by_keys(context, target, bundle, &self.ssh.identities);
         options.host_key.fingerprint = self.ssh.host_key.clone();
         options.connect_deadline = self.ssh.timeout;
         if self.ssh.password {
@@ -254,6 +252,14 @@ impl Access<'_> {
         }
         Ok(options)
     }
+}
+
+/// A login with these keys and those of the SSH agent.
+pub(crate) fn by_keys(context: &Context, target: Target, bundle: Bundle, identities: &[PathBuf]) -> Options {
+    let mut options = Options::new(target, Arc::new(move |arch| bundle.agent(arch)));
+    options.identity_files = identities.iter().map(|file| context.env.cwd.join(file)).collect();
+    options.agent_socket = context.env.get("SSH_AUTH_SOCK").map(PathBuf::from);
+    options
 }
 
 /// A password for those who have no terminal: the first line of a file, which no other user may read.

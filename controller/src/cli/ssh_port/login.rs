@@ -1,6 +1,7 @@
 //! Whether SSH leads through the tunnel to this very host: a login, with the program that makes the connection on this
 //! machine, and with the host key that the agent says is the host's.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use postern_installer::log_in;
@@ -8,11 +9,10 @@ use postern_proto::event::{RunState, StepEnd};
 
 use super::conditions::{Checked, Condition};
 use crate::bundle::Bundle;
-use crate::cli::args::Ssh;
 use crate::cli::asked::ask;
 use crate::cli::error::CliError;
 use crate::cli::terminal::Terminal;
-use crate::cli::up::{Access, resolve_through};
+use crate::cli::up::{by_keys, resolve_through};
 use crate::cli::{Context, clean};
 use crate::client::{Client, HostInfo};
 
@@ -23,7 +23,7 @@ const COMMAND: &str = "cloudflared access ssh --hostname %h";
 const KEYS: &str = "/usr/sbin/sshd -T | awk '$1 == \"hostkey\" { print $2 }' | while read -r file; do ssh-keygen -lf \"$file\"; done; true";
 const LIMIT_S: u64 = 30;
 /// How long the way there may take.
-pub(super) const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(30);
 /// The most that is kept of what that prints, bytes.
 const SAID: usize = 4000;
 
@@ -40,7 +40,7 @@ pub(super) async fn check(
     client: &mut Client,
     host: &HostInfo,
     wanted: &Wanted,
-    ssh: &Ssh,
+    identities: &[PathBuf],
 ) -> Result<Checked, CliError> {
     let no = |why: &str| Checked::new(Condition::Login, false, clean::line(why));
     let argv = ["sh", "-c", KEYS].map(str::to_owned).to_vec();
@@ -59,7 +59,8 @@ pub(super) async fn check(
         Ok(target) => target,
         Err(error) => return Ok(no(&error.message)),
     };
-    let mut options = Access { ssh, agent_binary: None }.options_with(context, target, Bundle::empty())?;
+    let mut options = by_keys(context, target, Bundle::empty(), identities);
+    options.connect_deadline = LIMIT;
     options.host_key.fingerprint = Some(fingerprint.to_owned());
     // The agent vouches for the key: a look leaves nothing in the user's own file.
     options.host_key.known_hosts_files = vec!["/dev/null".into()];

@@ -11,14 +11,14 @@ mod tunnel;
 pub(crate) use plan::keep_ssh_out;
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use postern_proto::plan::Plan;
 use postern_proto::spec::SshPort as Port;
 use serde_json::{Value, json};
 
 use super::apply::Job;
-use super::args::{Ssh, SshPort, Values};
+use super::args::{SshPort, Values};
 use super::attend::{Task, What, attend, waits};
 use super::compose::Wanted;
 use super::error::CliError;
@@ -37,15 +37,7 @@ pub(crate) async fn ssh_port(context: &Context, args: SshPort) -> Result<Exit, C
     let command = Command { context, client, host };
     match args {
         SshPort::Close { kit, identities, .. } => {
-            let ssh = Ssh {
-                identities,
-                password: false,
-                password_file: None,
-                sudo_password_file: None,
-                host_key: None,
-                timeout: login::LIMIT,
-            };
-            Box::pin(command.close(&context.env.cwd.join(kit), &ssh)).await
+            Box::pin(command.close(&context.env.cwd.join(kit), &identities)).await
         }
         SshPort::Open { .. } => Box::pin(command.open()).await,
         SshPort::Status { .. } => command.status().await,
@@ -109,7 +101,7 @@ impl Command<'_> {
         Ok((plan, origin))
     }
 
-    async fn close(mut self, kit_dir: &Path, ssh: &Ssh) -> Result<Exit, CliError> {
+    async fn close(mut self, kit_dir: &Path, identities: &[PathBuf]) -> Result<Exit, CliError> {
         let (whole, origin) = self.plan().await?;
         let plan = plan::firewall_alone(&self.host, whole, Port::Closed)?;
         if let Some(run) = self.host.ssh.changing {
@@ -137,7 +129,7 @@ impl Command<'_> {
             kit = kit::write(&mut self.client, &self.host, kit_dir) => kit,
             () = interrupt.wait() => return Err(self.interrupted()),
         };
-        let checks = self.check(&plan, &kit, ssh, &mut interrupt).await;
+        let checks = self.check(&plan, &kit, identities, &mut interrupt).await;
         let mut kit = kit.ok();
         let checks = checks.inspect_err(|_| self.done_with(&mut kit, None))?;
         for checked in &checks.all {
@@ -199,7 +191,7 @@ impl Command<'_> {
         &mut self,
         plan: &Plan,
         kit: &Result<Kit, CliError>,
-        ssh: &Ssh,
+        identities: &[PathBuf],
         interrupt: &mut Interrupt,
     ) -> Result<Checks, CliError> {
         let controls = |ssh: &BTreeSet<u16>| plan::controls(plan, ssh);
@@ -214,7 +206,7 @@ impl Command<'_> {
         if let Some(wanted) = tunnel::login(&assigned, &self.host) {
             checks
                 .all
-                .push(login::check(self.context, &mut self.client, &self.host, &wanted, ssh).await?);
+                .push(login::check(self.context, &mut self.client, &self.host, &wanted, identities).await?);
         }
         Ok(checks)
     }
