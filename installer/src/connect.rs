@@ -240,6 +240,13 @@ async fn attempt(
         Err(failed) => failed,
     };
     match (made, complaint.text().await) {
+        // That is no host that boots: by the same way it would end so for as long as it is tried.
+        (Failed::Again(_) | Failed::Silent, said) if complaint.gave_up() => {
+            let why = if said.is_empty() { "ends before anything comes over it" } else { "says" };
+            let said = if said.is_empty() { said } else { format!(": {said}") };
+            let text = format!("the command that connects to {} {why}{said}", hop.address());
+            Err(Failed::Final(BootstrapError::new(Code::JumpFailed, text).at(Step::Connect)))
+        }
         // A command that says why says more than a connection that is over, or over which nothing comes.
         (Failed::Again(_) | Failed::Silent, said) if !said.is_empty() => {
             let text = format!("the command that connects to {} says: {said}", hop.address());

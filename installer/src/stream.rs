@@ -4,6 +4,7 @@ use std::io;
 use std::net::Shutdown;
 use std::pin::Pin;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -20,6 +21,8 @@ const LINGER: Duration = Duration::from_secs(1);
 pub(crate) struct Stream {
     inner: Box<dyn Duplex>,
     heard: Heard,
+    /// It ended before anything came over it.
+    over: Arc<AtomicBool>,
     /// The program that makes the connection, which ends with it.
     _program: Option<Child>,
 }
@@ -36,6 +39,10 @@ impl Heard {
 
     pub(crate) fn bytes(&self) -> Vec<u8> {
         self.0.lock().map(|bytes| bytes.clone()).unwrap_or_default()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.lock().is_ok_and(|bytes| bytes.is_empty())
     }
 
     fn note(&self, new: &[u8]) {
@@ -63,11 +70,17 @@ impl Cut {
 /// The last line that a program wrote to its standard error.
 #[derive(Default)]
 pub(crate) struct Complaint {
+    over: Arc<AtomicBool>,
     line: Arc<Mutex<String>>,
     reader: Option<JoinHandle<()>>,
 }
 
 impl Complaint {
+    /// It ended before anything came from the host: it has given up, and knows more of the way there than we do.
+    pub(crate) fn gave_up(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
+    }
+
     /// It may still be on its way when the connection is over.
     pub(crate) async fn text(&mut self) -> String {
         if let Some(reader) = self.reader.take() {
@@ -89,7 +102,7 @@ impl Stream {
 
     /// Any other connection.
     pub(crate) fn over(inner: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Self {
-        Self { inner: Box::new(inner), heard: Heard::default(), _program: None }
+        Self { inner: Box::new(inner), heard: Heard::default(), over: Arc::default(), _program: None }
     }
 
     /// Starts a program, as OpenSSH does: by a shell. What it prints comes from the host, what it is given goes there.
@@ -117,8 +130,9 @@ impl Stream {
                 }
             }
         });
-        let complaint = Complaint { line, reader: Some(reader) };
-        Ok((Self { _program: Some(child), ..Self::over(tokio::io::join(from, to)) }, complaint))
+        let stream = Self { _program: Some(child), ..Self::over(tokio::io::join(from, to)) };
+        let complaint = Complaint { over: Arc::clone(&stream.over), line, reader: Some(reader) };
+        Ok((stream, complaint))
     }
 
     pub(crate) fn heard(&self) -> Heard {
@@ -135,13 +149,24 @@ impl AsyncRead for Stream {
         let before = buf.filled().len();
         let result = Pin::new(&mut self.inner).poll_read(cx, buf);
         self.heard.note(&buf.filled()[before..]);
+        let is_end = matches!(result, Poll::Ready(Ok(()))) && buf.filled().len() == before && buf.remaining() > 0;
+        if is_end && self.heard.is_empty() {
+            self.over.store(true, Ordering::Relaxed);
+        }
         result
     }
 }
 
 impl AsyncWrite for Stream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, buf)
+        let result = Pin::new(&mut self.inner).poll_write(cx, buf);
+        if let Poll::Ready(Err(error)) = &result
+            && error.kind() == io::ErrorKind::BrokenPipe
+            && self.heard.is_empty()
+        {
+            self.over.store(true, Ordering::Relaxed);
+        }
+        result
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -466,7 +466,7 @@ async fn a_login_through_a_command() {
         let known_hosts_files = vec![host.keys.path().join("none")];
         Options {
             host_key: HostKeyPolicy { known_hosts_files, fingerprint: Some(fingerprint) },
-            connect_deadline: Duration::from_secs(3),
+            connect_deadline: Duration::from_secs(30),
             ..Options::new(target, std::sync::Arc::new(|_| None))
         }
     };
@@ -478,11 +478,18 @@ async fn a_login_through_a_command() {
     let other = format!("SHA256:{}", "A".repeat(43));
     let error = log_in(options(way, other), &Answers::new()).await.unwrap_err();
     assert_eq!(error.code(), Code::FingerprintMismatch, "{error}");
-    // What the command says is why there is no connection.
-    let broken = "sh -c 'echo no tunnel for %h >&2; exit 1'";
-    let error = log_in(options(broken, fingerprint(&host, "ed25519")), &Answers::new()).await.unwrap_err();
-    assert_eq!(error.code(), Code::JumpFailed, "{error}");
-    assert!(error.to_string().contains("says: no tunnel for there.invalid"), "{error}");
+    // What the command says is why there is no connection, and one that has given up is not asked again.
+    for (broken, says) in [
+        ("sh -c 'echo no tunnel for %h >&2; exit 1'", "says: no tunnel for there.invalid"),
+        ("true", "ends before anything comes over it"),
+    ] {
+        let (begun, console) = (Instant::now(), Answers::new());
+        let error = log_in(options(broken, fingerprint(&host, "ed25519")), &console).await.unwrap_err();
+        assert_eq!(error.code(), Code::JumpFailed, "{error}");
+        assert!(error.to_string().contains(says), "{error}");
+        let counts = console.progress.lock().unwrap().iter().filter_map(|p| p.count).max();
+        assert_eq!(counts, Some(1), "{error} after {:?}", begun.elapsed());
+    }
     // A name is a name, whatever a shell makes of it.
     let overrides = Overrides { proxy_command: Some("true %h".into()), ..Overrides::default() };
     for name in ["a;reboot", "$(reboot)@a", "`a`"] {
