@@ -202,6 +202,7 @@ pub async fn run_agent(options: AgentOptions, shutdown: CancellationToken) -> Re
     // One that cannot be used is told of where the controller is dialled.
     let proxy = proxy.and_then(|text| text.parse().ok());
     let sys = options.engine.sys.clone().with_around(Around { time: time.clone(), proxy });
+    let forgets = crate::resources::forget_restores(sys.clone());
     let engine = EngineConfig { vantage: Some(vantage), sys, ..options.engine.clone() };
     let (engine, work) = crate::engine::open(engine)?;
     tokio::select! {
@@ -211,6 +212,8 @@ pub async fn run_agent(options: AgentOptions, shutdown: CancellationToken) -> Re
             Err(error) => Err(error.into()),
         },
         result = link(options, Arc::new(engine), time, shutdown) => result,
+        // It does not end.
+        () = forgets => Ok(ExitReason::Stopped),
     }
 }
 

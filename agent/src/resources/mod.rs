@@ -33,7 +33,8 @@ mod user;
 
 pub(crate) use diff::{hidden, unified};
 pub(crate) use docker::{
-    hold_ports, http_unix, open_volume, seal_volume, settle_service, volume_key, volume_piece,
+    forget_restores, hold_ports, http_unix, open_volume, seal_volume, settle_service, volume_key,
+    volume_piece,
 };
 pub(crate) use firewall::unit_paths as firewall_units;
 pub(crate) use listen::ssh_ports;

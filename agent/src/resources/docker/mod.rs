@@ -13,7 +13,7 @@ mod volume;
 pub(crate) use hold::hold_ports;
 pub(crate) use make_call::http_unix;
 pub(crate) use settle::settle_service;
-pub(crate) use volume::{open_volume, seal_volume, volume_key, volume_piece};
+pub(crate) use volume::{forget_restores, open_volume, seal_volume, volume_key, volume_piece};
 
 use std::time::Duration;
 

@@ -1,7 +1,9 @@
-//! What a restore has on the host while it goes on, below `/run`: a reboot forgets it. The private key is used once.
+//! What a restore has on the host while it goes on, below `/run`: a reboot forgets it. The private key is used once, and
+//! goes also where its restore is cut off before that.
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
 
 use postern_proto::host::RUN_DIR;
 use postern_proto::parcel::MOST_SEALED;
@@ -48,16 +50,18 @@ impl Drop for Lock {
 
 /// One restore at a time: a second one would take the key of the first, and restart what that one waits for.
 pub(super) fn lock(sys: &Sys) -> Result<Lock, String> {
+    try_lock(sys)?.ok_or_else(|| "another restore goes on here: wait for it, then restore again".to_owned())
+}
+
+fn try_lock(sys: &Sys) -> Result<Option<Lock>, String> {
     let dir = dir(sys);
     private_dir(&dir).map_err(failed("make", &dir))?;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let opened = rustix::fs::open(&dir, flags, Mode::empty());
     let opened = opened.map_err(|error| failed("open", &dir)(error.into()))?;
     match flock(&opened, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Lock { dir: opened }),
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            Err("another restore goes on here: wait for it, then restore again".to_owned())
-        }
+        Ok(()) => Ok(Some(Lock { dir: opened })),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
         Err(error) => Err(failed("lock", &dir)(error.into())),
     }
 }
@@ -106,6 +110,27 @@ pub(super) fn take(sys: &Sys) -> Result<(PrivateKey, Vec<u8>), String> {
     let bytes = key.as_ref().and_then(|key| key.as_slice().first_chunk::<KEY>());
     let bytes = bytes.ok_or("the key that this was sealed to is not here any more: restore again")?;
     Ok((PrivateKey::new(Zeroizing::new(*bytes)), pieces))
+}
+
+/// Removes the key and the pieces where nothing was added to them for so long; whether there was something. What
+/// another process is at work with stays.
+pub(super) fn forget(sys: &Sys, idle: Duration) -> Result<bool, String> {
+    let all = [PRIVATE, PIECES].map(|name| dir(sys).join(name));
+    let written = || all.iter().filter_map(|path| path.symlink_metadata().ok()?.modified().ok()).max();
+    // Without one there is nothing to lock either.
+    if written().is_none() {
+        return Ok(false);
+    }
+    let Some(_lock) = try_lock(sys)? else { return Ok(false) };
+    let Some(last) = written() else { return Ok(false) };
+    // The clock may have been put back meanwhile.
+    let age = SystemTime::now().duration_since(last).unwrap_or_else(|error| error.duration());
+    if age < idle {
+        return Ok(false);
+    }
+    remove(sys, PRIVATE)?;
+    remove(sys, PIECES)?;
+    Ok(true)
 }
 
 fn mark(volume: &str) -> String {

@@ -34,6 +34,9 @@ const READ_AGAIN: Duration = Duration::from_millis(100);
 const KEPT: &str = ".before-restore";
 /// For a restart of the service that reads the files, seconds.
 const RESTART_S: u64 = 180;
+/// A restore comes in several runs, one right after the other; one that stands still for so long was cut off.
+const CUT_OFF: Duration = Duration::from_secs(15 * 60);
+const LOOK_FOR_THOSE: Duration = Duration::from_secs(60);
 /// The most text on standard input: a sealed piece in base64.
 const MOST_INPUT: u64 = 2 << 20;
 
@@ -77,6 +80,23 @@ pub(crate) fn volume_key(sys: &Sys, out: &mut (dyn Write + Send)) -> Result<(), 
     let key = new_key();
     keys::keep(sys, &key)?;
     writeln!(out, "{}", key.public()).and_then(|()| out.flush()).map_err(told)
+}
+
+/// Takes away what a restore leaves that is cut off before its key was used: all of it when an agent starts, later what
+/// nobody has come back to. It does not end.
+pub(crate) async fn forget_restores(sys: Sys) {
+    let mut idle = Duration::ZERO;
+    loop {
+        let at = sys.clone();
+        let done = tokio::task::spawn_blocking(move || keys::forget(&at, idle));
+        match done.await.unwrap_or_else(|error| Err(told(error))) {
+            Ok(true) => tracing::info!("the key of a restore that was cut off is removed"),
+            Ok(false) => {}
+            Err(error) => tracing::warn!(error, "the key of a restore that was cut off may still be there"),
+        }
+        idle = CUT_OFF;
+        tokio::time::sleep(LOOK_FOR_THOSE).await;
+    }
 }
 
 /// Takes in a piece of what is too long for one plan. `offset` is what came before it, bytes.

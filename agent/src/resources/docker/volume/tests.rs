@@ -280,6 +280,43 @@ async fn one_restore_at_a_time() {
     put_back(&fake, &sent).await.unwrap();
 }
 
+#[tokio::test]
+async fn what_a_restore_that_was_cut_off_left_goes() {
+    let fake = fake();
+    let hour = Duration::from_secs(3600);
+    let forget = |idle| keys::forget(&fake.sys, idle);
+    assert_eq!(forget(Duration::ZERO), Ok(false));
+    assert!(!fake.sys.real("/run/postern-agent/volumes").exists(), "nothing is made where there was nothing");
+    let begin = || {
+        let sent = sealed(&fake, &parcel(&[("a.json", b"1")]));
+        keys::add(&fake.sys, 0, b"piece").unwrap();
+        keys::set_unread(&fake.sys, "other", true).unwrap();
+        assert_eq!(run_dir(&fake), ["key", "sealed", "unread-other"]);
+        sent
+    };
+    begin();
+    let lock = keys::lock(&fake.sys).unwrap();
+    assert_eq!(forget(Duration::ZERO), Ok(false), "a restore that goes on keeps it");
+    drop(lock);
+    assert_eq!((forget(hour), run_dir(&fake).len()), (Ok(false), 3), "one that was just begun");
+    // A piece that came since: it goes on.
+    let back_by = |name: &str, age| {
+        let file = fs::File::open(fake.sys.real("/run/postern-agent/volumes").join(name)).unwrap();
+        file.set_modified(std::time::SystemTime::now() - age).unwrap();
+    };
+    back_by("key", hour * 2);
+    assert_eq!((forget(hour), run_dir(&fake).len()), (Ok(false), 3));
+    back_by("sealed", hour * 2);
+    assert_eq!((forget(hour), run_dir(&fake)), (Ok(true), vec!["unread-other".to_owned()]));
+    // An agent that starts waits for no time.
+    let sent = begin();
+    let started = tokio::time::timeout(Duration::from_secs(2), forget_restores(fake.sys.clone()));
+    assert!(started.await.is_err(), "it goes on looking");
+    assert_eq!(run_dir(&fake), ["unread-other"]);
+    let refused = put_back(&fake, &sent).await.unwrap_err();
+    assert!(refused.contains("not here any more: restore again"), "{refused}");
+}
+
 /// What was written before something went wrong is said.
 #[tokio::test]
 async fn how_far_it_got_is_told() {
