@@ -45,6 +45,7 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let ci = std::env::var("CI").is_ok_and(|value| value == "true" || value == "1");
     let require_lab = options.require_lab || (ci && !options.no_lab);
+    let this_run = run_name();
     let mut report = Report::new(options.filter.clone(), require_lab);
 
     let programs = report.stage("build", || Programs::build(true, options.locked || ci))?;
@@ -58,7 +59,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         report.stage("ssh-audit", || Ok(can_have(&programs, lab::AUDIT, "ssh-audit")))?;
     }
     let more = if machines { lab::MACHINES } else { &[] };
-    let images = if lab_runs { Some(Images::prepare(programs.find("lab")?, more)?) } else { None };
+    let images = if lab_runs { Some(Images::prepare(programs.find("lab")?, more, &this_run)?) } else { None };
     let agent = report
         .stage("static agent", || agent::build(Arch::of_this_machine().map_err(anyhow::Error::msg)?))?;
     println!("{agent}");
@@ -66,6 +67,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let command = |executable: &Executable| -> Result<Command> {
         let mut command = harness(executable, options.filter.as_deref());
         lab::set_paths(&mut command, &agent.path, programs.find("postern")?);
+        command.env(RUN_VARIABLE, &this_run);
         if require_lab {
             command.env("POSTERN_REQUIRE_LAB", "1");
         }
@@ -100,6 +102,15 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         report.add(documentation(options.locked || ci)?);
     }
     Ok(report.finish())
+}
+
+/// By this the processes of one run know each other: what one of them could not reach the others do not try.
+const RUN_VARIABLE: &str = "POSTERN_TEST_RUN";
+
+/// No other run on this machine has the same.
+fn run_name() -> String {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    format!("{}-{}", std::process::id(), since.as_nanos())
 }
 
 /// Says what is missing when the lab cannot run; its tests then skip themselves, or fail where it is required.
@@ -137,8 +148,9 @@ fn can_have(programs: &Programs, more: &[&str], what: &str) -> bool {
 struct Images(Option<Child>);
 
 impl Images {
-    fn prepare(lab: &Path, more: &[&str]) -> Result<Images> {
+    fn prepare(lab: &Path, more: &[&str], run: &str) -> Result<Images> {
         let mut command = Command::new(lab);
+        command.env(RUN_VARIABLE, run);
         command.args(["images", "--build"]).args(more).stdin(Stdio::null()).stdout(Stdio::null());
         Ok(Images(Some(command.spawn().context("cannot start `lab images --build`")?)))
     }

@@ -12,7 +12,7 @@ use crate::lab::error::{LabError, Result};
 use crate::lab::spec::Image;
 use crate::lab::store::Places;
 use crate::lab::sys::{Cmd, make_dir, read_text, remove, unmount_and_remove, write_file};
-use crate::lab::{self, guest, image, venv};
+use crate::lab::{guest, image, venv};
 
 /// Packing half a gigabyte takes half a minute; a slow mirror may take longer.
 const BUILD_DEADLINE: Duration = Duration::from_secs(10 * 60);
@@ -45,11 +45,8 @@ impl Content {
     /// The content, which is made first when it is not in the cache.
     pub(super) fn ensure(places: &Places) -> Result<Content> {
         let slots = slots_dir(places);
-        let traefik = venv::traefik(&places.cache)?;
-        if let Err(why) = &traefik {
-            lab::warn(&format!("the small internet has no real Traefik: {why}"));
-        }
-        let traefik = traefik.ok();
+        // Why there is none was said when it was looked for; the stand-in says itself that it is one.
+        let traefik = venv::traefik(&places.cache)?.ok();
         let key = key(&slots, traefik.is_some())?;
         let dir = image::once(&places.cache, &key, |temp| fill(places, &slots, traefik.as_deref(), temp))?;
         Ok(Content { dir })
