@@ -1,5 +1,6 @@
 //! The lab (throw-away VPSs), the fault proxy, and what end-to-end tests and benchmarks share.
 pub mod bench;
+mod checks;
 pub mod controls;
 pub mod edge;
 pub mod fingerprint;

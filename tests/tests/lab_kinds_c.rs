@@ -146,7 +146,7 @@ fn undone(rig: &Rig, host: &Host, fingerprint: &str) -> Result<()> {
     )?;
     let needed = rig.run(&["run", "undo", run])?.expect(1);
     assert!(said(&needed).contains("later depends on lab-tool"), "{needed:?}");
-    host.sh("dpkg -s lab-tool hello | grep -c 'ok installed' | grep -qx 2; dpkg --purge later >/dev/null")?;
+    host.sh("dpkg -s lab-tool hello | grep -c 'ok installed' | grep -qx 2 && dpkg --purge later >/dev/null")?;
 
     rig.run(&["run", "undo", run])?.expect(0);
     let after = state_of(host)?;

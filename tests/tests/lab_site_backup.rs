@@ -102,7 +102,7 @@ impl<'a> Watch<'a> {
     }
 
     fn stop(self) -> Result<()> {
-        self.0.sh("touch /run/watch.end; for i in $(seq 100); do test -e /run/watch.ended && break; sleep 0.1; done")?;
+        self.0.sh("touch /run/watch.end; for i in $(seq 100); do test -e /run/watch.ended && break; sleep 0.1; done; test -e /run/watch.ended")?;
         let looks: u32 = self.0.sh("wc -l </run/watch.looks")?.trim().parse()?;
         ensure!(looks > 2, "only {looks} looks");
         let found = self.0.sh("cat /run/watch.found 2>/dev/null | wc -l; rm -f /run/watch.*")?;

@@ -118,7 +118,7 @@ fn beside_others(rig: &Rig, host: &Host) -> Result<()> {
     // Too large for the disk: told before a byte is written.
     let ended = apply(rig, host, "  - swap: {size_mb: 100000}\n", &[])?.expect(1);
     assert!(said(&ended).contains("100000 MB of swap must leave 512 MB of them"), "{ended:?}");
-    host.sh("! ls /swapfile* 2>/dev/null; swapoff /theirs; rm /theirs")?;
+    host.sh("! ls /swapfile* 2>/dev/null && swapoff /theirs && rm /theirs")?;
     Ok(())
 }
 

@@ -330,9 +330,9 @@ fn trap_20_and_22_a_token_is_changed_without_a_lost_request() -> Result<()> {
         assert!(!shown.contains(value), "{shown}");
         // Also in the form in which it is sent to the engine.
         let sent = host.sh(&format!("printf %s {value} | base64 -w0 | cut -c1-24"))?;
-        host.sh(&format!("! grep -rqsF {sent} /var/lib/postern-agent; ! journalctl | grep -qF {sent}"))?;
+        host.sh(&format!("! grep -rqsF {sent} /var/lib/postern-agent && ! journalctl | grep -qF {sent}"))?;
         host.sh(&format!(
-            "! grep -rqsF {value} /var/lib/postern-agent /etc/postern-agent; ! journalctl | grep -qF {value}"
+            "! grep -rqsF {value} /var/lib/postern-agent /etc/postern-agent && ! journalctl | grep -qF {value}"
         ))?;
     }
     // The control: the same load notices an update that holds nobody.

@@ -70,7 +70,9 @@ fn trap_36_the_power_is_cut_three_times_in_one_run() -> Result<()> {
         (vec!["changed".to_owned()], vec!["skipped".to_owned()])
     );
     assert_eq!(marks(&host)?, "once1 postinst2 preinst2");
-    host.sh("dpkg -s lab-slow | grep -q '^Status: install ok installed'; test -s /usr/share/lab-slow/file")?;
+    host.sh(
+        "dpkg -s lab-slow | grep -q '^Status: install ok installed' && test -s /usr/share/lab-slow/file",
+    )?;
     assert_eq!(host.sh("dpkg --audit; cat /root/declared /root/beside")?, "onetwo");
 
     host.sh("touch /root/go")?;
