@@ -38,7 +38,7 @@ pub use error::{LabError, Result};
 pub use guest::HostKey;
 pub use host::Host;
 pub use image::ImageInfo;
-pub use internet::{Internet, serve};
+pub use internet::{DnsApi, Internet, serve};
 pub use peer::Peer;
 pub use requirements::{Missing, audit_requirements, machine_requirements, requirements};
 pub use run::{HostInfo, Lab};

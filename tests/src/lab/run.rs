@@ -189,7 +189,17 @@ impl Lab {
         if let Some(running) = &*running {
             return Ok(running.clone());
         }
-        Ok(running.insert(Internet::start(&self.inner.places, self.inner.net)?).clone())
+        let started = Internet::start(&self.inner.places, self.inner.net, internet::DAYS)?;
+        Ok(running.insert(started).clone())
+    }
+
+    /// Starts it with an ACME server whose certificates are good for so many days only. It must not run yet.
+    pub fn internet_for(&self, days: u32) -> Result<Internet> {
+        let mut running = self.inner.internet.lock().unwrap_or_else(PoisonError::into_inner);
+        if running.is_some() {
+            return Err(LabError::Invalid("the small internet of this lab runs already".to_owned()));
+        }
+        Ok(running.insert(Internet::start(&self.inner.places, self.inner.net, days)?).clone())
     }
 
     /// The cached root folder of an image, built first if need be.

@@ -2,7 +2,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The public names that the lab answers for. All else is asked of the machine's own resolvers.
-pub(super) const NAMES: [&str; 11] = [
+pub(super) const NAMES: [&str; 16] = [
     DOCKER,
     CLOUDFLARE,
     REGISTRY,
@@ -11,7 +11,12 @@ pub(super) const NAMES: [&str; 11] = [
     "production.cloudflare.docker.com",
     ACME,
     ACME_STAGING,
-    CLOUDFLARE_API,
+    DNS_APIS[0].host,
+    DNS_APIS[1].host,
+    DNS_APIS[2].host,
+    DNS_APIS[3].host,
+    DNS_APIS[4].host,
+    DNS_APIS[5].host,
     EDGE,
     TUNNEL,
 ];
@@ -29,10 +34,35 @@ pub(super) const ACME: &str = "acme-v02.api.letsencrypt.org";
 const ACME_STAGING: &str = "acme-staging-v02.api.letsencrypt.org";
 /// Where the ACME server listens, at the gateway and for this machine alone: for clients, and for who runs it.
 pub(super) const ACME_PORTS: [u16; 2] = [14000, 15000];
-/// Where Cloudflare's zones are changed.
-const CLOUDFLARE_API: &str = "api.cloudflare.com";
-/// The one token that is good for it.
-pub(super) const CLOUDFLARE_TOKEN: &str = "lab-cloudflare-token-0123456789abcdef";
+/// Where zones of a DNS provider are changed.
+#[derive(Debug, Clone, Copy)]
+pub struct DnsApi {
+    /// The provider, as profile `swarm` names it.
+    pub provider: &'static str,
+    /// The public name of its API.
+    pub host: &'static str,
+    /// The one token that is good for it.
+    pub token: &'static str,
+}
+
+const fn dns_api(provider: &'static str, host: &'static str, token: &'static str) -> DnsApi {
+    DnsApi { provider, host, token }
+}
+
+/// The APIs that the lab answers for. Cloudflare's is the first.
+pub(super) const DNS_APIS: [DnsApi; 6] = [
+    dns_api("cloudflare", "api.cloudflare.com", "lab-cloudflare-token-0123456789abcdef"),
+    dns_api("digitalocean", "api.digitalocean.com", "lab-digitalocean-token-0123456789abcdef"),
+    dns_api("hetzner", "api.hetzner.cloud", "lab-hetzner-token-0123456789abcdef"),
+    dns_api("vultr", "api.vultr.com", "lab-vultr-token-0123456789abcdef"),
+    dns_api("linode", "api.linode.com", "lab-linode-token-0123456789abcdef"),
+    dns_api("bunny", "api.bunny.net", "lab-bunny-token-0123456789abcdef"),
+];
+
+/// The lines `HOST TOKEN` that the stand-in for these APIs is told.
+pub(super) fn dns_tokens() -> String {
+    DNS_APIS.iter().map(|api| format!("{} {}\n", api.host, api.token)).collect()
+}
 /// Docker Hub.
 const REGISTRY: &str = "registry-1.docker.io";
 /// A registry that wants a login. It has the same images.
@@ -105,8 +135,8 @@ pub(super) fn nginx(at: Gateway) -> String {
          access_log /var/log/nginx/asked asked;\n  default_type application/octet-stream;\n  sendfile on;\n  \
          ssl_certificate /srv/lab/tls/server.crt;\n  ssl_certificate_key /srv/lab/tls/server.key;\n\
          {}{}{}  \
-         server {{\n{}    server_name {CLOUDFLARE_API};\n    location / {{ return 404; }}\n    location /client/v4/ {{\n      \
-         proxy_pass http://unix:/run/lab/cloudflare.sock;\n    }}\n  }}\n  \
+         server {{\n{}    server_name {};\n    location / {{\n      \
+         proxy_pass http://unix:/run/lab/dns-apis.sock;\n      proxy_set_header Host $host;\n    }}\n  }}\n  \
          server {{\n{}    server_name {REGISTRY};\n{images}  }}\n  \
          server {{\n{}    server_name {PRIVATE_REGISTRY};\n    auth_basic lab;\n    \
          auth_basic_user_file /etc/lab/registry-users;\n{images}  }}\n  \
@@ -118,6 +148,7 @@ pub(super) fn nginx(at: Gateway) -> String {
         files(CLOUDFLARE, "cloudflare"),
         acme(at, &listen("")),
         listen(""),
+        DNS_APIS.map(|api| api.host).join(" "),
         listen(""),
         listen(""),
         listen(""),
@@ -145,19 +176,20 @@ fn acme(at: Gateway, listen: &str) -> String {
     )
 }
 
-/// Configuration of the ACME server.
-pub(super) fn pebble(at: Gateway) -> String {
-    let [clients, own] = ACME_PORTS;
+/// Configuration of the ACME server, whose certificates are good for so many days.
+pub(super) fn pebble(at: Gateway, days: u32) -> String {
+    let ([clients, own], seconds) = (ACME_PORTS, u64::from(days) * 24 * 3600);
     format!(
         "{{\"pebble\": {{\"listenAddress\": \"{0}:{clients}\", \"managementListenAddress\": \"{0}:{own}\",\n\
          \"certificate\": \"/run/lab/server.crt\", \"privateKey\": \"/run/lab/server.key\",\n\
-         \"httpPort\": 80, \"tlsPort\": 443, \"ocspResponderURL\": \"\"}}}}\n",
+         \"httpPort\": 80, \"tlsPort\": 443, \"ocspResponderURL\": \"\",\n\
+         \"certificateValidityPeriod\": {seconds}}}}}\n",
         at.v4
     )
 }
 
-/// The stand-in for Cloudflare's API.
-pub(super) const CLOUDFLARE_PL: &str = include_str!("serve/cloudflare.pl");
+/// The stand-in for the APIs of DNS providers.
+pub(super) const DNS_APIS_PL: &str = include_str!("serve/dns-apis.pl");
 
 /// Starts the servers as the first process of their namespace: when one ends, all do. The ACME server asks for each
 /// challenge, takes every nonce of its own and does not wait: what it does at random by itself would be the tests' luck.
@@ -168,7 +200,7 @@ pub(super) fn start(at: Gateway) -> String {
          install -o www-data -m 400 -t /run/lab /srv/lab/tls/server.crt /srv/lab/tls/server.key\n\
          as='setpriv --reuid=www-data --regid=www-data --clear-groups'\n\
          $as docker-registry serve /etc/lab/registry.yml &\n\
-         $as perl /etc/lab/cloudflare.pl /run/lab/cloudflare.sock {server} {ZONE} </etc/lab/cloudflare-token &\n\
+         $as perl /etc/lab/dns-apis.pl /run/lab/dns-apis.sock {server} {ZONE} </etc/lab/dns-tokens &\n\
          PEBBLE_VA_NOSLEEP=1 PEBBLE_WFE_NONCEREJECT=0 PEBBLE_AUTHZREUSE=0 \
          $as pebble -config /etc/lab/pebble.json -dnsserver {server}:53 &\n\
          named -g -n 1 -u bind -c /etc/lab/named.conf &\n\

@@ -23,11 +23,14 @@ use super::spec::Image;
 use super::store::Places;
 use super::sys::{Cmd, Output, SAFE_PATH, make_dir, read_text, unmount_and_remove, wait_until, write_file};
 use super::{guest, image, supervise};
+pub use config::DnsApi;
 use config::Gateway;
 use content::Content;
 
 /// How long the servers may take until they answer.
 const START_DEADLINE: Duration = Duration::from_secs(30);
+/// How long the ACME server's certificates are good for, as Let's Encrypt's are.
+pub(super) const DAYS: u32 = 90;
 /// Opened to the lab's hosts.
 const PORTS: [(&str, u16); 3] = [("udp", 53), ("tcp", 53), ("tcp", 443)];
 /// No host's name has a dot in it, so no host's control group has this name.
@@ -51,7 +54,8 @@ struct Inner {
 }
 
 impl Internet {
-    pub(super) fn start(places: &Places, net: Net) -> Result<Internet> {
+    /// The ACME server's certificates are good for so many days.
+    pub(super) fn start(places: &Places, net: Net, days: u32) -> Result<Internet> {
         let content = Content::ensure(places)?;
         let dir = places.internet(net.run);
         let inner = Inner {
@@ -63,7 +67,7 @@ impl Internet {
             stand_ins: content.lines("stand-ins")?,
         };
         let internet = Internet { inner: Arc::new(inner) };
-        internet.serve(places, &content).inspect_err(|_| {
+        internet.serve(places, &content, days).inspect_err(|_| {
             let stopped = Hierarchies::find().map_or(Ok(()), |groups| groups.destroy(&net.unique(GROUP)));
             if let Err(e) = stopped.and_then(|()| unmount_and_remove(&dir)) {
                 super::warn(&format!("clearing up after servers that did not start: {e}"));
@@ -72,7 +76,7 @@ impl Internet {
         Ok(internet)
     }
 
-    fn serve(&self, places: &Places, content: &Content) -> Result<()> {
+    fn serve(&self, places: &Places, content: &Content, days: u32) -> Result<()> {
         let Inner { dir, net, .. } = &*self.inner;
         make_dir(dir)?;
         guest::mount(dir, &[&content.root(), &image::ensure(places, Image::SERVERS)?], None)?;
@@ -84,10 +88,11 @@ impl Internet {
         write_file(etc.join("nginx.conf"), config::nginx(at), 0o644)?;
         write_file(etc.join("registry.yml"), config::REGISTRY_YML, 0o644)?;
         let (user, password) = config::REGISTRY_LOGIN;
-        write_file(etc.join("registry-users"), format!("{user}:{{PLAIN}}{password}\n"), 0o644)?;
-        write_file(etc.join("pebble.json"), config::pebble(at), 0o644)?;
-        write_file(etc.join("cloudflare.pl"), config::CLOUDFLARE_PL, 0o644)?;
-        write_file(etc.join("cloudflare-token"), config::CLOUDFLARE_TOKEN, 0o600)?;
+        write_file(etc.join("registry-users"), format!("{user}:{{PLAIN}}{password}
+"), 0o644)?;
+        write_file(etc.join("pebble.json"), config::pebble(at, days), 0o644)?;
+        write_file(etc.join("dns-apis.pl"), config::DNS_APIS_PL, 0o644)?;
+        write_file(etc.join("dns-tokens"), config::dns_tokens(), 0o600)?;
         write_file(etc.join("start"), config::start(at), 0o755)?;
         let zone = self.root().join("var/cache/bind").join(config::ZONE);
         write_file(zone, config::own_zone(at), 0o644)?;
@@ -122,7 +127,7 @@ impl Internet {
 
     /// Which of the servers does not answer yet; empty when all do.
     fn silent(&self) -> Result<&'static str> {
-        for (what, socket) in [("the registry", "registry"), ("Cloudflare's API", "cloudflare")] {
+        for (what, socket) in [("the registry", "registry"), ("the APIs of DNS providers", "dns-apis")] {
             if UnixStream::connect(self.root().join(format!("run/lab/{socket}.sock"))).is_err() {
                 return Ok(what);
             }
@@ -199,7 +204,12 @@ impl Internet {
 
     /// The only token that is good for Cloudflare's API, and so for records in the zone [`Internet::zone`].
     pub fn cloudflare_token(&self) -> &'static str {
-        config::CLOUDFLARE_TOKEN
+        config::DNS_APIS[0].token
+    }
+
+    /// The APIs of DNS providers, of which each is good for records in the zone [`Internet::zone`].
+    pub fn dns_apis(&self) -> &'static [DnsApi] {
+        &config::DNS_APIS
     }
 
     /// Asks a host for what another name leads to outside, as somebody who trusts the ACME server's root and no other:

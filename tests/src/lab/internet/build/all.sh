@@ -49,6 +49,7 @@ gpgconf --kill all
 cat >>/srv/lab/stand-ins <<'END'
 Let's Encrypt, staging and production: one Pebble, its own test server; proves the protocol and the challenge by DNS, and nothing about limits, policies or chains of theirs
 api.cloudflare.com: the calls of an ACME client, for one token and one zone; proves that the token arrives and what is done with it, and nothing about Cloudflare's scopes, limits or other answers
+api.digitalocean.com, api.hetzner.cloud, api.vultr.com, api.linode.com, api.bunny.net: the calls that lego makes to set a TXT record and to take it away, each for one token and one zone; proves that each token arrives by the name that Traefik reads and that it is used, and nothing about scopes, limits, delays or other answers of theirs
 END
 bash $here/images.sh "$version"
 chmod -R a+rX /srv/lab/www
