@@ -48,7 +48,8 @@ const LABELS: [&str; 6] = [
 ];
 
 /// DNS providers by Traefik's and lego's word for each, and where lego reads their token: github.com/go-acme/lego, tag
-/// v4.35.2 as Traefik's go.mod has it, providers/dns/NAME/NAME.toml; `_FILE` by platform/config/env.
+/// v5.2.2 as Traefik 3.7.9 is built with (v4 in its go.mod is for a test alone), providers/dns/NAME/NAME.toml; `_FILE`
+/// by platform/env.
 const PROVIDERS: [(&str, &str); 6] = [
     ("bunny", "BUNNY_API_KEY_FILE"),
     ("cloudflare", "CF_DNS_API_TOKEN_FILE"),
