@@ -149,7 +149,8 @@ impl AsyncRead for Stream {
         let before = buf.filled().len();
         let result = Pin::new(&mut self.inner).poll_read(cx, buf);
         self.heard.note(&buf.filled()[before..]);
-        let is_end = matches!(result, Poll::Ready(Ok(()))) && buf.filled().len() == before && buf.remaining() > 0;
+        let is_end =
+            matches!(result, Poll::Ready(Ok(()))) && buf.filled().len() == before && buf.remaining() > 0;
         if is_end && self.heard.is_empty() {
             self.over.store(true, Ordering::Relaxed);
         }

@@ -418,7 +418,6 @@ fn an_image_from_a_registry_that_wants_a_login() -> Result<()> {
     Ok(())
 }
 
-
 /// T20: a port and then a network is taken from a service, and nothing else is changed of it: a run ends once its
 /// container is so. A label alone makes no new one.
 fn ports_and_networks_alone(name: &str, image: Image) -> Result<()> {

@@ -88,8 +88,7 @@ impl Internet {
         write_file(etc.join("nginx.conf"), config::nginx(at), 0o644)?;
         write_file(etc.join("registry.yml"), config::REGISTRY_YML, 0o644)?;
         let (user, password) = config::REGISTRY_LOGIN;
-        write_file(etc.join("registry-users"), format!("{user}:{{PLAIN}}{password}
-"), 0o644)?;
+        write_file(etc.join("registry-users"), format!("{user}:{{PLAIN}}{password}\n"), 0o644)?;
         write_file(etc.join("pebble.json"), config::pebble(at, days), 0o644)?;
         write_file(etc.join("dns-apis.pl"), config::DNS_APIS_PL, 0o644)?;
         write_file(etc.join("dns-tokens"), config::dns_tokens(), 0o600)?;
