@@ -36,7 +36,7 @@ impl RunTask {
         }
         let Some((views, stopped)) = self.look_alone(members.clone(), began).await? else { return Ok(()) };
         let (mut changing, mut plans, mut diffs, mut seen) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let mut protect = None;
+        let (mut protect, mut waits) = (None, 0);
         for (index, view) in members.zip(views) {
             if view.steps.is_empty() {
                 let digest = if self.terms.check { digest(&self.ctx.seen_key, &view) } else { String::new() };
@@ -49,7 +49,7 @@ impl RunTask {
                 changing.push(index);
                 plans.push(view.steps);
                 // Those that are brought about together are packages, which none protects.
-                protect = view.protect;
+                (protect, waits) = (view.protect, view.waits);
                 diffs.push(view.diff);
                 seen.push((index, view.seen));
             }
@@ -72,6 +72,10 @@ impl RunTask {
             (2.., Some(bound)) => bound.merge(plans),
             _ => plans.concat(),
         };
+        // What runs under guard is over before its guard is.
+        if protect.is_none() && changing.len() == 1 && (1..steps.len()).contains(&waits) {
+            return self.put_off(first, steps, waits, diffs.concat(), began).await;
+        }
         let result = match self.guarded(first, &steps, protect).await? {
             Done::Steps(result) => result,
             Done::Waits => return Ok(()),
@@ -202,6 +206,17 @@ impl RunTask {
         if let Err(error) = self.room_for_steps(&address, steps, guard.is_some()).await {
             return Ok(Err(Failure::new(refusal(error).message)));
         }
+        self.perform(owner, steps, guard, false).await
+    }
+
+    /// Performs steps that the journal has room for; `more` says that others follow in this attempt.
+    pub(super) async fn perform(
+        &mut self,
+        owner: usize,
+        steps: &[Step],
+        guard: Option<&Armed<'_>>,
+        more: bool,
+    ) -> Result<StepResult, Stop> {
         self.acted = true;
         self.ahead.clear();
         let mut note = String::new();
@@ -220,7 +235,8 @@ impl RunTask {
                     }
                 }
                 let id = self.next_step(owner);
-                match self.step(id, &step, guard.is_none() && place + 1 == steps.len(), until).await? {
+                let last = guard.is_none() && !more && place + 1 == steps.len();
+                match self.step(id, &step, last, until).await? {
                     Ok(said) => note = said,
                     // Somebody took the lock between our look and its own: its turn comes again.
                     Err(failure) if failure.locked && tries < LOCK_TRIES => {

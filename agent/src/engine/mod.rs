@@ -20,6 +20,7 @@ mod others;
 mod outbox;
 mod owner;
 mod past;
+mod put_off;
 mod recover;
 mod run;
 mod secrets;

@@ -17,6 +17,8 @@ pub(super) enum Turn {
     Go(usize),
     /// This one is not reached, since that one failed.
     Skip(usize, usize),
+    /// The wait of this one, which was put off, is all that can go on.
+    Finish(usize),
     /// Nothing can go on before these have what they wait for.
     Wait(Vec<usize>),
     /// All have their outcome.
@@ -55,17 +57,19 @@ enum Standing {
 }
 
 /// In the order of the plan. `outcome` is `None` for what is not over; `ready` says that nothing but its needs
-/// keeps a resource from its turn. In a check nothing is brought about, so a failure holds nothing up.
+/// keeps a resource from its turn; `put_off`, that it was worked on and only has to be waited for, which comes after
+/// all that does not need it. In a check nothing is brought about, so a failure holds nothing up.
 pub(super) fn next(
     needs: &Needs,
     check: bool,
     outcome: impl Fn(usize) -> Option<Outcome>,
     ready: impl Fn(usize) -> bool,
+    put_off: impl Fn(usize) -> bool,
 ) -> Turn {
     let mut standing: Vec<Standing> = Vec::with_capacity(needs.len());
     // Of all so far, together.
     let mut before = Standing::Good;
-    let mut waiting = Vec::new();
+    let (mut waiting, mut first_put_off) = (Vec::new(), None);
     for (index, on) in needs.iter().enumerate() {
         let own = match on {
             None => before,
@@ -76,6 +80,11 @@ pub(super) fn next(
             (Some(_), _) if check => Standing::Good,
             (Some(Outcome::Skipped), Standing::Bad(root)) => Standing::Bad(root),
             (Some(_), _) => Standing::Bad(index),
+            // It has acted: whatever failed meanwhile, it is brought to its own outcome.
+            (None, _) if put_off(index) => {
+                first_put_off = first_put_off.or(Some(index));
+                Standing::Open
+            }
             (None, Standing::Bad(root)) => return Turn::Skip(index, root),
             (None, Standing::Good) if ready(index) => return Turn::Go(index),
             (None, Standing::Good) => {
@@ -87,7 +96,11 @@ pub(super) fn next(
         standing.push(now);
         before = both(before, now);
     }
-    if waiting.is_empty() { Turn::Over } else { Turn::Wait(waiting) }
+    match first_put_off {
+        Some(index) => Turn::Finish(index),
+        None if waiting.is_empty() => Turn::Over,
+        None => Turn::Wait(waiting),
+    }
 }
 
 fn both(one: Standing, other: Standing) -> Standing {
@@ -102,11 +115,12 @@ fn both(one: Standing, other: Standing) -> Standing {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
 
-    /// Outcomes: `.` open, `w` open and not ready, `u` unchanged, `c` changed, `F` failed, `S` skipped,
+    /// Outcomes: `.` open, `w` open and not ready, `p` put off, `u` unchanged, `c` changed, `F` failed, `S` skipped,
     /// `I` interrupted.
     fn turn(needs: &[Option<&[usize]>], state: &str) -> Turn {
         turn_in(needs, state, false)
@@ -123,7 +137,7 @@ mod tests {
             b'I' => Some(Outcome::Interrupted),
             _ => None,
         };
-        next(&needs, check, outcome, |index| of(index) == b'.')
+        next(&needs, check, outcome, |index| of(index) == b'.', |index| of(index) == b'p')
     }
 
     #[test]
@@ -152,12 +166,75 @@ mod tests {
             (graph, "wccc.", Turn::Wait(vec![0])),
             (graph, "ww...", Turn::Go(2)),
             (graph, "wwc..", Turn::Wait(vec![0, 1])),
+            // What is put off is waited for before the next of a line, and after what does not need it.
+            (line, "p..", Turn::Finish(0)),
+            (line, "cup", Turn::Finish(2)),
+            (graph, "p....", Turn::Go(1)),
+            (graph, "pcc..", Turn::Go(3)),
+            (graph, "pccc.", Turn::Finish(0)),
+            (graph, "cp...", Turn::Go(2)),
+            (graph, "cpc..", Turn::Finish(1)),
+            (graph, "ppc..", Turn::Finish(0)),
+            (graph, "pwc..", Turn::Finish(0)),
+            // A failure elsewhere keeps none from its own end.
+            (graph, "pFc..", Turn::Skip(3, 1)),
+            (graph, "pFcS.", Turn::Skip(4, 1)),
+            (graph, "pFcSS", Turn::Finish(0)),
         ];
         for (needs, state, want) in cases {
             assert_eq!(turn(needs, state), want, "{state}");
         }
         // A check brings nothing about that anything could lack.
         assert_eq!(turn_in(line, "F..", true), Turn::Go(1));
+    }
+
+    proptest! {
+        /// Whatever needs what, and whoever fails: each is worked on or skipped once, a wait comes after all else that
+        /// can go on, and nothing begins before what it needs is good.
+        #[test]
+        fn a_wait_is_put_off_and_never_lost(
+            some in proptest::collection::vec(
+                (proptest::option::of(proptest::collection::vec(0..8usize, 0..3)), 0..4u8), 1..9)
+        ) {
+            let needs: Needs = some.iter().enumerate().map(|(index, (on, _))| {
+                let on = on.as_ref().filter(|_| index > 0);
+                on.map(|on| on.iter().map(|at| at % index).collect())
+            }).collect();
+            // How it goes: well, not well, put off and then well or not.
+            let (waits, fails) = (|at: usize| some[at].1 >= 2, |at: usize| some[at].1 % 2 == 1);
+            let mut state: Vec<Option<Outcome>> = vec![None; some.len()];
+            let mut put_off = vec![false; some.len()];
+            let ended = |at| Some(if fails(at) { Outcome::Failed } else { Outcome::Changed });
+            let mut turns = 0;
+            loop {
+                turns += 1;
+                prop_assert!(turns <= 2 * some.len() + 1, "it comes to an end");
+                let before: Vec<Vec<usize>> =
+                    needs.iter().enumerate().map(|(at, on)| on.clone().unwrap_or_else(|| (0..at).collect())).collect();
+                let good = |at: usize| before[at].iter().all(|on| state[*on] == Some(Outcome::Changed));
+                match next(&needs, false, |at| state[at], |_| true, |at| put_off[at]) {
+                    Turn::Go(at) => {
+                        prop_assert!(state[at].is_none() && !put_off[at] && good(at), "{at} is not next");
+                        if waits(at) { put_off[at] = true } else { state[at] = ended(at) }
+                    }
+                    Turn::Skip(at, root) => {
+                        prop_assert!(state[at].is_none() && !put_off[at], "{at} has acted");
+                        prop_assert_eq!(state[root], Some(Outcome::Failed));
+                        state[at] = Some(Outcome::Skipped);
+                    }
+                    Turn::Finish(at) => {
+                        prop_assert!(put_off[at] && state[at].is_none());
+                        for other in 0..some.len() {
+                            prop_assert!(state[other].is_some() || put_off[other] || !good(other), "{other} can go on");
+                        }
+                        (put_off[at], state[at]) = (false, ended(at));
+                    }
+                    Turn::Wait(_) => prop_assert!(false, "nothing is waited for"),
+                    Turn::Over => break,
+                }
+            }
+            prop_assert!(state.iter().all(Option::is_some), "{state:?}");
+        }
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub(super) struct PastStep {
     /// The boot that it was to end, and `last`, for a restart of the host.
     pub(super) reboot: Option<(BootId, bool)>,
     pub(super) end: Option<StepEnd>,
+    /// False for a wait for others, which changes nothing.
+    pub(super) acts: bool,
 }
 
 /// In the order of the plan.
@@ -65,7 +67,8 @@ pub(super) fn past(book: &RunBook) -> Vec<Past> {
                 let Some(past) = all.get_mut(owner) else { continue };
                 past.acted |= acts;
                 past.next_step = step.step + 1;
-                past.step = Some(PastStep { id: step.clone(), seq: event.seq, exec, reboot, end: None });
+                past.step =
+                    Some(PastStep { id: step.clone(), seq: event.seq, exec, reboot, end: None, acts });
             }
             EventKind::StepFinished { step, end, .. } => {
                 let Some(past) = place(&step.address).and_then(|i| all.get_mut(i)) else { continue };

@@ -24,6 +24,12 @@ impl RunTask {
         let mut members: Vec<usize> = (0..self.past.len()).filter(|index| self.past[*index].open).collect();
         let step =
             members.iter().filter_map(|index| self.past[*index].step.clone()).max_by_key(|step| step.seq);
+        let acted = |index: &usize| {
+            let of = self.past[*index].step.as_ref();
+            of.is_some_and(|of| of.acts && step.as_ref().is_some_and(|newest| newest.seq != of.seq))
+        };
+        // Something else was worked on after their steps.
+        let put_off: Vec<usize> = members.iter().copied().filter(acted).collect();
         if let Some(step) = &step {
             // Others that are open have begun nothing: they wait for the controller, and go on waiting.
             let key = |index: usize| self.bound.get(index)?.as_ref()?.merge_key();
@@ -91,6 +97,7 @@ impl RunTask {
                 }
             }
         }
+        self.recover_put_off(&put_off, why, began).await?;
         // A guard also takes back what other resources had done, where its change put that in force.
         if cut || taken_back {
             self.reopen_what_was_lost().await?;
@@ -149,7 +156,12 @@ impl RunTask {
     }
 
     /// The steps are over: what is there now decides. An undo begins again from that.
-    async fn resume(&mut self, members: &[usize], result: StepResult, began: Instant) -> Result<(), Stop> {
+    pub(super) async fn resume(
+        &mut self,
+        members: &[usize],
+        result: StepResult,
+        began: Instant,
+    ) -> Result<(), Stop> {
         if self.terms.undo_of.is_some() {
             self.retry(members, "its steps were over");
             return Ok(());
@@ -174,7 +186,7 @@ impl RunTask {
     }
 
     /// What may be repeated is tried again; of the others it is said that they were cut off.
-    fn retry_or_tell(&mut self, members: &[usize], why: &str, began: Instant) {
+    pub(super) fn retry_or_tell(&mut self, members: &[usize], why: &str, began: Instant) {
         if members.iter().all(|index| self.is_repeatable(*index)) {
             return self.retry(members, why);
         }

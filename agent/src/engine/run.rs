@@ -17,6 +17,7 @@ use super::book::Record;
 use super::guarded::Held;
 use super::needs::{self, Needs, Turn};
 use super::past::{Past, parked, past};
+use super::put_off::PutOff;
 use super::secrets::Secrets;
 use super::writer::CommitError;
 use super::{Ctx, Refusal, RefusalReason, backup};
@@ -74,6 +75,8 @@ pub(super) struct RunTask {
     pub(super) ahead: Ahead,
     /// Those whose change waits until the controller can confirm it.
     pub(super) held: BTreeMap<usize, Held>,
+    /// Those that only have to be waited for.
+    pub(super) put_off: BTreeMap<usize, PutOff>,
     /// Before the controller is tried again.
     pub(super) hold_pause: Duration,
     /// Something was changed since this task began.
@@ -192,6 +195,7 @@ impl RunTask {
             late: BTreeMap::new(),
             ahead: Ahead::default(),
             held: BTreeMap::new(),
+            put_off: BTreeMap::new(),
             hold_pause: Held::FIRST / 2,
             acted: false,
             keeps: false,
@@ -270,12 +274,15 @@ impl RunTask {
         }
         loop {
             if self.is_cancelled() {
+                self.cancel_put_off().await?;
                 self.skip_rest();
                 return Ok(());
             }
             self.learn();
             let outcome = |index: usize| self.past[index].outcome.as_ref().map(|(outcome, _)| *outcome);
-            let turn = needs::next(&self.needs, self.terms.check, outcome, |index| self.is_ready(index));
+            let (ready, put_off) =
+                (|index: usize| self.is_ready(index), |index: usize| self.put_off.contains_key(&index));
+            let turn = needs::next(&self.needs, self.terms.check, outcome, ready, put_off);
             match turn {
                 Turn::Over => return Ok(()),
                 Turn::Go(index) => {
@@ -292,6 +299,7 @@ impl RunTask {
                     let message = format!("needs {}, {how}", self.plan.resources[root].address);
                     self.finish(index, End::new(Outcome::Skipped, message, Duration::ZERO));
                 }
+                Turn::Finish(index) => self.finish_put_off(index).await?,
                 Turn::Wait(waiting) => self.wait(&waiting).await?,
             }
         }
@@ -322,14 +330,18 @@ impl RunTask {
     fn group_end(&self, index: usize) -> usize {
         let key = |i: usize| self.bound.get(i)?.as_ref()?.merge_key();
         let first = if self.terms.check { None } else { key(index) };
-        let needs = &self.plan.resources[index].needs;
+        // It waits for no more than the first does, and for those that stand between them.
+        let as_ready = |i: usize| match (&self.needs[index], &self.needs[i]) {
+            (None, None) => true,
+            (Some(first), Some(on)) => on.iter().all(|at| (index..i).contains(at) || first.contains(at)),
+            _ => false,
+        };
         let same = |i: &usize| {
-            let planned = &self.plan.resources[*i];
             self.past[*i].outcome.is_none()
                 && first.is_some()
                 && key(*i) == first
-                && planned.needs == *needs
-                && !self.terms.done.contains(&planned.address)
+                && as_ready(*i)
+                && !self.terms.done.contains(self.address(*i))
         };
         index + 1 + (index + 1..self.bound.len()).take_while(same).count()
     }

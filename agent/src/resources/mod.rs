@@ -176,6 +176,12 @@ pub trait Resource: Send + Sync + 'static {
         None
     }
 
+    /// How many of the last steps from `seen` only wait for what those before them have begun: what does not need
+    /// this resource may be worked on before they are performed.
+    fn waits(_spec: &Self::Spec, _seen: &Self::Seen) -> usize {
+        0
+    }
+
     /// Adjacent resources of one kind with the same key are brought about together.
     fn merge_key(_spec: &Self::Spec) -> Option<&'static str> {
         None
@@ -211,6 +217,8 @@ pub struct View {
     pub late: Option<String>,
     /// See [`Resource::protect`].
     pub protect: Option<Protect>,
+    /// See [`Resource::waits`].
+    pub waits: usize,
 }
 
 /// A future on the heap.
@@ -269,8 +277,9 @@ impl<R: Resource> Adapter<R> {
         };
         let essence = R::essence(spec, seen);
         let late = R::late(spec, seen);
-        let protect = R::protect(spec, seen);
-        View { steps, diff, seen: serde_json::to_value(seen).unwrap_or_default(), essence, late, protect }
+        let (protect, waits) = (R::protect(spec, seen), R::waits(spec, seen));
+        let seen = serde_json::to_value(seen).unwrap_or_default();
+        View { steps, diff, seen, essence, late, protect, waits }
     }
 
     /// What was kept as it was seen; the error is for people.

@@ -132,7 +132,12 @@ impl Resource for SwarmService {
                 }
             }
             let base = seen.service.as_ref().map_or(Value::Null, |service| service.spec.clone());
-            steps.extend(change(&spec.name, seen, wanted.service(&spec.name, &base), spec.wait_s));
+            let change = change(&spec.name, seen, wanted.service(&spec.name, &base), spec.wait_s);
+            if seen.service.is_none() {
+                // Nothing uses what an earlier service left, and nothing is to follow the wait.
+                return [steps, unused(seen, &wanted), change].concat();
+            }
+            steps.extend(change);
         } else if let Some(there) = seen.service.as_ref().filter(|service| service.stuck) {
             // It says what is wanted already; counting it up is what makes a Swarm go on.
             steps.extend(change(&spec.name, seen, renew::again(&there.spec), spec.wait_s));
@@ -145,6 +150,11 @@ impl Resource for SwarmService {
         }
         steps.extend(unused(seen, &wanted));
         steps
+    }
+
+    /// A new service starts by itself. One that is updated may have ports held, and is waited for at once.
+    fn waits(spec: &SwarmServiceSpec, seen: &Seen) -> usize {
+        usize::from(spec.state == Presence::Present && seen.service.is_none())
     }
 
     fn diff(spec: &SwarmServiceSpec, seen: &Seen) -> String {

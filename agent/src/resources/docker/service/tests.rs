@@ -132,6 +132,7 @@ async fn trap_20_what_is_new_has_a_name_of_its_own_and_the_old_goes_last() {
         "agent settle-service web 120 updated",
     ];
     assert_eq!(lines(&steps), want);
+    assert_eq!(SwarmService::waits(&old, &seen(&old, &fake).await), 1, "a new service starts by itself");
     is_told(&fake, &steps);
     let before = seen(&old, &fake).await;
     assert_eq!(SwarmService::plan(&old, &before), [], "{:?}", before.shape());
@@ -149,6 +150,7 @@ async fn trap_20_what_is_new_has_a_name_of_its_own_and_the_old_goes_last() {
         "remove the secret web-…",
     ];
     assert_eq!(lines(&steps), want);
+    assert_eq!(SwarmService::waits(&new, &now), 0, "what is held is let go at once");
     let Step::HttpUnix(update) = &steps[2] else { panic!("{:?}", steps[2]) };
     assert!(update.path.ends_with("/update?version=7"), "{}", update.path);
     // No value is in what is kept or shown, and the name is of no use without the key.
