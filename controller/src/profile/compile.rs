@@ -28,9 +28,25 @@ pub(crate) struct Placed {
     /// Its `when` says so. One that is not wanted is kept for those that name it.
     pub(crate) wanted: bool,
     /// As written.
-    pub(crate) needs: Option<Vec<(String, Place)>>,
+    pub(crate) needs: Option<Needed>,
+    /// The innermost include around it that has `needs`: its place in [`Profile::needing`].
+    pub(crate) under: Option<usize>,
     /// The late values it uses.
     pub(crate) late: Vec<(String, Place)>,
+}
+
+/// What `needs` names, as written.
+pub(crate) type Needed = Vec<(String, Place)>;
+
+/// An include with `needs`.
+#[derive(Clone, Debug)]
+pub(crate) struct Needing {
+    /// Of the profile that has it.
+    pub(crate) scope: String,
+    pub(crate) file: String,
+    pub(crate) needs: Needed,
+    /// Such an include around it.
+    pub(crate) under: Option<usize>,
 }
 
 /// One profile, compiled.
@@ -40,6 +56,7 @@ pub(crate) struct Profile {
     pub(crate) description: String,
     pub(crate) variables: Vec<String>,
     pub(crate) resources: Vec<Placed>,
+    pub(crate) needing: Vec<Needing>,
     /// Scopes of includes that are not wanted.
     pub(crate) left_out: Vec<String>,
     /// Names of the profiles that it includes, and they.
@@ -47,7 +64,7 @@ pub(crate) struct Profile {
 }
 
 const TOP_FIELDS: [&str; 4] = ["name", "description", "vars", "resources"];
-const INCLUDE_FIELDS: [&str; 4] = ["include", "id", "vars", "when"];
+const INCLUDE_FIELDS: [&str; 5] = ["include", "id", "vars", "when", "needs"];
 /// The most resources of one profile with all that it includes.
 const MAX_RESOURCES: usize = 10_000;
 
@@ -71,8 +88,15 @@ pub(crate) fn profile(setting: &Setting<'_>, given: &Given, sink: &mut Sink) -> 
     let mut shared =
         Shared { setting, profile: &mut profile, addresses: HashMap::new(), scopes: HashMap::new() };
     let stack = vec![setting.bundle.file().to_owned()];
-    let mut compiler =
-        Compiler { shared: &mut shared, scope: name, stack, templates: &templates, wanted: true, sink };
+    let mut compiler = Compiler {
+        shared: &mut shared,
+        scope: name,
+        stack,
+        templates: &templates,
+        wanted: true,
+        under: None,
+        sink,
+    };
     compiler.resources(&root, top);
     Some(profile)
 }
@@ -185,6 +209,15 @@ pub(crate) struct Shared<'a> {
     scopes: HashMap<String, usize>,
 }
 
+/// How a profile is included.
+struct Inner<'a> {
+    file: &'a str,
+    id: Option<String>,
+    given: &'a Given,
+    wanted: bool,
+    under: Option<usize>,
+}
+
 /// Compiles the resources of one file.
 pub(crate) struct Compiler<'a, 's> {
     pub(crate) shared: &'a mut Shared<'s>,
@@ -194,6 +227,8 @@ pub(crate) struct Compiler<'a, 's> {
     pub(crate) templates: &'a Templates,
     /// False below an include that is left out: only the form is checked.
     pub(crate) wanted: bool,
+    /// See [`Placed::under`].
+    pub(crate) under: Option<usize>,
     pub(crate) sink: &'a mut Sink,
 }
 
@@ -294,6 +329,15 @@ impl Compiler<'_, '_> {
         };
         let wanted = self.wants(find(entries, "when"))?;
         let given = self.passed(find(entries, "vars"), wanted)?;
+        let under = match find(entries, "needs") {
+            None => self.under,
+            Some(entry) => {
+                let needs = self.needs(entry)?;
+                let (scope, file) = (self.scope.clone(), self.file().to_owned());
+                self.shared.profile.needing.push(Needing { scope, file, needs, under: self.under });
+                self.shared.profile.needing.len().checked_sub(1)
+            }
+        };
         let place = include.value.place;
         let name = resolve(self.file(), Names::Profile, &file);
         if self.stack.contains(&name) {
@@ -310,21 +354,15 @@ impl Compiler<'_, '_> {
             return None;
         }
         let mut sink = self.sink.beside(name.as_str());
-        let done = self.included(&name, id, &given, wanted, include, &mut sink);
+        let inner = Inner { file: &name, id, given: &given, wanted, under };
+        let done = self.included(inner, include, &mut sink);
         let clean = sink.is_clean();
         self.sink.absorb(sink);
         done.filter(|()| clean)
     }
 
-    fn included(
-        &mut self,
-        file: &str,
-        id: Option<String>,
-        given: &Given,
-        wanted: bool,
-        include: &Entry,
-        sink: &mut Sink,
-    ) -> Option<()> {
+    fn included(&mut self, inner: Inner<'_>, include: &Entry, sink: &mut Sink) -> Option<()> {
+        let Inner { file, id, given, wanted, under } = inner;
         let root = tree(self.shared.setting.bundle, file, sink)?;
         let top = top(&root, sink)?;
         let own = name(&root, find(top, "name"), sink);
@@ -356,7 +394,7 @@ impl Compiler<'_, '_> {
         let mut stack = self.stack.clone();
         stack.push(file.to_owned());
         let mut inner =
-            Compiler { shared: &mut *self.shared, scope, stack, templates: &templates, wanted, sink };
+            Compiler { shared: &mut *self.shared, scope, stack, templates: &templates, wanted, under, sink };
         inner.resources(&root, top);
         Some(())
     }

@@ -24,28 +24,90 @@ pub(crate) fn compose(profiles: &[Profile], found: &mut Vec<Diagnostic>) -> Plan
     late_values(profiles, &kept, found);
     let index = Index::new(profiles, &positions);
     let mut plan = Plan { schema: PLAN_SCHEMA, resources: Vec::new() };
-    for (position, Kept { placed, .. }) in kept.iter().enumerate() {
-        let mut resource = placed.resource.clone();
-        resource.needs = placed.needs.as_ref().map(|needs| {
-            let mut addresses: Vec<Address> = Vec::new();
-            for (text, place) in needs {
-                match index.resolve(placed, text, position) {
-                    Ok(positions) => {
-                        let found = positions.iter().filter_map(|at| kept.get(*at));
-                        for address in found.map(|kept| &kept.placed.resource.address) {
-                            if !addresses.contains(address) {
-                                addresses.push(address.clone());
-                            }
-                        }
-                    }
-                    Err((message, hint)) => found.push(at(placed, *place, message, hint)),
-                }
-            }
-            addresses
-        });
-        plan.resources.push(resource);
+    plan.resources.extend(kept.iter().map(|kept| kept.placed.resource.clone()));
+    for profile in profiles {
+        needs(profile, &kept, &index, &mut plan, found);
     }
     plan
+}
+
+/// What holds for the resources below an include with `needs`.
+#[derive(Default)]
+struct Below {
+    /// What it names, and what such includes around it name; `None` before its first resource.
+    named: Option<Vec<usize>>,
+    /// What a resource without `needs` of its own waits for: together with what these wait for, all before it here.
+    before: Vec<usize>,
+}
+
+/// Fills in what the resources of a profile wait for. An include with `needs` waits for those it names alone; within it,
+/// the order is as written, and the first failure of its own ends it.
+fn needs(
+    profile: &Profile,
+    kept: &[Kept<'_>],
+    index: &Index<'_>,
+    plan: &mut Plan,
+    found: &mut Vec<Diagnostic>,
+) {
+    let mut includes: HashMap<usize, Below> = HashMap::new();
+    for placed in profile.resources.iter().filter(|placed| placed.wanted) {
+        let address = &placed.resource.address;
+        let Some(position) = index.positions.get(address).copied() else { continue };
+        let around: Vec<usize> =
+            std::iter::successors(placed.under, |at| profile.needing.get(*at)?.under).collect();
+        // One that was taken once already waits for what it waits for there.
+        if kept.get(position).is_some_and(|kept| std::ptr::eq(kept.placed, placed)) {
+            for at in around.iter().rev() {
+                let Some(include) = profile.needing.get(*at) else { continue };
+                if includes.get(at).is_some_and(|below| below.named.is_some()) {
+                    continue;
+                }
+                let outer = include.under.and_then(|outer| includes.get(&outer)?.named.clone());
+                let mut named = outer.unwrap_or_default();
+                for (text, place) in &include.needs {
+                    match index.resolve(&include.scope, None, text, position) {
+                        Ok(positions) => named.extend(positions),
+                        Err((message, hint)) => {
+                            found.push(Diagnostic::new(include.file.as_str(), *place, message).hint(hint));
+                        }
+                    }
+                }
+                let below = includes.entry(*at).or_default();
+                below.before.extend(&named);
+                below.named = Some(named);
+            }
+            let below = placed.under.and_then(|at| includes.get_mut(&at));
+            let own = placed.needs.as_ref().map(|needs| {
+                let mut own = Vec::new();
+                for (text, place) in needs {
+                    match index.resolve(address.parts().0, Some(address), text, position) {
+                        Ok(positions) => own.extend(positions),
+                        Err((message, hint)) => found.push(at(placed, *place, message, hint)),
+                    }
+                }
+                own
+            });
+            let on = match (own, below) {
+                (own, None) => own,
+                (Some(own), Some(below)) => Some([below.named.clone().unwrap_or_default(), own].concat()),
+                (None, Some(below)) => Some(std::mem::take(&mut below.before)),
+            };
+            if let Some(resource) = plan.resources.get_mut(position) {
+                resource.needs = on.map(|on| {
+                    let mut addresses: Vec<Address> = Vec::new();
+                    for address in on.iter().filter_map(|at| Some(&kept.get(*at)?.placed.resource.address)) {
+                        if !addresses.contains(address) {
+                            addresses.push(address.clone());
+                        }
+                    }
+                    addresses
+                });
+            }
+        }
+        for at in around {
+            includes.entry(at).or_default().before.push(position);
+        }
+    }
 }
 
 fn at(placed: &Placed, place: Place, message: String, hint: String) -> Diagnostic {
@@ -175,10 +237,16 @@ impl<'a> Index<'a> {
         Self { positions, named, below, addresses, left_out }
     }
 
-    /// The positions that a text in `needs` of the resource at `position` means; none for what is left out.
-    fn resolve(&self, of: &Placed, text: &str, position: usize) -> Result<Vec<usize>, (String, String)> {
-        let scope = of.resource.address.parts().0;
-        let other = |placed: &&&Placed| placed.resource.address != of.resource.address;
+    /// The positions that a text in `needs` means, in a profile of this scope, of the resource `of` or of an include
+    /// whose first one is at `position`; none for what is left out.
+    fn resolve(
+        &self,
+        scope: &str,
+        of: Option<&Address>,
+        text: &str,
+        position: usize,
+    ) -> Result<Vec<usize>, (String, String)> {
+        let other = |placed: &&&Placed| Some(&placed.resource.address) != of;
         let one = self.addresses.get(text).copied();
         let named = self.named.get(&(scope, text.to_owned())).map(Vec::as_slice).unwrap_or_default();
         let below = self.below.get(&(scope, text)).map(Vec::as_slice).unwrap_or_default();

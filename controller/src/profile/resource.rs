@@ -9,7 +9,7 @@ use postern_proto::text::{self, Hole, Part};
 use serde_json::Value as Json;
 
 use super::bundle::{Names, resolve};
-use super::compile::{Compiler, Placed, constant, find};
+use super::compile::{Compiler, Needed, Placed, constant, find};
 use super::diag::{Place, Sink, quoted};
 use super::template::{Site, is_template};
 use super::yaml::{Entry, Node, Scalar, Value};
@@ -85,7 +85,8 @@ impl Compiler<'_, '_> {
         kind.map(|kind| (kind, first))
     }
 
-    fn needs(&mut self, entry: &Entry) -> Option<Vec<(String, Place)>> {
+    /// What `needs` of a resource or of an include names.
+    pub(crate) fn needs(&mut self, entry: &Entry) -> Option<Needed> {
         let Value::List(items) = &entry.value.value else {
             let message = format!("needs wants a list of ids, this is {}", entry.value.describe());
             self.sink.hinted(entry.value.place, message, "write needs: [one, two]");
@@ -354,7 +355,7 @@ impl Compiler<'_, '_> {
         entry: &Entry,
         reading: Reading,
         id: Option<String>,
-        needs: Option<Vec<(String, Place)>>,
+        needs: Option<Needed>,
     ) -> Option<Placed> {
         let Reading { kind, wanted, spec, complete, templated, late } = reading;
         if !complete {
@@ -391,7 +392,7 @@ impl Compiler<'_, '_> {
         let resource =
             PlannedResource { address, kind: kind.name.into(), schema: kind.schema, spec, needs: None };
         let (file, place) = (self.file().to_owned(), entry.key_place);
-        Some(Placed { resource, target, file, place, wanted, needs, late })
+        Some(Placed { resource, target, file, place, wanted, needs, under: self.under, late })
     }
 }
 

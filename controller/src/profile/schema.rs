@@ -71,8 +71,13 @@ fn include(name: &Value) -> Value {
                 "additionalProperties": {"$ref": "#/$defs/text"},
             },
             "when": {"$ref": "#/$defs/when"},
+            "needs": needs("Ids or addresses: all of it waits for these alone, and is reached when others failed."),
         },
     })
+}
+
+fn needs(description: &str) -> Value {
+    json!({"type": "array", "items": {"type": "string"}, "description": description})
 }
 
 fn resource(kind: &KindInfo) -> Value {
@@ -87,11 +92,7 @@ fn resource(kind: &KindInfo) -> Value {
             name: fields(kind),
             "id": {"type": ["string", "number"], "description": "The last part of its address."},
             "when": {"$ref": "#/$defs/when"},
-            "needs": {
-                "type": "array",
-                "items": {"type": "string"},
-                "description": "Ids or addresses: it waits for these alone, and is reached when others failed.",
-            },
+            "needs": needs("Ids or addresses: it waits for these alone, and is reached when others failed."),
         },
     })
 }
@@ -241,6 +242,7 @@ mod tests {
             "service: {name: ssh, enabled: \"{{ on }}\"}\n    when: true",
             "command: {argv: [a, 7], timeout_s: 9, env: {A: 1}}\n    needs: [a]",
             "include: other.yaml\n    vars: {a: \"{{ b }}\"}\n    id: x",
+            "include: other.yaml\n    needs: [a]",
         ];
         let bad = [
             "package: {nmae: curl}",
@@ -253,7 +255,7 @@ mod tests {
             "command: {argv: [a], timeout_s: -1}",
             "package: {name: curl, source: a.txt}",
             "package: {name: curl}\n    needs: a",
-            "include: other.yaml\n    needs: [a]",
+            "include: other.yaml\n    needs: a",
             "include: other.yaml\n    id: A B",
         ];
         for (texts, want) in [(good.as_slice(), true), (bad.as_slice(), false)] {

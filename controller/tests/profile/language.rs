@@ -204,6 +204,41 @@ fn needs_are_resolved() {
     );
 }
 
+/// Each waits for what stands before it there; the first also for what the include names. What the including profile
+/// has already waits for what it waits for there.
+#[test]
+fn an_include_with_needs_stands_apart_and_keeps_its_order() {
+    let text = resources(
+        "  - package: {name: curl}\n  - package: {name: cron}\n  - command: {argv: [slow]}\n    id: slow\n  \
+         - include: q.yaml\n    needs: [cron]\n  - command: {argv: [last]}\n    id: last\n",
+    );
+    let q = "name: q\nresources:\n  - file: {path: /a, content: x}\n  - package: {name: curl}\n  \
+             - file: {path: /b, content: x}\n  - file: {path: /c, content: x}\n    needs: []\n  \
+             - include: r.yaml\n  - include: r.yaml\n    id: s\n    needs: [/c]\n  - file: {path: /d, content: x}\n";
+    let r = "name: r\nresources:\n  - command: {argv: [one]}\n    id: one\n  - command: {argv: [two]}\n    id: two\n";
+    let compiled = good(&[("p.yaml", &text), ("q.yaml", q), ("r.yaml", r)], &on_host());
+    let needs = compiled.plan.resources.iter().map(|resource| {
+        let needs = resource.needs.as_ref();
+        let text = needs.map(|needs| needs.iter().map(|it| it.as_str()).collect::<Vec<_>>().join(" "));
+        (resource.address.as_str(), text)
+    });
+    let want = [
+        ("p:package:curl", None),
+        ("p:package:cron", None),
+        ("p:command:slow", None),
+        ("p/q:file:/a", Some("p:package:cron")),
+        ("p/q:file:/b", Some("p/q:file:/a p:package:curl")),
+        ("p/q:file:/c", Some("p:package:cron")),
+        ("p/q/r:command:one", Some("p/q:file:/b p/q:file:/c")),
+        ("p/q/r:command:two", Some("p/q/r:command:one")),
+        ("p/q/s:command:one", Some("p:package:cron p/q:file:/c")),
+        ("p/q/s:command:two", Some("p/q/s:command:one")),
+        ("p/q:file:/d", Some("p/q/r:command:two p/q/s:command:one p/q/s:command:two")),
+        ("p:command:last", None),
+    ];
+    assert_eq!(needs.collect::<Vec<_>>(), want.map(|(address, needs)| (address, needs.map(str::to_owned))));
+}
+
 #[test]
 fn included_profiles_have_scopes_and_their_own_variables() {
     let outer = "name: out\nvars: {port: 80}\nresources:\n  - include: sub/db.yaml\n    vars: {name: \"x{{ port + 1 }}\"}\n  \
@@ -341,9 +376,17 @@ fn mistakes_by_table() {
             &["p.yaml:6:5: p/q is here twice, first in line 4 (give one of them another id:)"],
         ),
         (
-            "- include: q.yaml\n    needs: [a]\n    vars: {must: a}",
+            "- include: q.yaml\n    nedes: [a]\n    vars: {must: a}",
             &[q],
-            &["p.yaml:5:5: unknown field of an include \"needs\" (known: include, id, vars, when)"],
+            &["p.yaml:5:5: unknown field of an include \"nedes\" (did you mean needs?)"],
+        ),
+        (
+            "- package: {name: cron}\n  - include: q.yaml\n    needs: [crom, q]\n    vars: {must: a}",
+            &[q],
+            &[
+                "p.yaml:6:13: unknown id in needs \"crom\" (did you mean cron?)",
+                "p.yaml:6:19: \"q\" does not stand before this (move it up: what is needed stands first)",
+            ],
         ),
         (
             "- include: r.yaml\n    when: off",
