@@ -98,6 +98,8 @@ pub(crate) fn moved(out: &Out, task: Task<'_>, event: &RunEvent) {
     match &event.kind {
         EventKind::Accepted { resources, .. } => bar.run_begins((*resources).into()),
         EventKind::ResourceStarted { address, .. } => at(address.as_str()),
+        // One that was left for later goes on.
+        EventKind::StepStarted { step, .. } => at(step.address.as_str()),
         // The first attempt at it moved the bar on.
         EventKind::ResourceFinished { attempt: 1, .. } => bar.done(),
         EventKind::Parked { why } => at(&format!("parked: {why}")),

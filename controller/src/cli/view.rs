@@ -377,6 +377,49 @@ mod tests {
         assert_eq!(view.last_end, Some(StepEnd::Exit(0)));
     }
 
+    /// One that only has to be waited for ends after others that began later.
+    #[test]
+    fn resources_that_overlap_are_shown_and_counted_each() {
+        let step_of = |name: &str, step| {
+            let address: postern_proto::ids::Address = format!("p:command:{name}").parse().unwrap();
+            StepId { address, attempt: 1, step }
+        };
+        let begins = |name: &str, step| {
+            event(EventKind::StepStarted { step: step_of(name, step), summary: format!("{name} {step}") })
+        };
+        let ends = |name: &str, step| {
+            event(EventKind::StepFinished { step: step_of(name, step), end: StepEnd::Exit(0), frames: 0 })
+        };
+        let over = |name: &str| {
+            event(EventKind::ResourceFinished {
+                address: step_of(name, 0).address,
+                attempt: 1,
+                outcome: Outcome::Changed,
+                message: String::new(),
+                diff: String::new(),
+                duration_ns: 1_000_000_000,
+                seen: String::new(),
+            })
+        };
+        let mut view = View::new(None, Volume::Verbose, false);
+        let updates = [
+            begins("a", 0),
+            ends("a", 0),
+            begins("b", 0),
+            ends("b", 0),
+            over("b"),
+            begins("a", 1),
+            ends("a", 1),
+            over("a"),
+        ];
+        assert_eq!(
+            show(&mut view, &updates),
+            "  p:command:a: a 0\n  p:command:b: b 0\nchanged      p:command:b  1.00 s\n  p:command:a: a 1\nchanged      \
+             p:command:a  1.00 s\n"
+        );
+        assert_eq!(view.counts.text(), "2 changed");
+    }
+
     #[test]
     fn quiet_says_failures_only() {
         let mut view = View::new(None, Volume::Quiet, true);
