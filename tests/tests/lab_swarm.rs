@@ -71,10 +71,31 @@ impl Shipped {
 
     /// `postern up … --profile swarm`, and how the run ended in its own words.
     fn up(&self) -> Result<String> {
-        let mut more = vec!["--profile", "swarm"];
-        more.extend(self.vars.iter().map(String::as_str));
-        self.rig.up_long(&self.host, &more)?.expect(0);
+        self.up_with(&[])?.expect(0);
         self.rig.last_message(&self.host)
+    }
+
+    fn up_with(&self, more: &[&str]) -> Result<Ended> {
+        let mut args = vec!["--profile", "swarm"];
+        args.extend(self.vars.iter().map(String::as_str));
+        args.extend(more.iter().flat_map(|var| ["--var", *var]));
+        self.rig.up_long(&self.host, &args)
+    }
+
+    /// While Traefik started, the rest of `base` was done; then it was waited for.
+    fn went_on_meanwhile(&self) -> Result<()> {
+        let run = self.rig.last_run(&self.host)?;
+        let events = self.rig.run(&["run", "logs", &run, "--output", "json"])?.expect(0).stdout;
+        let at = |words: &[&str]| {
+            let found = events.lines().position(|line| words.iter().all(|word| line.contains(word)));
+            found.with_context(|| format!("{words:?} in {events}"))
+        };
+        let made = at(&["step-started", "make the service traefik"])?;
+        let banned = at(&["resource-finished", "base:fail2ban:"])?;
+        let waited = at(&["step-started", "settle-service traefik"])?;
+        let guarded = at(&["resource-finished", "firewall:inbound", "changed"])?;
+        ensure!(guarded < made && made < banned && banned < waited, "{guarded} {made} {banned} {waited}");
+        Ok(())
     }
 
     fn in_force(&self) -> Result<()> {
@@ -114,13 +135,22 @@ impl Shipped {
 }
 
 fn swarm_on(name: &str, image: Image) -> Result<()> {
-    let Some(shipped) = Shipped::open(name, image)? else { return Ok(()) };
-    let host = &shipped.host;
+    let Some(mut shipped) = Shipped::open(name, image)? else { return Ok(()) };
+    let good = format!("traefik_image={TRAEFIK}");
+    let first_without = image == Image::TRIXIE_SHIPPED;
+    if first_without {
+        without_its_image_the_rest_is_done(&shipped)?;
+        shipped.vars.extend(["--var".to_owned(), good]);
+    }
     let first = shipped.up()?;
     assert!(first.contains("changed"), "{first}");
+    if !first_without {
+        shipped.went_on_meanwhile()?;
+    }
     shipped.in_force()?;
     shipped.unchanged("the second run")?;
 
+    let host = &shipped.host;
     host.reboot()?;
     host.wait_ssh(BOOT_DEADLINE)?;
     wait_for("Traefik answers after the restart", Duration::from_secs(120), || {
@@ -136,6 +166,17 @@ fn swarm_on(name: &str, image: Image) -> Result<()> {
     shipped.unchanged("the run after a restart")?;
     a_site_comes_and_goes(&shipped)?;
     trap_17_a_newer_major_is_taken_when_it_is_asked_for(&shipped)
+}
+
+/// Traefik cannot be had: that is told, and the host is none the less one that only its administrator gets into.
+fn without_its_image_the_rest_is_done(shipped: &Shipped) -> Result<()> {
+    let failed = shipped.up_with(&["traefik_image=traefik:nosuch"])?.expect(1);
+    assert!(said(&failed).contains("traefik:nosuch"), "{failed:?}");
+    let host = &shipped.host;
+    host.sh("docker info --format '{{.Swarm.LocalNodeState}}' | grep -qx active && test -z \"$(docker service ls -q)\"")?;
+    host.sh("sudo -u ada sudo -n true && sshd -T | grep -qx 'passwordauthentication no'")?;
+    host.sh("iptables -w -S POSTERN-INPUT | grep -q 443 && fail2ban-client status sshd | grep -q 'File list\\|Journal'")?;
+    Ok(())
 }
 
 /// Profile `site`, in the form of its command.
