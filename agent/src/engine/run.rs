@@ -330,11 +330,13 @@ impl RunTask {
     fn group_end(&self, index: usize) -> usize {
         let key = |i: usize| self.bound.get(i)?.as_ref()?.merge_key();
         let first = if self.terms.check { None } else { key(index) };
-        // It waits for no more than the first does, and for those that stand between them.
+        // It needs what the first one needs, or one of those between them and nothing that is not there for the first.
         let as_ready = |i: usize| match (&self.needs[index], &self.needs[i]) {
-            (None, None) => true,
-            (Some(first), Some(on)) => on.iter().all(|at| (index..i).contains(at) || first.contains(at)),
-            _ => false,
+            (Some(first), Some(on)) if first != on => {
+                let between = |at: &usize| (index..i).contains(at);
+                on.iter().any(between) && on.iter().all(|at| between(at) || first.contains(at))
+            }
+            (first, on) => first == on,
         };
         let same = |i: &usize| {
             self.past[*i].outcome.is_none()
