@@ -8,10 +8,13 @@
 
 mod crash;
 mod disk;
+#[path = "../support/docker.rs"]
+mod docker;
 mod guard;
 mod guard_service;
 mod kinds;
 mod output;
+mod put_off;
 mod runs;
 mod secrets;
 mod speed;

@@ -1,27 +1,12 @@
 //! What was begun and only has to be waited for: what does not need it is worked on first, and it comes to an honest end
 //! whatever happens meanwhile. Docker's engine is a stand-in.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stdout,
-    clippy::print_stderr,
-    clippy::large_futures,
-    reason = "a test: a wrong value is to stop it"
-)]
-
-#[path = "support/docker.rs"]
-mod docker;
-#[path = "support/engine.rs"]
-mod support;
-
-use docker::{Docker, open, web};
+use crate::docker::{Docker, open, web};
+use crate::support::*;
 use postern_agent::engine::Dispatch;
 use postern_proto::event::{EventKind, Outcome, RunEvent, RunState};
 use postern_proto::ids::RunId;
 use serde_json::{Value, json};
-use support::*;
 
 /// A host with the stand-in, and a plan of these resources after the service `web`.
 fn host_with(more: &[(&str, &str, Value)], needs: &[(&str, &[&str])]) -> (Host, Docker, Dispatch) {
