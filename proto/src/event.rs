@@ -114,14 +114,6 @@ pub enum StepEnd {
     Error(String),
 }
 
-/// How the summary begins of what a guard does, which stands in the log like a step of the change that it guards. Both
-/// ends know these words: what has only been guarded was not changed, and what was taken back is as it was.
-pub const GUARD_ARMS: &str = "under guard";
-/// The same of a look at what the change did.
-pub const GUARD_LOOKS: &str = "look at the host from outside";
-/// The same of its way back, which was gone to its end where that ended by [`StepEnd::Done`].
-pub const GUARD_TAKES_BACK: &str = "take the change back";
-
 /// How an attempt at a resource ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use postern_proto::event::{GUARD_ARMS, GUARD_LOOKS, GUARD_TAKES_BACK, StepEnd, StepId};
+use postern_proto::event::{StepEnd, StepId};
 use postern_proto::guard::{Found, MAX_KEYS, MAX_PREDICATES, Predicate};
 use postern_proto::plan::PlannedResource;
 use tokio::time::Instant;
@@ -111,7 +111,7 @@ impl RunTask {
         let window = self.ctx.config.limits.guard_window;
         let (earlier, lost) = self.changed_before(index, &protect).await?;
         let summary =
-            format!("{GUARD_ARMS}, taken back after {} s unless confirmed: {lost}{seen}", window.as_secs());
+            format!("under guard, taken back after {} s unless confirmed: {lost}{seen}", window.as_secs());
         let id = self.pseudo_step(index, &summary).await?;
         let (address, attempt) = self.attempt_of(index);
         let name = format!("{}-{index}-{attempt}", self.run);
@@ -228,7 +228,7 @@ impl RunTask {
         stored: &Stored,
         watch: &Watch,
     ) -> Result<StepResult<()>, Stop> {
-        let id = self.pseudo_step(index, GUARD_LOOKS).await?;
+        let id = self.pseudo_step(index, "look at the host from outside").await?;
         let (mut why, mut pause) = (String::new(), PAUSE);
         loop {
             let left = watch.until.saturating_duration_since(Instant::now());
@@ -276,7 +276,7 @@ impl RunTask {
         stored: &Stored,
         why: &str,
     ) -> Result<&'static str, Stop> {
-        let id = self.pseudo_step(index, &format!("{GUARD_TAKES_BACK}: {why}")).await?;
+        let id = self.pseudo_step(index, &format!("take the change back: {why}")).await?;
         // The timer may have been faster; what was at work then is over now.
         let revert = async {
             match stored.state() {

@@ -287,10 +287,8 @@ fn way(bound: &dyn crate::resources::Bound, known: Known<'_>) -> Way {
         (Ok(was), Ok(is)) => (was, is),
         (Err(why), _) | (_, Err(why)) => return Way::Refused(why),
     };
-    // That run left it as it was: its guard took its change back. What became of it since is others' doing.
-    let left_alone = after.as_ref().is_some_and(|after| after.essence == essence_of(&was));
     // What only acts is always seen alike.
-    if !blind && !last && (was == is || left_alone && !begun) {
+    if !blind && !last && was == is {
         return Way::There;
     }
     let note = match &after {

@@ -5,9 +5,7 @@ use std::time::Duration;
 
 use crate::support::{self, Host, LIMIT, Told, complete, lines, to_the_end, until};
 use crate::vantage::{Says, guards_left, open, open_for};
-use postern_proto::event::{
-    EventKind, GUARD_ARMS, GUARD_LOOKS, GUARD_TAKES_BACK, Outcome, RunEvent, RunState,
-};
+use postern_proto::event::{EventKind, Outcome, RunEvent, RunState};
 use serde_json::json;
 
 /// A change and its way back; `done` has a line for each time that it was made, `back` for each way back.
@@ -301,34 +299,6 @@ async fn an_undo_that_waited_looks_anew() {
     assert_eq!(told.outcomes(), [(1, Outcome::Failed)], "{:?}", told.messages());
     assert!(told.messages()[0].contains("left alone"), "{:?}", told.messages());
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "nameserver 192.0.2.3\n");
-}
-
-/// What a guard took back its run has left as it was: what became of it since is not that run's.
-#[tokio::test(flavor = "multi_thread")]
-async fn an_undo_of_what_was_taken_back_changes_nothing() {
-    let mut host = Host::new();
-    let path = host.root().join("etc/resolv.conf");
-    std::fs::write(&path, "nameserver 192.0.2.1\n").unwrap();
-    let work = open(&host, &[Says::Yes, Says::Nothing]);
-    let dispatch =
-        host.dispatch(&[("r", "file", support::file("/etc/resolv.conf", "nameserver 192.0.2.2\n"))]);
-    let told = complete(&work, dispatch.clone()).await;
-    assert!(told.messages()[0].contains("the change was taken back"), "{:?}", told.messages());
-    // By these words a controller knows what has come of it.
-    let begun = told.events.iter().filter_map(|event| match &event.kind {
-        EventKind::StepStarted { summary, .. } => Some(summary.as_str()),
-        _ => None,
-    });
-    let begun = begun.collect::<Vec<_>>();
-    let words = [(0, GUARD_ARMS), (begun.len() - 2, GUARD_LOOKS), (begun.len() - 1, GUARD_TAKES_BACK)];
-    assert!(words.iter().all(|(at, word)| begun[*at].starts_with(word)), "{begun:?}");
-    for now in ["nameserver 192.0.2.1\n", "nameserver 192.0.2.3\n"] {
-        std::fs::write(&path, now).unwrap();
-        let undo = host.undo(&dispatch);
-        let told = complete(&work, undo).await;
-        assert_eq!(told.outcomes(), [(1, Outcome::Unchanged)], "{now}: {:?}", told.messages());
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), now);
-    }
 }
 
 /// Without a way to be seen nothing is changed.

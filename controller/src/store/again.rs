@@ -2,9 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use postern_proto::event::{
-    EventKind, GUARD_ARMS, GUARD_LOOKS, GUARD_TAKES_BACK, Outcome, RunState, StepEnd,
-};
+use postern_proto::event::{EventKind, Outcome, RunState};
 use postern_proto::ids::{Address, RunId};
 use postern_proto::plan::{Plan, Terms};
 use postern_proto::spec::{CommandSpec, ResourceSpec as _, SshPort};
@@ -24,8 +22,7 @@ pub struct Past {
     pub accepted: bool,
     /// How the last attempt at each resource ended.
     pub outcomes: BTreeMap<Address, Outcome>,
-    /// Resources of which a step was begun, and not taken back by its guard to the end: nothing else can be other than
-    /// it was.
+    /// Resources of which a step was begun: nothing else can have been changed.
     pub touched: BTreeSet<Address>,
 }
 
@@ -48,10 +45,9 @@ impl Store {
     }
 }
 
-/// How each resource ended, and of which some attempt has changed what it has not taken back itself.
+/// How each resource ended, and of which a step was begun.
 fn ends(events: impl Iterator<Item = EventKind>) -> (BTreeMap<Address, Outcome>, BTreeSet<Address>) {
-    let mut outcomes = BTreeMap::new();
-    let (mut acted, mut taking_back) = (BTreeSet::new(), None);
+    let (mut outcomes, mut touched) = (BTreeMap::new(), BTreeSet::new());
     for event in events {
         match event {
             // Until it has ended, how it ended is not known.
@@ -59,21 +55,11 @@ fn ends(events: impl Iterator<Item = EventKind>) -> (BTreeMap<Address, Outcome>,
             EventKind::ResourceFinished { address, outcome, .. } => {
                 outcomes.insert(address, outcome);
             }
-            EventKind::StepStarted { step, summary } if summary.starts_with(GUARD_TAKES_BACK) => {
-                taking_back = Some(step);
-            }
-            EventKind::StepStarted { summary, .. }
-                if [GUARD_ARMS, GUARD_LOOKS].iter().any(|word| summary.starts_with(word)) => {}
-            EventKind::StepStarted { step, .. } => drop(acted.insert((step.address, step.attempt))),
-            EventKind::StepFinished { step, end: StepEnd::Done, .. }
-                if taking_back.as_ref() == Some(&step) =>
-            {
-                acted.remove(&(step.address, step.attempt));
-            }
+            EventKind::StepStarted { step, .. } => drop(touched.insert(step.address)),
             _ => {}
         }
     }
-    (outcomes, acted.into_iter().map(|(address, _)| address).collect())
+    (outcomes, touched)
 }
 
 impl Past {
@@ -230,47 +216,6 @@ mod tests {
         );
         assert_eq!(touched, [address("a:file:cut-off")].into());
         assert_eq!(outcomes.len(), 2, "{outcomes:?}");
-    }
-
-    #[test]
-    fn what_a_guard_took_back_was_not_touched() {
-        let step = |attempt, step| StepId { address: address("a:firewall:x"), attempt, step };
-        let began = |attempt, number, summary: &str| EventKind::StepStarted {
-            step: step(attempt, number),
-            summary: summary.to_owned(),
-        };
-        let ended =
-            |attempt, number, end| EventKind::StepFinished { step: step(attempt, number), end, frames: 0 };
-        let arms = |attempt| {
-            [
-                began(attempt, 0, "under guard, taken back after 60 s unless confirmed: inbound 22"),
-                ended(attempt, 0, StepEnd::Done),
-            ]
-        };
-        let changes = |attempt| {
-            [
-                began(attempt, 1, "load the rules"),
-                ended(attempt, 1, StepEnd::Done),
-                began(attempt, 2, "look at the host from outside"),
-                ended(attempt, 2, StepEnd::Error("inbound 22 is shut".to_owned())),
-            ]
-        };
-        let back = |attempt, end| {
-            [began(attempt, 3, "take the change back: inbound 22 is shut"), ended(attempt, 3, end)]
-        };
-        let failed = || StepEnd::Error("not wholly".to_owned());
-        for (events, is_touched) in [
-            (arms(1).to_vec(), false),
-            ([&arms(1)[..], &changes(1)].concat(), true),
-            ([&arms(1)[..], &changes(1), &back(1, StepEnd::Done)].concat(), false),
-            ([&arms(1)[..], &changes(1), &back(1, failed())].concat(), true),
-            // Cut off before it was over, or at work for an earlier attempt.
-            ([&arms(1)[..], &changes(1), &back(1, failed())[..1]].concat(), true),
-            ([&arms(1)[..], &changes(1), &arms(2), &changes(2), &back(2, StepEnd::Done)].concat(), true),
-        ] {
-            let (_, touched) = ends(events.clone().into_iter());
-            assert_eq!(!touched.is_empty(), is_touched, "{events:#?}");
-        }
     }
 
     #[test]
