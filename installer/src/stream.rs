@@ -24,7 +24,7 @@ pub(crate) struct Stream {
     /// It ended before anything came over it.
     over: Arc<AtomicBool>,
     /// The program that makes the connection, which ends with it.
-    _program: Option<Child>,
+    program: Option<Child>,
 }
 
 trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -102,7 +102,7 @@ impl Stream {
 
     /// Any other connection.
     pub(crate) fn over(inner: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Self {
-        Self { inner: Box::new(inner), heard: Heard::default(), over: Arc::default(), _program: None }
+        Self { inner: Box::new(inner), heard: Heard::default(), over: Arc::default(), program: None }
     }
 
     /// Starts a program, as OpenSSH does: by a shell. What it prints comes from the host, what it is given goes there.
@@ -130,7 +130,7 @@ impl Stream {
                 }
             }
         });
-        let stream = Self { _program: Some(child), ..Self::over(tokio::io::join(from, to)) };
+        let stream = Self { program: Some(child), ..Self::over(tokio::io::join(from, to)) };
         let complaint = Complaint { over: Arc::clone(&stream.over), line, reader: Some(reader) };
         Ok((stream, complaint))
     }
@@ -163,9 +163,10 @@ impl AsyncWrite for Stream {
         let result = Pin::new(&mut self.inner).poll_write(cx, buf);
         if let Poll::Ready(Err(error)) = &result
             && error.kind() == io::ErrorKind::BrokenPipe
-            && self.heard.is_empty()
+            && self.program.is_some()
         {
-            self.over.store(true, Ordering::Relaxed);
+            // A program that has ended may have said something before: that is still to be read, and says more.
+            return Poll::Ready(Ok(buf.len()));
         }
         result
     }

@@ -38,7 +38,7 @@ pub(super) struct Kit {
 }
 
 impl Kit {
-    /// Removes what was written, and nothing else: where somebody has put something beside it, the directory stays.
+    /// Removes what was written, and nothing else: where somebody has put something beside it, the directory is his.
     pub(super) fn remove(&self) -> Result<(), CliError> {
         for file in FILES.map(|name| self.dir.join(name)) {
             match std::fs::remove_file(&file) {
@@ -48,7 +48,12 @@ impl Kit {
                 _ => {}
             }
         }
-        std::fs::remove_dir(&self.dir).map_err(|error| failed("removing", &self.dir, &error))?;
+        match std::fs::remove_dir(&self.dir) {
+            Err(error) if error.kind() != ErrorKind::DirectoryNotEmpty => {
+                return Err(failed("removing", &self.dir, &error));
+            }
+            _ => {}
+        }
         leave(self.dir.parent().filter(|_| self.made_parent));
         Ok(())
     }
@@ -205,12 +210,18 @@ mod tests {
         let (before, own) = (kit("web1-before", true), kit("web1-own", true));
         own.remove().unwrap();
         assert!(!own.dir.exists() && before.dir.join(STATE).exists());
-        // Somebody's own file stays, and that is told.
+        // Somebody's own file stays.
         std::fs::write(before.dir.join("notes"), "").unwrap();
-        let error = before.remove().unwrap_err();
-        assert!(error.message.contains("web1-before"), "{}", error.message);
+        before.remove().unwrap();
         assert!(before.dir.join("notes").exists() && !before.dir.join(STATE).exists());
         std::fs::remove_dir_all(&before.dir).unwrap();
+        // What cannot be removed is told.
+        let stuck = kit("web1-stuck", false);
+        std::fs::remove_file(stuck.dir.join(STATE)).unwrap();
+        std::fs::create_dir(stuck.dir.join(STATE)).unwrap();
+        let error = stuck.remove().unwrap_err();
+        assert!(error.message.contains("web1-stuck/state.backup"), "{}", error.message);
+        std::fs::remove_dir_all(&stuck.dir).unwrap();
         kit("web1-last", false).remove().unwrap();
         assert!(kits.exists(), "it was there before");
         kit("web1-last", true).remove().unwrap();

@@ -44,6 +44,9 @@ pub(crate) async fn ssh_port(context: &Context, args: SshPort) -> Result<Exit, C
     }
 }
 
+/// Why a kit is not removed.
+const DECLARED_CLOSED: &str = "the port is declared closed";
+
 /// Where SSH may be, as far as is on record.
 fn ssh_ports(host: &HostInfo) -> BTreeSet<u16> {
     if !host.ssh.ports.is_empty() {
@@ -129,14 +132,20 @@ impl Command<'_> {
             kit = kit::write(&mut self.client, &self.host, kit_dir) => kit,
             () = interrupt.wait() => return Err(self.interrupted()),
         };
-        let checks = self.check(&plan, &kit, identities, &mut interrupt).await;
+        // One that is pressed in the middle of a condition ends that, and one that came just before the run is heard, too.
+        let checks = tokio::select! {
+            checks = self.check(&plan, &kit, identities) => checks,
+            () = interrupt.wait() => Err(self.interrupted()),
+        };
+        let checks = if interrupt.is_pressed() { Err(self.interrupted()) } else { checks };
         let mut kit = kit.ok();
-        let checks = checks.inspect_err(|_| self.done_with(&mut kit, None))?;
+        let declared = self.host.ssh.is_closed().then(|| DECLARED_CLOSED.to_owned());
+        let checks = checks.inspect_err(|_| self.done_with(&mut kit, declared.clone()))?;
         for checked in &checks.all {
             self.say(&checked.line());
         }
         if !checks.all_met() {
-            self.done_with(&mut kit, None);
+            self.done_with(&mut kit, declared);
             let lines = judge(&checks.ssh, &[], &checks.before);
             self.report("close", false, &checks.all, kit.as_ref(), &lines);
             let missing = checks.all.iter().filter(|checked| !checked.met).count();
@@ -145,15 +154,16 @@ impl Command<'_> {
             } else {
                 format!("{missing} conditions are")
             };
+            let stays = if self.host.ssh.is_closed() { "as it is" } else { "open" };
             return Err(CliError::failed(
                 "port-stays-open",
                 format!(
-                    "{}: {what} missing, the port of SSH stays open; nothing was changed",
+                    "{}: {what} missing, the port of SSH stays {stays}; nothing was changed",
                     self.host.name
                 ),
             ));
         }
-        let ran = self.run(&plan, origin, Port::Closed).await;
+        let ran = self.run(&plan, origin, Port::Closed, &mut interrupt).await;
         if ran.is_err()
             && let Ok(host) = hosts::find(&mut self.client, &self.host.id.to_string()).await
         {
@@ -192,13 +202,9 @@ impl Command<'_> {
         plan: &Plan,
         kit: &Result<Kit, CliError>,
         identities: &[PathBuf],
-        interrupt: &mut Interrupt,
     ) -> Result<Checks, CliError> {
         let controls = |ssh: &BTreeSet<u16>| plan::controls(plan, ssh);
-        let mut checks = tokio::select! {
-            checks = conditions::check(&mut self.client, &self.host, kit, controls) => checks,
-            () = interrupt.wait() => return Err(self.interrupted()),
-        };
+        let mut checks = conditions::check(&mut self.client, &self.host, kit, controls).await;
         let assigned = super::compose::assigned(&mut self.client, &self.host).await?;
         if let Some(names) = tunnel::names(&assigned, &self.host) {
             checks.all.push(tunnel::check(self.context, &mut self.client, &self.host, &names).await?);
@@ -220,7 +226,7 @@ impl Command<'_> {
     fn needed_still(&self, ended_well: bool, lines: &[Line]) -> Option<String> {
         match self.host.ssh.changing {
             Some(run) => Some(format!("run {run} is not over")),
-            None if ended_well || self.host.ssh.is_closed() => Some("the port is declared closed".to_owned()),
+            None if ended_well || self.host.ssh.is_closed() => Some(DECLARED_CLOSED.to_owned()),
             None if open_at(lines).is_empty() => Some("the port is not seen open".to_owned()),
             None => None,
         }
@@ -234,8 +240,11 @@ impl Command<'_> {
                 self.note("the recovery kit was removed again: the port stays open");
                 *kit = None;
             }
+            // Also where the last document has no word of it: it lies there in clear.
             Err(why) => {
-                self.note(&clean::line(&format!("the recovery kit stays at {}: {why}", there.dir.display())));
+                self.context
+                    .out
+                    .note(&clean::line(&format!("the recovery kit stays at {}: {why}", there.dir.display())));
             }
         }
     }
@@ -254,7 +263,7 @@ impl Command<'_> {
     async fn open(mut self) -> Result<Exit, CliError> {
         let (whole, origin) = self.plan().await?;
         let plan = plan::firewall_alone(&self.host, whole, Port::Open)?;
-        let exit = self.run(&plan, origin, Port::Open).await?;
+        let exit = self.run(&plan, origin, Port::Open, &mut Interrupt::listen()).await?;
         if exit != Exit::Ok {
             return Ok(exit);
         }
@@ -335,14 +344,19 @@ impl Command<'_> {
     }
 
     /// The change itself: a run like any other, whose good end declares it.
-    async fn run(&mut self, plan: &Plan, origin: String, wanted: Port) -> Result<Exit, CliError> {
+    async fn run(
+        &mut self,
+        plan: &Plan,
+        origin: String,
+        wanted: Port,
+        interrupt: &mut Interrupt,
+    ) -> Result<Exit, CliError> {
         let (bytes, _) = plan.to_bytes().map_err(|error| CliError::usage("plan", error.to_string()))?;
         waits(self.context, &self.host);
         let order = Order { origin, ssh_port: Some(wanted), ..Order::default() };
         let updates = self.client.apply(self.host.id, bytes, order).await?;
         let task = Task { host: &self.host, what: What::SshPort, check: false, prefixed: false };
-        let exit =
-            attend(self.context, &mut self.client, updates, task, &mut Interrupt::listen(), |_| {}).await?;
+        let exit = attend(self.context, &mut self.client, updates, task, interrupt, |_| {}).await?;
         self.host = hosts::find(&mut self.client, &self.host.id.to_string()).await?;
         Ok(exit)
     }

@@ -117,15 +117,15 @@ pub(super) fn take(sys: &Sys) -> Result<(PrivateKey, Vec<u8>), String> {
 pub(super) fn forget(sys: &Sys, idle: Duration) -> Result<bool, String> {
     let all = [PRIVATE, PIECES].map(|name| dir(sys).join(name));
     let written = || all.iter().filter_map(|path| path.symlink_metadata().ok()?.modified().ok()).max();
-    // Without one there is nothing to lock either.
-    if written().is_none() {
+    // The clock may have been put back meanwhile.
+    let age = |last| SystemTime::now().duration_since(last).unwrap_or_else(|error| error.duration());
+    let is_old = || written().is_some_and(|last| age(last) >= idle);
+    // Looked at before the lock, too: a restore that goes on would find it taken for a moment.
+    if !is_old() {
         return Ok(false);
     }
     let Some(_lock) = try_lock(sys)? else { return Ok(false) };
-    let Some(last) = written() else { return Ok(false) };
-    // The clock may have been put back meanwhile.
-    let age = SystemTime::now().duration_since(last).unwrap_or_else(|error| error.duration());
-    if age < idle {
+    if !is_old() {
         return Ok(false);
     }
     remove(sys, PRIVATE)?;
