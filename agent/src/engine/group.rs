@@ -16,6 +16,8 @@ use super::run::{End, Failure, RunTask, StepResult, Stop, refusal, summary_of};
 use super::steps::LOCK_TRIES;
 use crate::resources::{Bound, Depth, Step, View};
 
+const BROUGHT_ABOUT: &str = "an earlier attempt, which was cut off, brought it about";
+
 impl RunTask {
     /// Begins an attempt.
     pub(super) fn begin(&mut self, index: usize) {
@@ -36,9 +38,11 @@ impl RunTask {
         }
         let Some((views, stopped)) = self.look_alone(members.clone(), began).await? else { return Ok(()) };
         let (mut changing, mut plans, mut diffs, mut seen) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let (mut protect, mut waits) = (None, 0);
+        let (mut protect, mut waits, mut found) = (None, 0, Vec::new());
         for (index, view) in members.zip(views) {
-            if view.steps.is_empty() {
+            if view.steps.is_empty() && self.past[index].acted && !self.terms.check {
+                found.push(index);
+            } else if view.steps.is_empty() {
                 let digest = if self.terms.check { digest(&self.ctx.seen_key, &view) } else { String::new() };
                 self.unchanged(index, digest, began.elapsed());
             } else if self.terms.check {
@@ -53,6 +57,10 @@ impl RunTask {
                 diffs.push(view.diff);
                 seen.push((index, view.seen));
             }
+        }
+        for index in found {
+            // Proved and kept like any change: an undo is to know what this run left.
+            self.conclude(&[index], vec![], Ok(String::new()), BROUGHT_ABOUT, began).await?;
         }
         let Some(first) = changing.first().copied() else { return Ok(()) };
         if let Some(failure) = stopped {
@@ -110,7 +118,7 @@ impl RunTask {
 
     fn unchanged(&mut self, index: usize, seen: String, took: Duration) {
         let end = if self.past[index].acted {
-            End::new(Outcome::Changed, "an earlier attempt, which was cut off, brought it about", took)
+            End::new(Outcome::Changed, BROUGHT_ABOUT, took)
         } else {
             End::new(Outcome::Unchanged, "", took)
         };

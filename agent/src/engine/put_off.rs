@@ -57,6 +57,14 @@ impl RunTask {
             let result = Err(not_waited_for(&summary_of(&steps)));
             self.conclude(&[index], vec![diff], result, &done, began).await?;
         }
+        // Also those that were to be looked at again after a restart.
+        for index in 0..self.past.len() {
+            if self.past[index].acted && self.past[index].outcome.is_none() {
+                let begun = Failure::new("an earlier attempt, which was cut off, had begun it".to_owned());
+                let result = Err(Failure { cancelled: true, ..begun });
+                self.conclude(&[index], vec![], result, "", Instant::now()).await?;
+            }
+        }
         Ok(())
     }
 

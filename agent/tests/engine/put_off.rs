@@ -236,7 +236,37 @@ async fn a_crash_meanwhile_leaves_only_the_wait() {
         assert_eq!(ends(&told), want, "{runs} {reboots}");
         assert_eq!(log(&host), if runs { ["make"].as_slice() } else { &["make", "wait"] });
         assert_eq!(told.end(), (RunState::Ok, "3 changed"));
+        // What it is after that was kept as of any change.
+        let undo = host.undo(&run);
+        let undone = complete(&work, undo).await;
+        let said = message_of(&undone, "web");
+        assert!(said.starts_with("remove the service web; ") && !said.contains("cut off"), "{said}");
     }
+}
+
+/// The agent goes down while nothing else is at work, so that only the service is open, and the run is cancelled before
+/// it can go on.
+#[tokio::test]
+async fn a_cancel_before_it_is_looked_at_again_does_not_skip_it() {
+    let (mut host, _docker, _) = host_with(&[], &[]);
+    let run = host.dispatch(&[("web", "swarm_service", web()), ("slow", "command", slow(&host))]);
+    let run = host.needing(&run, &[("slow", &[])]);
+    let work = open(&host);
+    work.engine.dispatch(run.clone()).await.unwrap();
+    begun(&host).await;
+    work.engine.cancel(run.run).await;
+    work.kill().await;
+    // What is on the disk ends with the step that made it, and with the cancel.
+    cut_after(&host.state(), |record| !record.contains("resource_started") || record.contains(":web"));
+    let work = open(&host);
+    work.engine.cancel(run.run).await;
+    let told = whole(&work, run.run).await;
+    assert_eq!(ends(&told), ["web 1 Interrupted", "web 1 Failed", "slow 1 Skipped"]);
+    assert_eq!(told.end().0, RunState::Cancelled);
+    let undo = host.undo(&run);
+    let undone = complete(&work, undo).await;
+    let said = message_of(&undone, "web");
+    assert!(said.starts_with("remove the service web; ") && !said.contains("cut off"), "{said}");
 }
 
 #[tokio::test]

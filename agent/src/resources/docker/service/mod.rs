@@ -139,6 +139,10 @@ impl Resource for SwarmService {
             }
             steps.extend(change);
         } else if let Some(there) = seen.service.as_ref().filter(|service| service.stuck) {
+            // Perhaps because somebody has removed the image: the Swarm has no login to get it again.
+            if !seen.image {
+                steps.push(pull(&wanted.image, spec));
+            }
             // It says what is wanted already; counting it up is what makes a Swarm go on.
             steps.extend(change(&spec.name, seen, renew::again(&there.spec), spec.wait_s));
         } else if seen.service.as_ref().is_some_and(|service| !service.settled) {
