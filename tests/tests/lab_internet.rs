@@ -46,8 +46,12 @@ fn names_lead_here(host: &Host, internet: &Internet) {
             let code = host
                 .sh(&format!("curl -sS {protocol} -m 10 -o /dev/null -w '%{{http_code}}' {url}"))
                 .unwrap();
-            // What is passed on has nobody behind it here.
-            let want = if *name == internet.tunnel() { "502" } else { "404" };
+            let want = match *name {
+                // What is passed on has nobody behind it here.
+                name if name == internet.tunnel() => "502",
+                name if name == internet.private_registry() => "401",
+                _ => "404",
+            };
             assert_eq!(code, want, "{name} {protocol}");
         }
     }

@@ -416,7 +416,7 @@ fn a_failed_update_is_told(rig: &Rig, host: &Host) -> Result<()> {
 fn an_image_from_a_registry_that_wants_a_login() -> Result<()> {
     let Some((rig, host)) = with_docker("private", Image::TRIXIE)? else { return Ok(()) };
     let internet = rig.lab.internet()?;
-    let image = format!("ghcr.io/library/{TRAEFIK}");
+    let image = format!("{}/library/{TRAEFIK}", internet.private_registry());
     let (user, password) = internet.registry_login();
     let service = |login: &str| {
         format!("  - swarm: {{}}\n  - swarm_service:\n      name: private\n      image: '{image}'\n{login}")

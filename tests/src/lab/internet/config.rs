@@ -66,7 +66,7 @@ pub(super) fn dns_tokens() -> String {
 /// Docker Hub.
 const REGISTRY: &str = "registry-1.docker.io";
 /// A registry that wants a login. It has the same images.
-const PRIVATE_REGISTRY: &str = "ghcr.io";
+pub(super) const PRIVATE_REGISTRY: &str = "ghcr.io";
 /// Who may have them, and by which password.
 pub(super) const REGISTRY_LOGIN: (&str, &str) = ("lab-robot", "lab-registry-password-0123456789");
 /// A zone that is nobody's outside, for records that come and go while the lab runs.

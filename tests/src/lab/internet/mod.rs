@@ -236,7 +236,12 @@ impl Internet {
         line.and_then(|line| line.split_once(' ')).map_or("", |(_, fingerprint)| fingerprint)
     }
 
-    /// User and password of the registry that wants a login, `ghcr.io`.
+    /// The registry that wants a login.
+    pub fn private_registry(&self) -> &'static str {
+        config::PRIVATE_REGISTRY
+    }
+
+    /// User and password for it.
     pub fn registry_login(&self) -> (&'static str, &'static str) {
         config::REGISTRY_LOGIN
     }
