@@ -76,6 +76,14 @@ fn message_of<'a>(told: &'a Told, name: &str) -> &'a str {
     told.events.iter().filter_map(of).next_back().unwrap_or("no end")
 }
 
+/// What the service is after the run was kept: its undo takes it away, and does not take it for cut off.
+async fn is_known_to_an_undo(host: &mut Host, work: &Work, run: &Dispatch) {
+    let undo = host.undo(run);
+    let undone = complete(work, undo).await;
+    let said = message_of(&undone, "web");
+    assert!(said.starts_with("remove the service web; ") && !said.contains("cut off"), "{said}");
+}
+
 #[tokio::test]
 async fn what_does_not_need_it_is_done_before_its_wait() {
     let resources = [
@@ -193,10 +201,7 @@ async fn a_cancel_ends_it_with_what_it_is_kept() {
         assert!(said.starts_with("cancelled by an operator: "), "{said}");
         assert_eq!(told.end().0, RunState::Cancelled);
         assert_eq!(log(&host).len(), 1 + usize::from(in_its_wait), "nothing is waited for after it");
-        let undo = host.undo(&run);
-        let undone = complete(&work, undo).await;
-        let said = message_of(&undone, "web");
-        assert!(said.starts_with("remove the service web; ") && !said.contains("cut off"), "{said}");
+        is_known_to_an_undo(&mut host, &work, &run).await;
     }
 }
 
@@ -237,10 +242,7 @@ async fn a_crash_meanwhile_leaves_only_the_wait() {
         assert_eq!(log(&host), if runs { ["make"].as_slice() } else { &["make", "wait"] });
         assert_eq!(told.end(), (RunState::Ok, "3 changed"));
         // What it is after that was kept as of any change.
-        let undo = host.undo(&run);
-        let undone = complete(&work, undo).await;
-        let said = message_of(&undone, "web");
-        assert!(said.starts_with("remove the service web; ") && !said.contains("cut off"), "{said}");
+        is_known_to_an_undo(&mut host, &work, &run).await;
     }
 }
 
@@ -263,10 +265,7 @@ async fn a_cancel_before_it_is_looked_at_again_does_not_skip_it() {
     let told = whole(&work, run.run).await;
     assert_eq!(ends(&told), ["web 1 Interrupted", "web 1 Failed", "slow 1 Skipped"]);
     assert_eq!(told.end().0, RunState::Cancelled);
-    let undo = host.undo(&run);
-    let undone = complete(&work, undo).await;
-    let said = message_of(&undone, "web");
-    assert!(said.starts_with("remove the service web; ") && !said.contains("cut off"), "{said}");
+    is_known_to_an_undo(&mut host, &work, &run).await;
 }
 
 #[tokio::test]
@@ -283,10 +282,7 @@ async fn a_cancel_after_a_crash_does_not_skip_what_has_acted() {
     let told = whole(&work, run.run).await;
     assert_eq!(ends(&told), ["slow 1 Failed", "web 1 Failed"]);
     assert_eq!(told.end().0, RunState::Cancelled);
-    let undo = host.undo(&run);
-    let said = complete(&work, undo).await;
-    let said = message_of(&said, "web");
-    assert!(said.starts_with("remove the service web; ") && !said.contains("cut off"), "{said}");
+    is_known_to_an_undo(&mut host, &work, &run).await;
 }
 
 /// The last that is on the disk is the step before the wait: that was not the end of the attempt.

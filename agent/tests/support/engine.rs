@@ -277,16 +277,19 @@ pub(crate) async fn next(outbox: &mut Outbox) -> Outgoing {
         .expect("a live session")
 }
 
+fn run_of(outgoing: &Outgoing) -> RunId {
+    match outgoing {
+        Outgoing::Event(event) => event.run,
+        Outgoing::Log(frame) => frame.run,
+        Outgoing::SecretsWanted { run, .. } => *run,
+    }
+}
+
 /// Receives until the run is over, acking everything at once.
 pub(crate) async fn to_the_end(engine: &Engine, outbox: &mut Outbox, run: RunId, told: &mut Told) {
     while !told.is_over() {
         let outgoing = next(outbox).await;
-        let of = match &outgoing {
-            Outgoing::Event(event) => event.run,
-            Outgoing::Log(frame) => frame.run,
-            Outgoing::SecretsWanted { run, .. } => *run,
-        };
-        if of == run {
+        if run_of(&outgoing) == run {
             told.take(outgoing);
             engine.acked(told.offset(run)).await;
         }
@@ -309,12 +312,7 @@ pub(crate) async fn whole(work: &Work, run: RunId) -> Told {
     let mut told = Told::default();
     while !told.is_over() {
         let outgoing = next(&mut outbox).await;
-        let of = match &outgoing {
-            Outgoing::Event(event) => event.run,
-            Outgoing::Log(frame) => frame.run,
-            Outgoing::SecretsWanted { run, .. } => *run,
-        };
-        if of == run {
+        if run_of(&outgoing) == run {
             told.take(outgoing);
         }
     }
