@@ -410,12 +410,24 @@ fn join(thread: std::thread::JoinHandle<Vec<u8>>) -> String {
 
 /// Waits until something is so; fails the test at the deadline, so that its hosts' journals are kept.
 #[track_caller]
+pub fn wait_for(what: &str, deadline: Duration, so: impl FnMut() -> Result<bool>) -> Result<()> {
+    wait_for_or_tell(what, deadline, so, || Ok(String::new()))
+}
+
+/// The same, and at the deadline it is told what can be known of the reason.
+#[track_caller]
 #[expect(clippy::panic, reason = "only tests call this, and a panic is how a test fails")]
-pub fn wait_for(what: &str, deadline: Duration, mut so: impl FnMut() -> Result<bool>) -> Result<()> {
+pub fn wait_for_or_tell(
+    what: &str,
+    deadline: Duration,
+    mut so: impl FnMut() -> Result<bool>,
+    tell: impl FnOnce() -> Result<String>,
+) -> Result<()> {
     let end = Instant::now() + deadline;
     while !so()? {
         if Instant::now() > end {
-            panic!("waited {deadline:?} in vain: {what}");
+            let told = tell().unwrap_or_else(|error| format!("(and that cannot be told: {error:#})"));
+            panic!("waited {deadline:?} in vain: {what}\n{told}");
         }
         pause();
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use postern_tests::lab::{self, Host, HostSpec, Image, Internet, Output};
 use postern_tests::load::{Load, elapsed};
-use postern_tests::rig::{BOOT_DEADLINE, Rig, said, wait_for};
+use postern_tests::rig::{BOOT_DEADLINE, Rig, said, wait_for, wait_for_or_tell};
 use postern_tests::time_server::serve_time;
 
 /// For a package, and for a certificate.
@@ -131,17 +131,15 @@ fn trap_21_and_22_a_site_answers_over_https() -> Result<()> {
     let add = ["site", "add", &host.name, SITE, "--image", web, "--port", "8080", "--dns", "cloudflare"];
     rig.run_long(&add)?.expect(0);
     let logged = || host.sh("docker service logs --raw traefik 2>&1 | tail -n 60");
-    let refused = wait_for("Traefik is refused with the wrong token", SHORT, || {
-        Ok(logged()?.contains("Invalid access token"))
-    });
-    refused.with_context(|| logged().unwrap_or_default())?;
+    let is_refused = || Ok(logged()?.contains("Invalid access token"));
+    wait_for_or_tell("Traefik is refused with the wrong token", SHORT, is_refused, || Ok(logged()?))?;
     let site = |at: IpAddr| internet.ask(at, &format!("https://{SITE}/"), &["-f"]);
     ensure!(!site(host.v4.into())?.success(), "it is served with a certificate of nobody's");
 
     let token = internet.cloudflare_token();
     trap_20_the_token_is_changed_without_a_lost_request(&rig, &host, web, token)?;
-    let served = wait_for("the site answers over https", SHORT, || Ok(site(host.v4.into())?.success()));
-    served.with_context(|| logged().unwrap_or_default())?;
+    let is_served = || Ok(site(host.v4.into())?.success());
+    wait_for_or_tell("the site answers over https", SHORT, is_served, || Ok(logged()?))?;
     // The very container of the site, on both protocols, with a certificate for this name alone.
     let container = host.sh("docker ps -q --filter label=com.docker.swarm.service.name=app-lab-test")?;
     for at in both {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use postern_tests::lab::{DnsApi, Host, HostSpec, Image, Internet, Output, Peer};
-use postern_tests::rig::{Rig, finish, wait_for};
+use postern_tests::rig::{Rig, finish, wait_for_or_tell};
 use postern_tests::time_server::serve_time;
 
 /// For a run that installs Docker.
@@ -48,6 +48,18 @@ impl Sites {
         Ok(self.host.sh("docker service logs --raw traefik 2>&1")?)
     }
 
+    /// Traefik's tasks and last words, and what was asked of a provider.
+    fn told(&self, api: &DnsApi) -> Result<String> {
+        let asked: Vec<String> =
+            self.internet.requests()?.into_iter().filter(|line| line.contains(api.host)).collect();
+        let tasks = self.host.sh("docker service ps --no-trunc traefik")?;
+        let logged = self.logged()?;
+        // The last lines, of which CI shows the most.
+        let lines: Vec<&str> = logged.lines().filter(|line| !line.contains(" \"GET / HTTP")).collect();
+        let last = lines[lines.len().saturating_sub(40)..].join("\n");
+        Ok(format!("{tasks}\n{}\n{last}", asked.join("\n")))
+    }
+
     /// The container that answers for a site over HTTPS, with a certificate of the ACME server for its name.
     fn served(&self, api: &DnsApi, at: IpAddr) -> Result<Output> {
         Ok(self.internet.ask(at, &format!("https://{}/", domain(api)), &["-f"])?)
@@ -55,9 +67,8 @@ impl Sites {
 
     fn wait_served(&self, api: &DnsApi) -> Result<()> {
         let at = self.host.v4.into();
-        let served =
-            wait_for(&format!("{} is served", domain(api)), SHORT, || Ok(self.served(api, at)?.success()));
-        served.with_context(|| self.logged().unwrap_or_default())
+        let what = format!("{} is served", domain(api));
+        wait_for_or_tell(&what, SHORT, || Ok(self.served(api, at)?.success()), || self.told(api))
     }
 
     /// The serial number of the certificate that is served.
@@ -158,10 +169,8 @@ fn each_provider_makes_certificates_that_are_renewed() -> Result<()> {
     let refused = apis.iter().find(|api| api.provider == REFUSED).context("no such provider")?;
 
     sites.add(refused)?;
-    let told = wait_for("Traefik is refused with the wrong token", SHORT, || {
-        Ok(sites.logged()?.contains("Invalid API token"))
-    });
-    told.with_context(|| sites.logged().unwrap_or_default())?;
+    let is_refused = || Ok(sites.logged()?.contains("Invalid API token"));
+    wait_for_or_tell("Traefik is refused with the wrong token", SHORT, is_refused, || sites.told(refused))?;
     ensure!(
         !sites.served(refused, sites.host.v4.into())?.success(),
         "it is served with nobody's certificate"
@@ -198,9 +207,8 @@ fn each_provider_makes_certificates_that_are_renewed() -> Result<()> {
 /// The records of a provider were made so many times, and are away again.
 fn records_went(sites: &Sites, api: &DnsApi, times: usize) -> Result<()> {
     // Traefik takes it away when it has the certificate, so maybe a moment after it serves it.
-    wait_for(&format!("the record of {} is taken away", api.provider), SHORT, || {
-        Ok(sites.calls(api)? == (times, times))
-    })?;
+    let what = format!("the record of {} is made and taken away {times} times", api.provider);
+    wait_for_or_tell(&what, SHORT, || Ok(sites.calls(api)? == (times, times)), || sites.told(api))?;
     let left = sites.internet.dig(&format!("_acme-challenge.{}", domain(api)), "TXT")?;
     ensure!(left.is_empty(), "{} left a record: {left:?}", api.provider);
     Ok(())
@@ -244,10 +252,9 @@ fn renewed_by_itself(sites: &Sites) -> Result<()> {
     let before = apis.iter().map(|api| sites.serial(api)).collect::<Result<Vec<_>>>()?;
     sites.host.sh("docker kill $(docker ps -q --filter label=com.docker.swarm.service.name=traefik)")?;
     for (api, before) in apis.iter().zip(before) {
-        let renewed = wait_for(&format!("{} has another certificate", domain(api)), SHORT, || {
-            Ok(sites.serial(api).is_ok_and(|now| now != before))
-        });
-        renewed.with_context(|| sites.logged().unwrap_or_default())?;
+        let what = format!("{} has another certificate", domain(api));
+        let is_new = || Ok(sites.serial(api).is_ok_and(|now| now != before));
+        wait_for_or_tell(&what, SHORT, is_new, || sites.told(api))?;
         ensure!(sites.served(api, sites.host.v4.into())?.success(), "{} is not served", domain(api));
         records_went(sites, api, 2)?;
     }

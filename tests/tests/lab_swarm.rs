@@ -82,7 +82,7 @@ impl Shipped {
         self.rig.up_long(&self.host, &args)
     }
 
-    /// While Traefik started, the rest of `base` was done; then it was waited for.
+    /// The engine was started once, and while Traefik started, the rest of `base` was done; then it was waited for.
     fn went_on_meanwhile(&self) -> Result<()> {
         let run = self.rig.last_run(&self.host)?;
         let events = self.rig.run(&["run", "logs", &run, "--output", "json"])?.expect(0).stdout;
@@ -93,6 +93,7 @@ impl Shipped {
         let made = at(&["step-started", "make the service traefik"])?;
         let banned = at(&["resource-finished", "base:fail2ban:"])?;
         let waited = at(&["step-started", "settle-service traefik"])?;
+        at(&["resource-finished", "docker_daemon:daemon.json", "unchanged"])?;
         let guarded = at(&["resource-finished", "firewall:inbound", "changed"])?;
         ensure!(guarded < made && made < banned && banned < waited, "{guarded} {made} {banned} {waited}");
         Ok(())
@@ -123,6 +124,9 @@ impl Shipped {
             shown.contains("\"Source\":\"/run/docker.sock\"") && shown.contains("\"ReadOnly\":true"),
             "{shown}"
         );
+        // Engines from 25 on ask a service that starts each second.
+        let asks = host.sh("docker version --format '{{.Server.APIVersion}}'")?.as_str() >= "1.44";
+        assert_eq!(shown.contains("\"StartInterval\":1000000000"), asks, "{shown}");
         host.sh("getent group docker && ! id -nG ada | grep -qw docker")?;
         Ok(())
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use postern_tests::edge::{Edge, NAME, PATTERN, SSH_NAME, TOKEN};
 use postern_tests::lab::{Host, HostSpec, Image, Internet, Peer};
-use postern_tests::rig::{Ended, LONG, Rig, finish, said, wait_for};
+use postern_tests::rig::{Ended, LONG, Rig, finish, said, wait_for, wait_for_or_tell};
 use postern_tests::time_server::serve_time;
 
 const BACK: Duration = Duration::from_secs(120);
@@ -114,9 +114,8 @@ impl Life {
         let container = self.container("app-lab-test")?;
         for at in [IpAddr::from(self.host.v4), self.host.v6.into()] {
             let ask = || self.internet.ask(at, &format!("https://{SITE}/"), &["-f"]);
-            wait_for("the site answers over https", BACK, || Ok(ask()?.success())).with_context(|| {
-                self.host.sh("docker service logs --raw traefik 2>&1 | tail -n 60").unwrap_or_default()
-            })?;
+            let logged = || Ok(self.host.sh("docker service logs --raw traefik 2>&1 | tail -n 60")?);
+            wait_for_or_tell("the site answers over https", BACK, || Ok(ask()?.success()), logged)?;
             assert_eq!(ask()?.text(), container, "{at}");
         }
         let asked = self.internet.requests()?;

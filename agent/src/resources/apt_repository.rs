@@ -14,7 +14,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::apt::sources::{self, PARTS, Source, list_prefix};
-use super::apt::{FETCHED, LISTS, LISTS_LOCK, UPDATE_LIMIT, apt, lists_outdated, quiet, update};
+use super::apt::{
+    FETCHED, LISTS, LISTS_LOCK, UPDATE_LIMIT, apt, lists_outdated, quiet, update_before_others,
+};
 use super::diff::unified;
 use super::owned::{self, Owned};
 use super::{Depth, Exec, ObserveError, Resource, Step, Undo};
@@ -151,7 +153,7 @@ impl Resource for AptRepository {
         }
         // Fetching one source touches what tells the age of all lists.
         if seen.lists_old {
-            steps.push(update());
+            steps.push(update_before_others());
         }
         if !seen.keyrings {
             steps.push(Step::MakeDirectory { path: KEYRINGS.to_owned(), mode: 0o755, uid: 0, gid: 0 });
@@ -434,6 +436,15 @@ mod tests {
                 assert!(!AptRepository::diff(spec, &seen).is_empty(), "{what}");
             }
         }
+        // apt's cache of all packages would be made in vain by the first, and is by the last that fetches.
+        let nothing = AptRepository::plan(&present, &Seen { lists_old: true, ..Seen::default() });
+        let made = nothing.iter().filter_map(|step| match step {
+            Step::Exec(exec) if exec.argv.contains(&"update".to_owned()) => {
+                Some(!exec.argv.contains(&"pkgCacheFile::Generate=false".to_owned()))
+            }
+            _ => None,
+        });
+        assert_eq!(made.collect::<Vec<_>>(), [false, true]);
         let Undo::Steps(steps) = AptRepository::undo(&present, &Seen::default(), &json!(null), &whole())
         else {
             panic!()

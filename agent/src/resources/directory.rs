@@ -79,13 +79,7 @@ impl Resource for Directory {
                 vec![Step::SetAttributes { path, mode, uid, gid, seen: Some(meta.id) }]
             }
             (None, Presence::Present) => {
-                let parent = |path: &String| Step::MakeDirectory {
-                    path: path.clone(),
-                    mode: PARENT_MODE,
-                    uid: 0,
-                    gid: 0,
-                };
-                let mut steps: Vec<Step> = seen.missing.iter().map(parent).collect();
+                let mut steps: Vec<Step> = make_parents(&seen.missing).collect();
                 steps.push(Step::MakeDirectory { path, mode, uid, gid });
                 steps
             }
@@ -106,10 +100,9 @@ impl Resource for Directory {
                 return Undo::Cannot(format!("{path} holds {holds} by now, so it stays"));
             }
             (None, Some(_)) => {
-                // Parents it made go with it, up to the first that others use.
-                let parents = before.missing.iter().rev().take(now.lonely).cloned();
-                let remove = |path| Step::RemoveDirectory { path };
-                std::iter::once(path).chain(parents).map(remove).collect()
+                let mut steps = vec![Step::RemoveDirectory { path }];
+                steps.extend(unmake_parents(&before.missing, now.lonely));
+                steps
             }
             (Some(meta), None) => {
                 vec![Step::MakeDirectory { path, mode: meta.mode, uid: meta.uid, gid: meta.gid }]
@@ -156,8 +149,19 @@ fn above(path: &str) -> impl Iterator<Item = &str> {
     })
 }
 
+/// What makes the directories on the way to something.
+pub(super) fn make_parents(missing: &[String]) -> impl Iterator<Item = Step> {
+    missing.iter().map(|path| Step::MakeDirectory { path: path.clone(), mode: PARENT_MODE, uid: 0, gid: 0 })
+}
+
+/// What takes them away again with what is in them, up to the first that others use.
+pub(super) fn unmake_parents(made: &[String], lonely: usize) -> impl Iterator<Item = Step> {
+    let remove = |path: &String| Step::RemoveDirectory { path: path.clone() };
+    made.iter().rev().take(lonely).map(remove)
+}
+
 /// Which of the directories above a path are not there, the topmost first.
-fn missing(path: &str, host: &Sys) -> Result<Vec<String>, ObserveError> {
+pub(super) fn missing(path: &str, host: &Sys) -> Result<Vec<String>, ObserveError> {
     let mut missing = Vec::new();
     for parent in above(path) {
         match host.meta(parent)? {
@@ -177,7 +181,7 @@ fn missing(path: &str, host: &Sys) -> Result<Vec<String>, ObserveError> {
 }
 
 /// How many of the directories above a path, from the nearest on, hold nothing else.
-fn lonely(path: &str, host: &Sys) -> Result<usize, ObserveError> {
+pub(super) fn lonely(path: &str, host: &Sys) -> Result<usize, ObserveError> {
     let mut count = 0;
     for parent in above(path) {
         if host.entries(parent, 2)?.len() != 1 {

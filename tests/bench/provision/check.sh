@@ -107,7 +107,10 @@ is 'the service' "$(docker service ls --format '{{.Name}} {{.Replicas}} {{.Image
 task=$(docker ps -q --filter label=com.docker.swarm.service.name=traefik)
 is 'its health' "$(docker inspect -f '{{.State.Health.Status}}' "$task")" healthy
 spec=$(docker service inspect traefik --format '{{json .Spec}}')
-for part in '"Constraints":["node.role==manager"]' '"StopGracePeriod":30000000000' '"Interval":10000000000' \
+# Engines before 25 have no such word.
+wanted='"StartPeriod":30000000000'
+if docker service create --help | grep -q -e --health-start-interval; then wanted='"StartInterval":1000000000'; fi
+for part in "$wanted" '"Constraints":["node.role==manager"]' '"StopGracePeriod":30000000000' '"Interval":10000000000' \
     '"FailureAction":"rollback"' '"Order":"stop-first"' '"Source":"/run/docker.sock"' '"Source":"traefik-acme"' \
     '"Protocol":"udp","TargetPort":443,"PublishedPort":443,"PublishMode":"host"' \
     '"Protocol":"tcp","TargetPort":80,"PublishedPort":80,"PublishMode":"host"' '/etc/traefik/traefik.yml'; do

@@ -1,6 +1,7 @@
 # What the shipped profile `swarm` makes of a fresh Debian, by hand and as quick as one writes it: one `apt-get update`,
 # one transaction, and settings that lie there before the service that reads them starts, so that nothing is started
-# twice. Sent over one connection, by `ssh root@HOST bash -s`; the benchmark puts `admin=` and `admin_key=` before it.
+# twice. Sent over one connection, by `ssh root@HOST bash -s`; the benchmark puts `admin=`, `admin_key=` and
+# `health_start=` before it.
 set -euo pipefail
 export DEBIAN_FRONTEND=noninteractive NEEDRESTART_MODE=a
 
@@ -197,7 +198,7 @@ END
         --mount type=bind,source=/run/docker.sock,target=/var/run/docker.sock,readonly \
         --mount type=volume,source=traefik-acme,target=/acme \
         --health-cmd 'traefik healthcheck' \
-        --health-interval 10s --health-timeout 5s --health-retries 3 --health-start-period 30s \
+        --health-interval 10s --health-timeout 5s --health-retries 3 --health-start-period 30s $health_start \
         --stop-grace-period 30s --update-order stop-first --update-failure-action rollback \
         --config source=traefik-1,target=/etc/traefik/traefik.yml \
         traefik:v3.7.9 >/dev/null

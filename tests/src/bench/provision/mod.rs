@@ -98,7 +98,9 @@ pub fn provision(
         }
     }
 
-    let bench = Bench { rig: &rig, tools, said };
+    // Docker has it from version 25 on; what stands in for it on Debian 12 is older.
+    let health_start = if release == Release::Bookworm { "" } else { "--health-start-interval 1s" };
+    let bench = Bench { rig: &rig, tools, health_start, said };
     writeln!(out, "one host is provisioned beforehand, for its packages")?;
     let hosts = Hosts::prepare(&rig, release, |host| {
         let ended = bench.run(Way::Script, host, "beforehand")?;
@@ -141,6 +143,8 @@ pub fn provision(
 struct Bench<'a> {
     rig: &'a Rig,
     tools: Option<Tools>,
+    /// How Docker's command of the release is told to look each second at a service that starts.
+    health_start: &'static str,
     /// Where it is kept what each program said.
     said: PathBuf,
 }
@@ -182,8 +186,9 @@ impl Bench<'_> {
                 let path = work.join("script.sh");
                 // With the time of each line, which a shell has at hand.
                 let head = format!(
-                    "admin={ADMIN}\nadmin_key='{}'\nPS4='+ $EPOCHREALTIME '\nset -x\n",
-                    self.admin_key()?
+                    "admin={ADMIN}\nadmin_key='{}'\nhealth_start='{}'\nPS4='+ $EPOCHREALTIME '\nset -x\n",
+                    self.admin_key()?,
+                    self.health_start
                 );
                 std::fs::write(&path, head + SCRIPT).context("cannot write the script")?;
                 let mut ssh = host.ssh("root");
@@ -194,6 +199,7 @@ impl Bench<'_> {
                 let tools = self.tools.as_ref().context("Ansible is not installed")?;
                 let vars = json!({
                     "admin_key": self.admin_key()?,
+                    "health_start": self.health_start,
                     "ansible_python_interpreter": "/usr/bin/python3",
                 });
                 let ansible = Ansible::new(tools, host, host.ssh_address(), &work, PLAYBOOK, &vars)?;

@@ -169,8 +169,10 @@ impl Shape {
             if !self.health.is_empty() {
                 let test: Vec<&str> =
                     ["CMD"].into_iter().chain(self.health.iter().map(String::as_str)).collect();
+                // Asked each second at its start, so that one that is well is in use at once and not after ten. Engines
+                // before 25 (API 1.44) read over that.
                 let health = json!({"Test": test, "Interval": 10 * SECOND, "Timeout": 5 * SECOND, "Retries": 3,
-                    "StartPeriod": 30 * SECOND});
+                    "StartPeriod": 30 * SECOND, "StartInterval": SECOND});
                 set(container, "Healthcheck", health);
             }
         });
@@ -294,6 +296,10 @@ mod tests {
         assert_eq!(wanted.handed_over(), [80]);
         assert_eq!(wanted.env.len() + wanted.args.len() + wanted.configs.len() + wanted.networks.len(), 4);
         assert_eq!(made["TaskTemplate"]["ContainerSpec"]["Mounts"][1]["Type"], "volume");
+        // 10 s and 1 s, in nanoseconds.
+        let health = &made["TaskTemplate"]["ContainerSpec"]["Healthcheck"];
+        let asked = (health["Interval"].as_u64(), health["StartInterval"].as_u64());
+        assert_eq!(asked, (Some(10_000_000_000), Some(1_000_000_000)));
         let id = json!({"$id": "/secrets/traefik-1"});
         assert_eq!(made["TaskTemplate"]["ContainerSpec"]["Secrets"][0]["SecretID"], id);
     }
