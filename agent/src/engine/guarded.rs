@@ -293,6 +293,12 @@ impl RunTask {
                 self.end_step(id, StepEnd::Done, 0);
                 "the change was taken back"
             }
+            Ok(Ended::GivenUp) => {
+                let end =
+                    "what could not be put back is in the journal of this host: journalctl -t postern-agent";
+                self.end_step(id, StepEnd::Error(end.to_owned()), 0);
+                "the change was not wholly taken back, and this is not tried any more"
+            }
             Err(error) => {
                 self.end_step(id, StepEnd::Error(error.to_string()), 0);
                 "the change was not wholly taken back yet, its guard goes on trying"
@@ -308,7 +314,7 @@ impl RunTask {
                 for (name, ended) in &settled {
                     tracing::warn!(guard = name, ?ended, "a guard of an earlier agent was settled");
                 }
-                Ok(settled.iter().any(|(_, ended)| *ended == Ended::Reverted))
+                Ok(settled.iter().any(|(_, ended)| matches!(ended, Ended::Reverted | Ended::GivenUp)))
             }
             // The units go on with it; a new guard is refused meanwhile.
             Err(error) => {

@@ -100,6 +100,8 @@ pub enum Ended {
     Confirmed,
     /// It was taken back.
     Reverted,
+    /// Not all of it could be taken back, which is not tried any more.
+    GivenUp,
     /// Nothing was changed under it.
     Nothing,
 }
@@ -237,7 +239,10 @@ impl Guards {
 }
 
 fn is_over(stored: &Stored) -> bool {
-    matches!(stored.state(), None | Some(State::Confirmed | State::Reverted | State::Preparing))
+    matches!(
+        stored.state(),
+        None | Some(State::Confirmed | State::Reverted | State::GivenUp | State::Preparing)
+    )
 }
 
 /// Takes a change back. Whoever carries it out, it is done once: the agent, the timer, the next boot.
@@ -246,6 +251,7 @@ async fn revert(sys: &Sys, stored: &Stored, moment: Moment) -> Result<Ended, Gua
         None | Some(State::Preparing) => Some(Ended::Nothing),
         Some(State::Confirmed) => Some(Ended::Confirmed),
         Some(State::Reverted) => Some(Ended::Reverted),
+        Some(State::GivenUp) => Some(Ended::GivenUp),
         Some(State::Armed | State::Reverting) => None,
     };
     if let Some(ended) = over(stored.state()) {
@@ -278,16 +284,23 @@ async fn revert(sys: &Sys, stored: &Stored, moment: Moment) -> Result<Ended, Gua
     for argv in &reload {
         failures.extend(put_in_force(sys, argv, moment).await);
     }
-    if !failures.is_empty() {
-        if stored.count_try() < LAST_TRY {
-            return Err(GuardError::Incomplete(failures));
+    let ended = match failures.as_slice() {
+        [] => Ended::Reverted,
+        _ if stored.count_try() < LAST_TRY => return Err(GuardError::Incomplete(failures)),
+        _ => {
+            tracing::error!(
+                guard = stored.name,
+                left = failures.join("; "),
+                "given up: this was not put back"
+            );
+            Ended::GivenUp
         }
-        tracing::error!(guard = stored.name, left = failures.join("; "), "given up: this was not put back");
-    }
-    stored.shift(State::Reverting, State::Reverted)?;
+    };
+    let state = if ended == Ended::GivenUp { State::GivenUp } else { State::Reverted };
+    stored.shift(State::Reverting, state)?;
     // The service that runs this may go on: its unit is in memory until it ends.
     Units { sys, name: &stored.name }.remove().await?;
-    Ok(Ended::Reverted)
+    Ok(ended)
 }
 
 /// Runs one of the programs of a way back; why it failed.

@@ -38,6 +38,8 @@ pub enum State {
     Reverting,
     /// It was taken back.
     Reverted,
+    /// Not all of it could be taken back, which is not tried any more.
+    GivenUp,
 }
 
 impl State {
@@ -48,6 +50,7 @@ impl State {
             Self::Confirmed => "confirmed",
             Self::Reverting => "reverting",
             Self::Reverted => "reverted",
+            Self::GivenUp => "given-up",
         }
     }
 }
@@ -123,10 +126,10 @@ impl Stored {
 
     /// How it stands; `None` when there is no such guard.
     pub fn state(&self) -> Option<State> {
-        use State::{Armed, Confirmed, Preparing, Reverted, Reverting};
+        use State::{Armed, Confirmed, GivenUp, Preparing, Reverted, Reverting};
         // Twice, since a rename may pass the first look by.
         let look = || {
-            let all = [Reverted, Reverting, Confirmed, Armed, Preparing];
+            let all = [Reverted, GivenUp, Reverting, Confirmed, Armed, Preparing];
             all.into_iter().find(|state| self.dir.join(state.file()).exists())
         };
         look().or_else(look)

@@ -99,6 +99,7 @@ async fn the_next_agent_settles_what_the_last_one_left() {
         (State::Armed, Ended::Reverted, "old"),
         (State::Reverting, Ended::Reverted, "old"),
         (State::Reverted, Ended::Reverted, "new"),
+        (State::GivenUp, Ended::GivenUp, "new"),
         (State::Confirmed, Ended::Confirmed, "new"),
     ] {
         let dir = tempfile::tempdir().unwrap();
@@ -162,7 +163,9 @@ async fn a_way_back_that_never_works_is_given_up_in_the_end() {
         guards.clear(&stored).await;
         assert_eq!(stored.state(), Some(State::Reverting), "one that is not over was cleared");
     }
-    assert_eq!(revert(&guards.sys, &stored, Moment::Now).await.unwrap(), Ended::Reverted);
+    assert_eq!(revert(&guards.sys, &stored, Moment::Now).await.unwrap(), Ended::GivenUp);
+    // Whoever asks later is not told that it was taken back.
+    assert_eq!(guards.revert_again(&stored).await.unwrap(), Ended::GivenUp);
     assert_eq!(fs::read(dir.path().join("etc/conf")).unwrap(), b"old");
     armed_as(&guards, "g-2", &["true"]).await.unwrap();
 }

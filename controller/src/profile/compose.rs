@@ -108,6 +108,17 @@ fn needs(
             includes.entry(at).or_default().before.push(position);
         }
     }
+    // Where all of an include stands elsewhere nothing waits for it; a name that is none is told all the same.
+    for (at, include) in profile.needing.iter().enumerate() {
+        if includes.get(&at).is_none_or(|below| below.named.is_some()) {
+            continue;
+        }
+        for (text, place) in &include.needs {
+            if let Err((message, hint)) = index.resolve(&include.scope, None, text, kept.len()) {
+                found.push(Diagnostic::new(include.file.as_str(), *place, message).hint(hint));
+            }
+        }
+    }
 }
 
 fn at(placed: &Placed, place: Place, message: String, hint: String) -> Diagnostic {

@@ -389,6 +389,11 @@ fn mistakes_by_table() {
             ],
         ),
         (
+            "- package: {name: cron}\n  - include: s.yaml\n  - include: s.yaml\n    id: again\n    needs: [crom, cron]",
+            &[("s.yaml", "name: s\nresources:\n  - package: {name: at}\n")],
+            &["p.yaml:8:13: unknown id in needs \"crom\" (did you mean cron?)"],
+        ),
+        (
             "- include: r.yaml\n    when: off",
             &[("r.yaml", "name: r\nresources:\n  - include: p.yaml\n")],
             &["r.yaml:3:14: p.yaml includes itself: p.yaml -> r.yaml -> p.yaml"],
