@@ -1,9 +1,13 @@
 //! What `postern ssh-port` says: closed with what was seen, not closed with what is missing, and how it stands.
 
+use std::process::Stdio;
+use std::time::Duration;
+
 use postern_proto::event::{Outcome, RunState};
 use postern_proto::v1::{self, LinkState, PortState};
+use rustix::process::{Pid, Signal, kill_process};
 
-use super::cli_support::{FakeOperator, host, run_id};
+use super::cli_support::{FakeOperator, Shell, host, run_id};
 use super::scenarios::{Scenario, end, finished};
 
 const GATE: &str =
@@ -195,4 +199,36 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
             &[&["ssh-port", "open", "web1"], &["--output", "json", "ssh-port", "open", "web1"]],
         ),
     ]
+}
+
+/// The condition that is being looked at ends at once, nothing is changed, and the kit, which opens all hosts to whoever
+/// has it, does not stay.
+#[tokio::test]
+async fn ctrl_c_in_the_middle_of_a_condition_closes_nothing() {
+    let fake = FakeOperator { held: Some(Default::default()), ..gate(GATE, vec![open(), shut()]) };
+    let shell = Shell::new();
+    fake.serve(&shell.state());
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_postern"));
+    command.args(["ssh-port", "close", "web1", "--kit", "kits"]).current_dir(shell.dir.path());
+    command.env("POSTERN_STATE_DIR", shell.state()).env("HOME", shell.dir.path()).kill_on_drop(true);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    let kits = || std::fs::read_dir(shell.dir.path().join("kits")).map_or(0, |kits| kits.flatten().count());
+    let is_asked = async {
+        while !fake.asked().contains(&"restart".to_owned()) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), is_asked).await.expect("the agent is restarted");
+    assert_eq!(kits(), 1);
+    let pid = child.id().and_then(|pid| Pid::from_raw(pid.try_into().ok()?)).unwrap();
+    kill_process(pid, Signal::INT).unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(30), child.wait_with_output()).await;
+    let ended = ended.expect("it ends at once").unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(1), "{said}");
+    assert!(said.contains("the port of SSH stays as it is; nothing was changed"), "{said}");
+    assert!(said.contains("the recovery kit was removed again"), "{said}");
+    assert_eq!(kits(), 0);
+    assert_eq!(fake.asked().last().map(String::as_str), Some("restart"));
 }

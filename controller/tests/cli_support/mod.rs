@@ -122,7 +122,7 @@ pub(crate) struct FakeOperator {
     pub(crate) asked: Arc<Mutex<Vec<String>>>,
     /// Ends the first stream of a run in the middle, as a daemon that restarts does.
     pub(crate) breaks: Arc<Mutex<bool>>,
-    /// Sends the last update of a run only once this is told.
+    /// Sends the last update of a run, and an agent that was restarted is back, only once this is told.
     pub(crate) held: Option<Arc<tokio::sync::Notify>>,
     /// Waits so long before each update that follows a stream's first.
     pub(crate) slow: Option<std::time::Duration>,
@@ -339,6 +339,9 @@ impl Operator for FakeOperator {
         _: Request<v1::RestartAgentRequest>,
     ) -> Result<Response<v1::RestartAgentResponse>, Status> {
         self.note("restart".into());
+        if let Some(held) = self.held.clone() {
+            held.notified().await;
+        }
         match self.back.clone() {
             Some(back) => Ok(Response::new(back)),
             None => Err(Status::failed_precondition("web1: run 0199 (hello) is not over")),
