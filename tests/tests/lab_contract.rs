@@ -169,7 +169,7 @@ fn every_kind_keeps_the_contract_on_debian_13() -> Result<()> {
 #[test]
 fn every_kind_has_a_case() {
     // Shown by tests of their own, which need a repository, a time server or a restart of the host; those about Docker
-    // in lab_swarm.rs.
+    // in lab_swarm.
     let elsewhere = ["apt_repository", "security_updates", "time_sync", "reboot"];
     let docker = ["docker_daemon", "docker_network", "swarm", "swarm_service"];
     let elsewhere = elsewhere.into_iter().chain(docker);
