@@ -2,7 +2,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use super::error::{LabError, Result};
 use super::mirror;
@@ -13,6 +13,9 @@ use super::sys::{Cmd, make_dir, remove, unmount_and_remove, write_file};
 
 /// A build takes half a minute; a slow mirror may take longer.
 const BUILD_DEADLINE: Duration = Duration::from_secs(20 * 60);
+
+/// What of the cache nobody has used for so long is removed when another of its kind is made.
+const UNUSED: Duration = Duration::from_secs(14 * 24 * 3600);
 
 /// An image and whether it is in the cache.
 #[derive(Debug, Clone)]
@@ -56,9 +59,26 @@ pub(super) fn once(cache: &Path, key: &str, fill: impl FnOnce(&Path) -> Result<(
         // Another process may have built it while we waited.
         if !done.is_dir() {
             build(cache, key, &done, fill)?;
+            forget_unused(cache, key)?;
         }
     }
+    // When it was last used; where that cannot be written, it is made again one day.
+    let _ = fs::File::open(&done).and_then(|dir| dir.set_modified(SystemTime::now()));
     Ok(done)
+}
+
+/// Removes folders of the same kind that were made by recipes of before.
+fn forget_unused(cache: &Path, key: &str) -> Result<()> {
+    let kind = |name: &str| name.rsplit_once('-').map(|(kind, _)| kind.to_owned());
+    for entry in fs::read_dir(cache).map_err(LabError::io("list", cache))?.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let used = entry.metadata().and_then(|meta| meta.modified());
+        let unused = used.is_ok_and(|used| used.elapsed().is_ok_and(|since| since > UNUSED));
+        if unused && name != key && kind(&name) == kind(key) && entry.path().is_dir() {
+            unmount_and_remove(&entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 fn build(cache: &Path, key: &str, done: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
@@ -136,4 +156,29 @@ fn provider_package(temp: &Path, deb: &Path, control: &str, postinst: &str) -> R
     Cmd::new([Path::new("dpkg-deb"), Path::new("--build"), Path::new("--root-owner-group"), &tree, deb])
         .run()?;
     remove(&tree)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nobody_used_for_long_goes_when_another_is_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = dir.path();
+        let old = SystemTime::now() - UNUSED - Duration::from_secs(3600);
+        for name in ["internet-a", "internet-b", "internet-c", "bookworm-plain-a"] {
+            fs::create_dir(cache.join(name)).unwrap();
+            let at = if name == "internet-c" { SystemTime::now() - UNUSED / 2 } else { old };
+            fs::File::open(cache.join(name)).unwrap().set_modified(at).unwrap();
+        }
+        // Whoever uses one keeps it.
+        once(cache, "internet-b", |_| panic!("it is there")).unwrap();
+        once(cache, "internet-new", |temp| write_file(temp.join("x"), "", 0o644)).unwrap();
+        let there = |name: &str| cache.join(name).is_dir();
+        assert!(!there("internet-a"), "it stays though nobody used it");
+        for name in ["internet-b", "internet-c", "internet-new", "bookworm-plain-a"] {
+            assert!(there(name), "{name} is gone");
+        }
+    }
 }
