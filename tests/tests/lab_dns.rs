@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use postern_tests::lab::{DnsApi, Host, HostSpec, Image, Internet, Output, Peer};
-use postern_tests::rig::{Rig, finish, wait_for_or_tell};
+use postern_tests::rig::{Rig, finish, wait_for, wait_for_or_tell};
 use postern_tests::time_server::serve_time;
 
 /// For a run that installs Docker.
@@ -194,7 +194,7 @@ fn each_provider_makes_certificates_that_are_renewed() -> Result<()> {
         for at in sites.addresses() {
             assert_eq!(sites.served(api, at)?.text(), container, "{at}: {}", api.provider);
         }
-        records_went(&sites, api, 1)?;
+        records_went(&sites, api)?;
     }
     said("all are served");
 
@@ -204,11 +204,11 @@ fn each_provider_makes_certificates_that_are_renewed() -> Result<()> {
     Ok(())
 }
 
-/// The records of a provider were made so many times, and are away again.
-fn records_went(sites: &Sites, api: &DnsApi, times: usize) -> Result<()> {
+/// The record of a provider was made once, and is away again.
+fn records_went(sites: &Sites, api: &DnsApi) -> Result<()> {
     // Traefik takes it away when it has the certificate, so maybe a moment after it serves it.
-    let what = format!("the record of {} is made and taken away {times} times", api.provider);
-    wait_for_or_tell(&what, SHORT, || Ok(sites.calls(api)? == (times, times)), || sites.told(api))?;
+    let what = format!("the record of {} is made and taken away once", api.provider);
+    wait_for_or_tell(&what, SHORT, || Ok(sites.calls(api)? == (1, 1)), || sites.told(api))?;
     let left = sites.internet.dig(&format!("_acme-challenge.{}", domain(api)), "TXT")?;
     ensure!(left.is_empty(), "{} left a record: {left:?}", api.provider);
     Ok(())
@@ -256,7 +256,26 @@ fn renewed_by_itself(sites: &Sites) -> Result<()> {
         let is_new = || Ok(sites.serial(api).is_ok_and(|now| now != before));
         wait_for_or_tell(&what, SHORT, is_new, || sites.told(api))?;
         ensure!(sites.served(api, sites.host.v4.into())?.success(), "{} is not served", domain(api));
-        records_went(sites, api, 2)?;
     }
+    records_of_renewal(sites)
+}
+
+/// Each was asked for one more record, by which it was renewed, and took it away. Traefik tries that once and goes on where
+/// it fails, at a time when its container's network is still being set up: one of six that is left is told, and no more.
+fn records_of_renewal(sites: &Sites) -> Result<()> {
+    let left = || -> Result<Vec<&DnsApi>> {
+        let all = sites.internet.dns_apis().iter().map(|api| Ok((api, sites.calls(api)?)));
+        let all = all.collect::<Result<Vec<_>>>()?;
+        Ok(all.into_iter().filter(|(_, calls)| *calls != (2, 2)).map(|(api, _)| api).collect())
+    };
+    let end = Instant::now() + Duration::from_secs(30);
+    wait_for("the records are taken away", SHORT, || Ok(left()?.is_empty() || Instant::now() > end))?;
+    let left = left()?;
+    for api in &left {
+        let _ =
+            writeln!(std::io::stdout(), "NOT TAKEN AWAY by Traefik: {}\n{}", api.provider, sites.told(api)?);
+        ensure!(sites.calls(api)?.0 == 2, "{}: {:?}", api.provider, sites.calls(api)?);
+    }
+    ensure!(left.len() <= 1, "{} of them left a record", left.len());
     Ok(())
 }
