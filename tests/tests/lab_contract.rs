@@ -39,6 +39,19 @@ fn cases() -> Vec<Case> {
             "test ! -e /etc/lab-old.d",
         ),
         case(
+            "directory",
+            ":",
+            "directory: {path: /etc/lab-way/on.d/it, parents: true}",
+            "test $(stat -c %a /etc/lab-way/on.d/it) = 755",
+        ),
+        // Before Docker's packages; on a host that has them, in lab_swarm.
+        case(
+            "docker_daemon",
+            "test ! -e /etc/docker",
+            "docker_daemon: {log_driver: local}",
+            "grep -q '\"log-driver\": \"local\"' /etc/docker/daemon.json",
+        ),
+        case(
             "package",
             ":",
             "package: {name: tree}",
@@ -171,7 +184,7 @@ fn every_kind_has_a_case() {
     // Shown by tests of their own, which need a repository, a time server or a restart of the host; those about Docker
     // in lab_swarm.
     let elsewhere = ["apt_repository", "security_updates", "time_sync", "reboot"];
-    let docker = ["docker_daemon", "docker_network", "swarm", "swarm_service"];
+    let docker = ["docker_network", "swarm", "swarm_service"];
     let elsewhere = elsewhere.into_iter().chain(docker);
     let here: BTreeSet<&str> = cases().iter().map(|case| case.kind).chain(elsewhere).collect();
     let kinds: BTreeSet<&str> = KINDS.iter().map(|kind| kind.name).collect();

@@ -280,7 +280,7 @@ impl RunTask {
         // The timer may have been faster; what was at work then is over now.
         let revert = async {
             match stored.state() {
-                Some(State::Reverted) => guards.revert_again(stored).await,
+                Some(State::Reverted | State::GivenUp) => guards.revert_again(stored).await,
                 _ => guards.revert(stored).await,
             }
         };

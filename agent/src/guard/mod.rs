@@ -206,9 +206,11 @@ impl Guards {
         }
     }
 
-    /// Takes it back once more although that was done: something was still at work then.
+    /// Takes it back once more although that was done, or given up: something was still at work then.
     pub async fn revert_again(&self, stored: &Stored) -> Result<Ended, GuardError> {
-        stored.shift(State::Reverted, State::Reverting)?;
+        for over in [State::Reverted, State::GivenUp] {
+            stored.shift(over, State::Reverting)?;
+        }
         self.revert(stored).await
     }
 

@@ -79,7 +79,7 @@ impl Resource for Directory {
                 vec![Step::SetAttributes { path, mode, uid, gid, seen: Some(meta.id) }]
             }
             (None, Presence::Present) => {
-                let mut steps: Vec<Step> = make_parents(&seen.missing).collect();
+                let mut steps = make_parents(seen);
                 steps.push(Step::MakeDirectory { path, mode, uid, gid });
                 steps
             }
@@ -100,12 +100,15 @@ impl Resource for Directory {
                 return Undo::Cannot(format!("{path} holds {holds} by now, so it stays"));
             }
             (None, Some(_)) => {
-                let mut steps = vec![Step::RemoveDirectory { path }];
-                steps.extend(unmake_parents(&before.missing, now.lonely));
-                steps
+                // Parents it made go with it, up to the first that others use.
+                let parents = before.missing.iter().rev().take(now.lonely).cloned();
+                let remove = |path| Step::RemoveDirectory { path };
+                std::iter::once(path).chain(parents).map(remove).collect()
             }
             (Some(meta), None) => {
-                vec![Step::MakeDirectory { path, mode: meta.mode, uid: meta.uid, gid: meta.gid }]
+                let mut steps = make_parents(now);
+                steps.push(Step::MakeDirectory { path, mode: meta.mode, uid: meta.uid, gid: meta.gid });
+                steps
             }
             (Some(Meta { mode, uid, gid, .. }), Some(there)) => {
                 let (mode, uid, gid, seen) = (*mode, *uid, *gid, Some(there.id));
@@ -134,6 +137,13 @@ fn bits(spec: &DirectorySpec) -> u32 {
     spec.mode.bits().unwrap_or(PARENT_MODE)
 }
 
+/// What makes those that are missing on the way.
+fn make_parents(seen: &Seen) -> Vec<Step> {
+    let parent =
+        |path: &String| Step::MakeDirectory { path: path.clone(), mode: PARENT_MODE, uid: 0, gid: 0 };
+    seen.missing.iter().map(parent).collect()
+}
+
 /// The first few names, for people.
 fn named(entries: &[String]) -> String {
     let first: Vec<&str> = entries.iter().take(NAMED).map(String::as_str).collect();
@@ -149,19 +159,8 @@ fn above(path: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// What makes the directories on the way to something.
-pub(super) fn make_parents(missing: &[String]) -> impl Iterator<Item = Step> {
-    missing.iter().map(|path| Step::MakeDirectory { path: path.clone(), mode: PARENT_MODE, uid: 0, gid: 0 })
-}
-
-/// What takes them away again with what is in them, up to the first that others use.
-pub(super) fn unmake_parents(made: &[String], lonely: usize) -> impl Iterator<Item = Step> {
-    let remove = |path: &String| Step::RemoveDirectory { path: path.clone() };
-    made.iter().rev().take(lonely).map(remove)
-}
-
 /// Which of the directories above a path are not there, the topmost first.
-pub(super) fn missing(path: &str, host: &Sys) -> Result<Vec<String>, ObserveError> {
+fn missing(path: &str, host: &Sys) -> Result<Vec<String>, ObserveError> {
     let mut missing = Vec::new();
     for parent in above(path) {
         match host.meta(parent)? {
@@ -181,7 +180,7 @@ pub(super) fn missing(path: &str, host: &Sys) -> Result<Vec<String>, ObserveErro
 }
 
 /// How many of the directories above a path, from the nearest on, hold nothing else.
-pub(super) fn lonely(path: &str, host: &Sys) -> Result<usize, ObserveError> {
+fn lonely(path: &str, host: &Sys) -> Result<usize, ObserveError> {
     let mut count = 0;
     for parent in above(path) {
         if host.entries(parent, 2)?.len() != 1 {
@@ -326,6 +325,11 @@ mod tests {
             let now = look(&spec, &sys).await;
             assert_eq!(Directory::essence(&spec, &now), Directory::essence(&spec, &before), "{json}");
             assert!(!dir.path().join("a").exists(), "{json}");
+            // And the way back from that.
+            act(&steps(Directory::undo(&spec, &after, &json!(null), &now)), &sys);
+            let again = look(&spec, &sys).await;
+            assert_eq!(Directory::essence(&spec, &again), Directory::essence(&spec, &after), "{json}");
+            act(&steps(Directory::undo(&spec, &kept, &json!(null), &again)), &sys);
         }
     }
 

@@ -5,7 +5,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::diff::{attributes, hidden, unified};
-use super::directory::{lonely, make_parents, missing, unmake_parents};
 use super::{Depth, ObserveError, Protect, Resource, Step, Undo, WriteFile, base64_bytes};
 use crate::sys::{FileKind, Meta, Sys};
 
@@ -22,12 +21,6 @@ pub(super) struct File;
 #[derive(Serialize, Deserialize)]
 pub(super) struct Seen {
     there: Option<(Meta, Content)>,
-    /// Parents that are not there and are to be made, the topmost first.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    missing: Vec<String>,
-    /// How many parents, from the nearest on, hold nothing but the way here.
-    #[serde(default)]
-    lonely: usize,
     uid: u32,
     gid: u32,
 }
@@ -67,10 +60,8 @@ impl Resource for File {
                     other => other?.map(|(meta, bytes)| (meta, Content::Bytes(bytes))),
                 }
             }
-            // To remove a link follows nothing, and neither does leaving it.
-            Some(meta)
-                if meta.kind == FileKind::Symlink && (spec.state == Presence::Absent || !spec.replace) =>
-            {
+            // To remove a link follows nothing.
+            Some(meta) if meta.kind == FileKind::Symlink && spec.state == Presence::Absent => {
                 Some((meta, Content::Link(host.link_target(path)?)))
             }
             Some(meta) => {
@@ -80,18 +71,10 @@ impl Resource for File {
                 )));
             }
         };
-        let mut seen = Seen { there, missing: Vec::new(), lonely: 0, uid: 0, gid: 0 };
         if spec.state == Presence::Absent {
-            return Ok(seen);
+            return Ok(Seen { there, uid: 0, gid: 0 });
         }
-        (seen.uid, seen.gid) = (host.user(&spec.owner)?.uid, host.group(&spec.group)?);
-        if spec.parents {
-            if seen.there.is_some() {
-                seen.lonely = lonely(path, host)?;
-            } else {
-                seen.missing = missing(path, host)?;
-            }
-        } else if seen.there.is_none() {
+        if there.is_none() {
             let parent = path.rsplit_once('/').map_or("/", |(dir, _)| if dir.is_empty() { "/" } else { dir });
             if host.mtime_ns(parent)?.is_none() {
                 return Err(ObserveError::Obstacle(format!(
@@ -99,7 +82,7 @@ impl Resource for File {
                 )));
             }
         }
-        Ok(seen)
+        Ok(Seen { there, uid: host.user(&spec.owner)?.uid, gid: host.group(&spec.group)? })
     }
 
     fn plan(spec: &FileSpec, seen: &Seen) -> Vec<Step> {
@@ -107,7 +90,6 @@ impl Resource for File {
         let (uid, gid, mode) = (seen.uid, seen.gid, spec.mode.bits().unwrap_or(0o644));
         match (&spec.content, &seen.there, spec.state) {
             (_, None, Presence::Absent) | (None, _, Presence::Present) => Vec::new(),
-            (_, Some(_), Presence::Present) if !spec.replace => Vec::new(),
             (_, Some(_), Presence::Absent) => vec![Step::Remove { path }],
             (Some(content), Some((meta, Content::Bytes(bytes))), Presence::Present)
                 if content.as_bytes() == bytes && content.len() as u64 == meta.len =>
@@ -119,10 +101,15 @@ impl Resource for File {
                 }
             }
             (Some(content), _, Presence::Present) => {
-                let (content, validate) = (content.clone().into_bytes(), spec.validate.clone());
-                let mut steps: Vec<Step> = make_parents(&seen.missing).collect();
-                steps.push(Step::WriteFile(WriteFile { path, content, mode, uid, gid, validate }));
-                steps
+                let content = content.clone().into_bytes();
+                vec![Step::WriteFile(WriteFile {
+                    path,
+                    content,
+                    mode,
+                    uid,
+                    gid,
+                    validate: spec.validate.clone(),
+                })]
             }
         }
     }
@@ -153,9 +140,7 @@ impl Resource for File {
     fn undo(spec: &FileSpec, before: &Seen, _trace: &serde_json::Value, now: &Seen) -> Undo {
         let path = spec.path.clone();
         let Some((meta, content)) = &before.there else {
-            let mut steps = vec![Step::Remove { path }];
-            steps.extend(unmake_parents(&before.missing, now.lonely));
-            return Undo::Steps(steps);
+            return Undo::Steps(vec![Step::Remove { path }]);
         };
         let (mode, uid, gid) = (meta.mode, meta.uid, meta.gid);
         Undo::Steps(vec![match content {
@@ -200,17 +185,12 @@ fn difference(
     seen: &Seen,
     show: impl Fn(&str, Option<&[u8]>, Option<&[u8]>) -> String,
 ) -> String {
-    if seen.there.is_some() && !spec.replace && spec.state == Presence::Present {
-        return String::new();
-    }
     let old = seen.there.as_ref().map(|(_, content)| content.bytes());
     let new = spec.content.as_deref().map(str::as_bytes);
     if seen.there.as_ref().is_some_and(|(_, content)| matches!(content, Content::Link(_))) {
         return format!("{}: a symbolic link is removed\n", spec.path);
     }
-    let mut text: String =
-        seen.missing.iter().map(|path| format!("{path}: the directory is made\n")).collect();
-    text += &show(&spec.path, old, new);
+    let mut text = show(&spec.path, old, new);
     if let (Some((meta, _)), Some(mode), Presence::Present) = (&seen.there, spec.mode.bits(), spec.state) {
         text += &attributes(&spec.path, meta, mode, (seen.uid, &spec.owner), (seen.gid, &spec.group));
     }
@@ -298,26 +278,6 @@ mod tests {
             (serde_json::json!({"path": "/etc", "content": "x"}), Err("/etc is a directory")),
             (serde_json::json!({"path": "/link", "content": "x"}), Err("/link is a symbolic link")),
             (serde_json::json!({"path": "/no/dir", "content": "x"}), Err("the directory /no for")),
-            (
-                serde_json::json!({"path": "/no/dir/a", "content": "x", "parents": true}),
-                Ok(vec![
-                    "make the directory /no (0755)",
-                    "make the directory /no/dir (0755)",
-                    "write /no/dir/a",
-                ]),
-            ),
-            (
-                serde_json::json!({"path": "/same/a", "content": "x", "parents": true}),
-                Err("/same, which /same/a is to be in, is a file"),
-            ),
-            // What is there stays, whatever it is like, but for what is no file at all.
-            (serde_json::json!({"path": "/new", "content": "", "replace": false}), Ok(vec!["write /new"])),
-            (serde_json::json!({"path": "/loose", "content": "y", "replace": false}), Ok(vec![])),
-            (serde_json::json!({"path": "/link", "content": "y", "replace": false}), Ok(vec![])),
-            (
-                serde_json::json!({"path": "/etc", "content": "y", "replace": false}),
-                Err("/etc is a directory"),
-            ),
         ];
         for (json, want) in cases {
             let spec = spec(json.clone());
@@ -331,35 +291,9 @@ mod tests {
                 (got, want) => panic!("{json}: {:?}, wanted {want:?}", got.map(|_| ())),
             }
         }
-        assert!(!dir.path().join("none").exists(), "a plan makes nothing");
         let mut nobody = spec(serde_json::json!({"path": "/new", "content": ""}));
         nobody.owner = "ghost".to_owned();
         let error = File::observe(&nobody, &sys, Depth::Cheap).await.err().unwrap();
         assert_eq!(error.to_string(), "there is no user \"ghost\" on this host");
-    }
-
-    /// The way back takes the directories that it made, up to the first that others use.
-    #[tokio::test]
-    async fn parents_that_were_made_go_again() {
-        let (dir, sys) = fixture();
-        let spec = spec(serde_json::json!({"path": "/no/dir/a", "content": "x", "parents": true}));
-        let before = File::observe(&spec, &sys, Depth::Whole).await.unwrap();
-        std::fs::create_dir_all(dir.path().join("no/dir")).unwrap();
-        std::fs::write(dir.path().join("no/dir/a"), "x").unwrap();
-        let cases: [(&[&str], &[&str]); 3] = [
-            (&[], &["remove /no/dir/a", "remove the directory /no/dir", "remove the directory /no"]),
-            (&["no/b"], &["remove /no/dir/a", "remove the directory /no/dir"]),
-            (&["no/b", "no/dir/b"], &["remove /no/dir/a"]),
-        ];
-        for (others, want) in cases {
-            for other in others {
-                std::fs::write(dir.path().join(other), "").unwrap();
-            }
-            let now = File::observe(&spec, &sys, Depth::Whole).await.unwrap();
-            let Undo::Steps(steps) = File::undo(&spec, &before, &serde_json::Value::Null, &now) else {
-                panic!("no way back")
-            };
-            assert_eq!(steps.iter().map(Step::summary).collect::<Vec<_>>(), want, "{others:?}");
-        }
     }
 }

@@ -62,10 +62,10 @@ impl ResourceSpec for DockerDaemonSpec {
             "Other keys of daemon.json; each value is JSON: \"true\", \"[\\\"192.0.2.1\\\"]\".",
         ),
     ];
-    const DOC: &'static str =
-        "Settings of Docker's engine, merged into /etc/docker/daemon.json; other keys stay.";
-    const CANNOT_UNDO: &'static str =
-        "the directory /etc/docker, where there was none; containers that were restarted with the engine";
+    const DOC: &'static str = "Settings of Docker's engine, merged into /etc/docker/daemon.json; other keys stay. Before Docker's packages \
+         it is there for the engine's first start.";
+    const CANNOT_UNDO: &'static str = "the directory /etc/docker, where there was none and others have files in it by now; containers that were \
+         restarted with the engine";
 
     fn natural_name(&self) -> String {
         "daemon.json".to_owned()

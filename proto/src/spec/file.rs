@@ -8,7 +8,7 @@ use super::{Field, Holds, PRESENCE, Presence, ResourceSpec, SpecError, check_acc
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FileSpec {
-    /// Absolute. Its directory must be there, but for [`Self::parents`]; a symbolic link at the path itself is refused, not followed.
+    /// Absolute. Its directory must be there; a symbolic link at the path itself is refused, not followed.
     pub path: String,
     /// The whole content.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -25,19 +25,9 @@ pub struct FileSpec {
     /// There with this content, or not there.
     #[serde(default)]
     pub state: Presence,
-    /// Whether one that is there gets this content, owner and mode. Otherwise it stays as it is, whatever it holds.
-    #[serde(default = "yes")]
-    pub replace: bool,
-    /// Directories missing on the way to it are made, too, as 0755 of root.
-    #[serde(default)]
-    pub parents: bool,
     /// A command that must exit 0 before the content is put in place; `{path}` stands for a file with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validate: Option<Vec<String>>,
-}
-
-pub(super) fn yes() -> bool {
-    true
 }
 
 pub(super) fn root() -> String {
@@ -68,26 +58,12 @@ impl ResourceSpec for FileSpec {
     const KIND: &'static str = "file";
     const SCHEMA: u32 = 1;
     const FIELDS: &'static [Field] = &[
-        Field::required(
-            "path",
-            Holds::Text,
-            "Absolute; its directory must be there, unless parents is true.",
-        ),
+        Field::required("path", Holds::Text, "Absolute; its directory must be there."),
         Field::optional("content", Holds::Text, "The whole content.").secret(),
         Field::optional("mode", Holds::Text, "Octal permission bits; 0644 when left out."),
         Field::optional("owner", Holds::Text, "User name; root when left out."),
         Field::optional("group", Holds::Text, "Group name; root when left out."),
         Field::optional("state", PRESENCE, "present or absent; present when left out."),
-        Field::optional(
-            "replace",
-            Holds::Bool,
-            "false: one that is there stays as it is, whatever it holds; true when left out.",
-        ),
-        Field::optional(
-            "parents",
-            Holds::Bool,
-            "Directories missing on the way to it are made too, as 0755 of root; false when left out.",
-        ),
         Field::optional("validate", Holds::TextList, "A command that must accept the new content at {path}."),
     ];
     const DOC: &'static str = "A regular file with its content, owner and mode.";
@@ -109,11 +85,6 @@ impl ResourceSpec for FileSpec {
                 errors.push(SpecError::new("content", "a file that is to be absent has no content"));
             }
             _ => {}
-        }
-        for (field, given) in [("replace", !self.replace), ("parents", self.parents)] {
-            if given && self.state == Presence::Absent {
-                errors.push(SpecError::new(field, "is about a file that is to be there"));
-            }
         }
         if self.mode.bits().is_none() {
             let mode = &self.mode.0;

@@ -268,12 +268,6 @@ mod tests {
             ("file", json!({"path": "/etc/motd", "content": "hi\n"}), &[]),
             ("file", json!({"path": "/etc/motd", "content": "hi\n", "mode": "0640", "owner": "root"}), &[]),
             ("file", json!({"path": "/etc/motd", "state": "absent"}), &[]),
-            ("file", json!({"path": "/etc/motd", "content": "", "replace": false, "parents": true}), &[]),
-            (
-                "file",
-                json!({"path": "/etc/motd", "state": "absent", "replace": false, "parents": true}),
-                &["replace", "parents"],
-            ),
             ("file", json!({"path": "/etc/motd"}), &["content"]),
             ("file", json!({"path": "/etc/motd", "state": "absent", "content": "x"}), &["content"]),
             ("file", json!({"path": "/etc/../motd", "content": ""}), &["path"]),

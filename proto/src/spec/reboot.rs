@@ -2,7 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::file::yes;
 use super::{Field, Holds, ResourceSpec, SpecError, check_path};
 
 /// A restart when one is due. That is derived from what is on the host, so a second run finds nothing to do.
@@ -17,6 +16,10 @@ pub struct RebootSpec {
     /// Due when one of these files is newer than the boot.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub if_newer: Vec<String>,
+}
+
+fn yes() -> bool {
+    true
 }
 
 impl ResourceSpec for RebootSpec {

@@ -2,7 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::file::yes;
 use super::{Field, Holds, PRESENCE, Presence, ResourceSpec, SpecError, check_account, check_path};
 
 /// One rule of sudo, in a file of its own.
@@ -23,6 +22,10 @@ pub struct SudoersSpec {
     /// There, or not there.
     #[serde(default)]
     pub state: Presence,
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn all() -> String {

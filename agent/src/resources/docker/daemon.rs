@@ -1,4 +1,5 @@
-//! `docker_daemon`: some keys of daemon.json are as declared, and the engine that runs has read them.
+//! `docker_daemon`: some keys of daemon.json are as declared, and the engine that runs has read them. Where Docker is not
+//! installed yet, they are there for its first start.
 
 use std::time::Duration;
 
@@ -30,6 +31,12 @@ pub(in crate::resources) struct Seen {
     file: Option<Owned>,
     /// The directory is there.
     dir: bool,
+    /// The file is all that is in it.
+    #[serde(default)]
+    alone: bool,
+    /// There is no engine on this host: one that comes reads the file at its first start.
+    #[serde(default)]
+    absent: bool,
     /// The engine runs.
     running: bool,
     /// The file is newer than its start.
@@ -85,17 +92,14 @@ impl Resource for DockerDaemon {
     fn plan(spec: &DockerDaemonSpec, seen: &Seen) -> Vec<Step> {
         let current = current(seen.file.as_ref()).unwrap_or_default();
         let wanted = merged(&current, &spec.declared());
-        let mut steps = Vec::new();
-        if !seen.dir {
-            steps.push(Step::MakeDirectory { path: DIR.to_owned(), mode: 0o755, uid: 0, gid: 0 });
-        }
         let same = wanted == current;
+        let mut steps = if same { Vec::new() } else { make_dir(seen) };
         if !same {
             steps.push(put(seen.file.as_ref(), text(&wanted)));
         }
         // The need is derived from what is there, so that a run that was cut off in between does not lose it (T07).
         // Some keys could be put in force by a reload; which, differs between versions, and none says so.
-        if !same || !seen.running || seen.stale {
+        if !seen.absent && (!same || !seen.running || seen.stale) {
             steps.push(restart());
         }
         steps
@@ -114,7 +118,7 @@ impl Resource for DockerDaemon {
         if seen.running && seen.stale {
             shown += &format!("{UNIT}: its configuration is newer than its start\n");
         }
-        if !seen.running {
+        if !seen.running && !seen.absent {
             shown += &format!("{UNIT}: not running\n");
         }
         shown
@@ -126,7 +130,8 @@ impl Resource for DockerDaemon {
         let ours: Map<String, Value> = touched(&spec.declared())
             .filter_map(|key| Some((key.to_owned(), current.get(key)?.clone())))
             .collect();
-        json!({"keys": ours, "running": seen.running})
+        // An engine that came or went with its packages is theirs.
+        json!({"keys": ours, "running": seen.running || seen.absent})
     }
 
     fn undo(spec: &DockerDaemonSpec, before: &Seen, _: &Value, now: &Seen) -> Undo {
@@ -148,10 +153,18 @@ impl Resource for DockerDaemon {
             (None, _) if back.is_empty() => Some(Step::Remove { path: FILE.to_owned() }),
             (_, file) => Some(put(file.as_ref(), text(&back))),
         };
-        let mut steps: Vec<Step> = file.into_iter().collect();
-        if before.running && !steps.is_empty() {
+        let mut steps = match file {
+            Some(Step::Remove { path }) => {
+                let dir = (!before.dir && now.alone).then(|| Step::RemoveDirectory { path: DIR.to_owned() });
+                [Step::Remove { path }].into_iter().chain(dir).collect()
+            }
+            Some(put) => [make_dir(now), vec![put]].concat(),
+            None => Vec::new(),
+        };
+        let reads = if before.absent { now.running } else { before.running };
+        if reads && !steps.is_empty() {
             steps.push(restart());
-        } else if now.running && !before.running {
+        } else if now.running && !before.running && !before.absent {
             steps.push(Step::Exec(Exec::new(&["systemctl", "stop", "docker.socket", UNIT], RESTART_LIMIT)));
         }
         Undo::Steps(steps)
@@ -197,6 +210,11 @@ fn touched(declared: &Map<String, Value>) -> impl Iterator<Item = &str> {
     declared.keys().map(String::as_str).chain(options.then_some("log-opts"))
 }
 
+fn make_dir(seen: &Seen) -> Vec<Step> {
+    let make = Step::MakeDirectory { path: DIR.to_owned(), mode: 0o755, uid: 0, gid: 0 };
+    if seen.dir { Vec::new() } else { vec![make] }
+}
+
 fn text(keys: &Map<String, Value>) -> Vec<u8> {
     let mut bytes = serde_json::to_vec_pretty(keys).unwrap_or_default();
     bytes.push(b'\n');
@@ -225,10 +243,12 @@ async fn look(host: &Sys) -> Result<Seen, ObserveError> {
         let line = said.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
         line.unwrap_or_default().to_owned()
     };
-    if property("LoadState") != "loaded" {
-        return Err(ObserveError::Obstacle(
-            "Docker is not installed: declare its packages before this".to_owned(),
-        ));
+    let absent = property("LoadState") == "not-found";
+    if !absent && property("LoadState") != "loaded" {
+        return Err(ObserveError::Obstacle(format!(
+            "systemd does not take {UNIT}, which is {}: `systemctl status docker` may say why",
+            property("LoadState")
+        )));
     }
     let running = property("ActiveState") == "active";
     let started = property("ExecMainStartTimestampMonotonic").parse::<i128>();
@@ -237,6 +257,8 @@ async fn look(host: &Sys) -> Result<Seen, ObserveError> {
     Ok(Seen {
         file: Owned::look(host, FILE)?,
         dir: host.is_directory(DIR)?,
+        alone: host.entries(DIR, 2)? == ["daemon.json"],
+        absent,
         running,
         stale: running && changed.is_some_and(|changed| changed > started),
         info: None,
@@ -321,6 +343,44 @@ mod tests {
         let mut added = ours.clone();
         added["mtu"] = 1400.into();
         assert_eq!(written(&undo(&seen(None), &seen(Some(&added.to_string())))[0]), json!({"mtu": 1400}));
+    }
+
+    /// Before Docker's packages: what is there for the first start is written, nothing is started, and the way back is of
+    /// the file and of the directory, where nobody else has files in it.
+    #[test]
+    fn it_may_be_there_before_docker() {
+        let rotate = spec(json!({"log_driver": "local"}));
+        let bare = Seen { absent: true, ..Seen::default() };
+        let plan = DockerDaemon::plan(&rotate, &bare);
+        let lines = |steps: &[Step]| steps.iter().map(Step::summary).collect::<Vec<_>>();
+        let write = "write /etc/docker/daemon.json";
+        assert_eq!(lines(&plan), ["make the directory /etc/docker (0755)", write]);
+        assert!(!DockerDaemon::diff(&rotate, &bare).contains("not running"));
+        let there =
+            Seen { absent: true, running: false, alone: true, ..seen(Some("{\"log-driver\":\"local\"}")) };
+        assert_eq!(DockerDaemon::plan(&rotate, &there), []);
+        assert_eq!(DockerDaemon::diff(&rotate, &there), "");
+        // Docker came with its packages, which is no change of this.
+        let runs = Seen { absent: false, running: true, alone: false, ..there.clone() };
+        assert_eq!(DockerDaemon::essence(&rotate, &there), DockerDaemon::essence(&rotate, &runs));
+        assert_eq!(DockerDaemon::plan(&rotate, &runs), []);
+        let stopped = Seen { running: false, ..runs.clone() };
+        assert_ne!(DockerDaemon::essence(&rotate, &there), DockerDaemon::essence(&rotate, &stopped));
+
+        let undo = |before: &Seen, now: &Seen| match DockerDaemon::undo(&rotate, before, &Value::Null, now) {
+            Undo::Steps(steps) => lines(&steps),
+            Undo::Cannot(why) => panic!("{why}"),
+        };
+        let (remove, remove_dir) = ("remove /etc/docker/daemon.json", "remove the directory /etc/docker");
+        let restart = restart().summary();
+        assert_eq!(undo(&bare, &there), [remove, remove_dir]);
+        assert_eq!(undo(&bare, &Seen { alone: false, ..there.clone() }), [remove]);
+        assert_eq!(undo(&Seen { dir: true, ..bare.clone() }, &there), [remove], "it was there before");
+        assert_eq!(undo(&bare, &runs), [remove, restart.as_str()], "Docker stays");
+        // And the way back from that.
+        assert_eq!(undo(&there, &bare), ["make the directory /etc/docker (0755)", write]);
+        let also = Seen { file: Some(Owned::new(b"{\"log-driver\":\"local\",\"mtu\":1400}")), ..there };
+        assert_eq!(undo(&bare, &also), [write], "somebody's own key stays");
     }
 
     #[tokio::test]
