@@ -1,5 +1,9 @@
 //! Understanding what a Rust test harness prints, line by line.
 
+/// Of what a failed test says, so many lines of so many characters are told again at the end.
+const REASON_LINES: usize = 8;
+const REASON_WIDTH: usize = 300;
+
 /// What a suite has said so far.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Outcome {
@@ -11,6 +15,8 @@ pub(crate) struct Outcome {
     pub(crate) failed: usize,
     /// Names of failed tests.
     pub(crate) failures: Vec<String>,
+    /// The first of what failed tests said, each with the test's name before it.
+    pub(crate) reasons: Vec<(String, Vec<String>)>,
     /// What was not run, and why.
     pub(crate) skipped: Vec<Skip>,
     /// `name: what it does not prove`, as tests print it after `STAND-IN: `.
@@ -71,7 +77,11 @@ impl Reader {
         }
         match line {
             "successes:" if self.section == Section::Running => self.section = Section::Successes,
-            "failures:" => self.section = Section::Failures,
+            "failures:" => {
+                self.section = Section::Failures;
+                // The second time come the names alone.
+                self.current = None;
+            }
             _ => {}
         }
         if self.section != Section::Running {
@@ -79,7 +89,11 @@ impl Reader {
             if let Some(title) = title {
                 self.current = Some(title.strip_suffix(" stdout").unwrap_or(title).to_owned());
             }
-            return if self.section == Section::Failures { Line::Failure } else { Line::Noise };
+            if self.section == Section::Failures {
+                self.reason(line, title.is_some());
+                return Line::Failure;
+            }
+            return Line::Noise;
         }
         let count = line.strip_prefix("running ").and_then(|l| l.split_once(" test"));
         if let Some(count) = count.and_then(|(count, _)| count.parse::<usize>().ok()) {
@@ -96,6 +110,24 @@ impl Reader {
             }
         }
         if line.is_empty() { Line::Noise } else { Line::Progress }
+    }
+
+    /// What a failed test said of why, without where that was in the code.
+    fn reason(&mut self, line: &str, is_title: bool) {
+        let Some(test) = &self.current else { return };
+        let reasons = &mut self.outcome.reasons;
+        if is_title {
+            reasons.push((test.clone(), Vec::new()));
+            return;
+        }
+        let Some((_, said)) = reasons.last_mut() else { return };
+        let words = line.trim_start();
+        let is_frame = words.starts_with("at ")
+            || words.split_once(": ").is_some_and(|(number, _)| number.parse::<u32>().is_ok())
+            || words.starts_with("stack backtrace:");
+        if !words.is_empty() && !is_frame && said.len() < REASON_LINES {
+            said.push(line.chars().take(REASON_WIDTH).collect());
+        }
     }
 
     /// Lines with a meaning for us, wherever they turn up (tests may write past the harness's capture).
@@ -205,6 +237,19 @@ failures:
 
 test result: FAILED. 2 passed; 1 failed; 2 ignored; 0 measured; 4 filtered out; finished in 0.10s
 ";
+
+    #[test]
+    fn what_a_failed_test_says_is_kept_without_its_backtrace() {
+        let text = "running 2 tests\ntest a ... FAILED\ntest b ... FAILED\n\nfailures:\n\n---- a stdout ----\n\n\
+                    thread 'a' (7) panicked at tests/a.rs:1:2:\nit rained\nstack backtrace:\n   0: core::panicking\n             \
+                    at /rustc/x.rs:1:2\n\n---- b stdout ----\nError: no sun\n\nCaused by:\n    a cloud: grey\n\nfailures:\n    a\n    \
+                    b\n\ntest result: FAILED. 0 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out\n";
+        let reasons = read(text).reasons;
+        assert_eq!(reasons[0].0, "a");
+        assert_eq!(reasons[0].1, ["thread 'a' (7) panicked at tests/a.rs:1:2:", "it rained"]);
+        assert_eq!(reasons[1].0, "b");
+        assert_eq!(reasons[1].1, ["Error: no sun", "Caused by:", "    a cloud: grey"]);
+    }
 
     #[test]
     fn passed_failed_skipped_and_stand_ins_are_told_apart() {

@@ -96,6 +96,13 @@ impl Report {
             say("  error: the lab is required, and tests of it were skipped".to_owned());
             good = false;
         }
+        // Here, as of a long output the end is what is shown.
+        for (suite, test, said) in self.suites.iter().flat_map(|suite| {
+            suite.outcome.reasons.iter().map(|(test, said)| (suite.name.as_str(), test, said))
+        }) {
+            say(format!("failed: {suite}::{test}"));
+            said.iter().for_each(|line| say(format!("    {line}")));
+        }
         say(format!("{passed} passed, {failed} failed, {skipped} skipped"));
         (text, good)
     }
@@ -159,6 +166,17 @@ mod tests {
         broken.error = Some("killed".into());
         let (text, good) = render(vec![broken], None, false);
         assert_eq!((last(&text), good), ("3 passed, 1 failed, 0 skipped", false));
+    }
+
+    #[test]
+    fn why_a_test_failed_stands_at_the_end() {
+        let mut failed = suite(3, 1, None);
+        failed.outcome.reasons = vec![("a::b".into(), vec!["Error: it rained".into()])];
+        let (text, _) = render(vec![failed], None, false);
+        assert!(
+            text.ends_with("\nfailed: s::a::b\n    Error: it rained\n3 passed, 1 failed, 0 skipped\n"),
+            "{text}"
+        );
     }
 
     #[test]
