@@ -277,5 +277,13 @@ fn records_of_renewal(sites: &Sites) -> Result<()> {
         ensure!(sites.calls(api)?.0 == 2, "{}: {:?}", api.provider, sites.calls(api)?);
     }
     ensure!(left.len() <= 1, "{} of them left a record", left.len());
+    for api in sites.internet.dns_apis() {
+        let there = sites.internet.dig(&format!("_acme-challenge.{}", domain(api)), "TXT")?;
+        ensure!(
+            there.is_empty() || left.iter().any(|of| of.provider == api.provider),
+            "{}: {there:?}",
+            api.provider
+        );
+    }
     Ok(())
 }

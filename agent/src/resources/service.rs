@@ -65,6 +65,10 @@ impl Seen {
         matches!(self.active.as_str(), "active" | "reloading")
     }
 
+    fn has_failed(&self) -> bool {
+        self.active == "failed"
+    }
+
     fn on_its_way(&self) -> bool {
         matches!(self.active.as_str(), "activating" | "deactivating")
     }
@@ -138,6 +142,10 @@ impl Resource for Service {
         if restart {
             systemctl(&["restart", "--", &unit]);
         } else if start {
+            if seen.has_failed() {
+                // systemd counts the starts that failed, and after a few refuses the next one for a while.
+                systemctl(&["reset-failed", "--", &unit]);
+            }
             systemctl(&["start", "--", &unit]);
         } else if spec.state == Some(Running::Stopped) && (seen.is_active() || seen.on_its_way()) {
             systemctl(&["stop", "--", &unit]);
@@ -357,7 +365,7 @@ mod tests {
         let cases = [
             (&on, seen("active", "enabled"), vec![]),
             (&on, seen("inactive", "enabled"), vec!["start"]),
-            (&on, seen("failed", "disabled"), vec!["enable", "start"]),
+            (&on, seen("failed", "disabled"), vec!["enable", "reset-failed", "start"]),
             (&on, seen("activating", "alias"), vec!["start"]),
             (&on, stale, vec!["restart"]),
             (&on, reload, vec!["daemon-reload", "enable", "start"]),

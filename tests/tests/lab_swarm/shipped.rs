@@ -103,6 +103,10 @@ fn swarm_on(name: &str, image: Image) -> Result<()> {
     let good = format!("traefik_image={TRAEFIK}");
     let first_without = image == Image::TRIXIE_SHIPPED;
     if first_without {
+        // Debian's own, which goes, and leaves a unit that is masked.
+        let debians = "DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 update && \
+                       DEBIAN_FRONTEND=noninteractive apt-get -qqy -o DPkg::Lock::Timeout=300 install --no-install-recommends docker.io";
+        shipped.host.exec_with(&["sh", "-c", debians], b"", LONG)?.ok()?;
         without_its_image_the_rest_is_done(&shipped)?;
         shipped.vars.extend(["--var".to_owned(), good]);
     }
@@ -199,6 +203,43 @@ fn trap_17_a_newer_major_is_taken_when_it_is_asked_for(shipped: &Shipped) -> Res
     })?;
     let again = finish(rig.command(&apply), LONG)?.expect(0);
     assert!(!said(&again).contains(" changed"), "{again:?}");
+    Ok(())
+}
+
+/// A whole run is undone: nothing of Docker is left, root gets in as before, and the firewall is gone. Undone in turn, all
+/// of it is there again.
+#[test]
+fn a_whole_run_is_undone() -> Result<()> {
+    let Some(shipped) = Shipped::open("swarm-undo", Image::BOOKWORM_SHIPPED)? else { return Ok(()) };
+    let (rig, host) = (&shipped.rig, &shipped.host);
+    shipped.up()?;
+    let run = rig.last_run(host)?;
+    rig.run_long(&["run", "undo", &run])?.expect(0);
+    let undo = rig.last_run(host)?;
+    // By the agent, as whether root may log in is a part of it.
+    host.sh("! dpkg-query -W -f '${db:Status-Status}\n' docker-ce containerd.io | grep -qx installed && ! test -e /etc/docker")?;
+    host.sh("! iptables -w -S POSTERN-INPUT 2>/dev/null && ! test -e /etc/ssh/sshd_config.d/00-postern.conf && ! id ada 2>/dev/null")?;
+    host.wait_ssh(BOOT_DEADLINE)?;
+    rig.run_long(&["run", "undo", &undo])?.expect(0);
+    shipped.in_force()?;
+    shipped.unchanged("the run after an undone undo")
+}
+
+/// Somebody's daemon.json that is none: that is told, Docker is not touched, and the host is none the less one that only
+/// its administrator gets into.
+#[test]
+fn what_docker_lacks_keeps_nobody_out_of_base() -> Result<()> {
+    let Some(shipped) = Shipped::open("swarm-json", Image::TRIXIE_SHIPPED)? else { return Ok(()) };
+    let host = &shipped.host;
+    host.sh("mkdir /etc/docker && echo '{\"mtu\": 1400' >/etc/docker/daemon.json")?;
+    let failed = shipped.up_with(&[])?.expect(1);
+    ensure!(said(&failed).contains("/etc/docker/daemon.json is not JSON"), "{failed:?}");
+    host.sh("grep -q 1400 /etc/docker/daemon.json && sshd -T | grep -qx 'passwordauthentication no' && sudo -u ada sudo -n true")?;
+    host.sh("iptables -w -S POSTERN-INPUT | grep -q 443")?;
+    host.sh("echo '{\"mtu\": 1400}' >/etc/docker/daemon.json")?;
+    shipped.up()?;
+    shipped.in_force()?;
+    host.sh("grep -q 1400 /etc/docker/daemon.json")?;
     Ok(())
 }
 

@@ -121,11 +121,9 @@ impl Reader {
             return;
         }
         let Some((_, said)) = reasons.last_mut() else { return };
-        let words = line.trim_start();
-        let is_frame = words.starts_with("at ")
-            || words.split_once(": ").is_some_and(|(number, _)| number.parse::<u32>().is_ok())
-            || words.starts_with("stack backtrace:");
-        if !words.is_empty() && !is_frame && said.len() < REASON_LINES {
+        if line.to_ascii_lowercase().starts_with("stack backtrace:") {
+            self.current = None;
+        } else if !line.trim().is_empty() && said.len() < REASON_LINES {
             said.push(line.chars().take(REASON_WIDTH).collect());
         }
     }
@@ -242,13 +240,13 @@ test result: FAILED. 2 passed; 1 failed; 2 ignored; 0 measured; 4 filtered out; 
     fn what_a_failed_test_says_is_kept_without_its_backtrace() {
         let text = "running 2 tests\ntest a ... FAILED\ntest b ... FAILED\n\nfailures:\n\n---- a stdout ----\n\n\
                     thread 'a' (7) panicked at tests/a.rs:1:2:\nit rained\nstack backtrace:\n   0: core::panicking\n             \
-                    at /rustc/x.rs:1:2\n\n---- b stdout ----\nError: no sun\n\nCaused by:\n    a cloud: grey\n\nfailures:\n    a\n    \
+                    at /rustc/x.rs:1:2\n\n---- b stdout ----\nError: no sun\n\nCaused by:\n    0: a cloud\n    1: grey\n\nStack backtrace:\n   0: b\n\nfailures:\n    a\n    \
                     b\n\ntest result: FAILED. 0 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out\n";
         let reasons = read(text).reasons;
         assert_eq!(reasons[0].0, "a");
         assert_eq!(reasons[0].1, ["thread 'a' (7) panicked at tests/a.rs:1:2:", "it rained"]);
         assert_eq!(reasons[1].0, "b");
-        assert_eq!(reasons[1].1, ["Error: no sun", "Caused by:", "    a cloud: grey"]);
+        assert_eq!(reasons[1].1, ["Error: no sun", "Caused by:", "    0: a cloud", "    1: grey"]);
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! `docker_daemon`: some keys of daemon.json are as declared, and the engine that runs has read them. Where Docker is not
-//! installed yet, they are there for its first start.
+//! `docker_daemon`: some keys of daemon.json are as declared, and the engine, where it runs, has read them. One that does
+//! not run is not started: it may not be installed yet, or not wholly, and finds them when it starts.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::sys::Sys;
 const FILE: &str = "/etc/docker/daemon.json";
 const DIR: &str = "/etc/docker";
 const UNIT: &str = "docker.service";
-const PROPERTIES: &str = "--property=LoadState,ActiveState,ExecMainStartTimestampMonotonic";
+const PROPERTIES: &str = "--property=ActiveState,ExecMainStartTimestampMonotonic";
 const ASK_LIMIT: Duration = Duration::from_secs(30);
 const RESTART_LIMIT: Duration = Duration::from_secs(180);
 /// How long the engine may take to answer after its start.
@@ -34,9 +34,6 @@ pub(in crate::resources) struct Seen {
     /// The file is all that is in it.
     #[serde(default)]
     alone: bool,
-    /// There is no engine on this host: one that comes reads the file at its first start.
-    #[serde(default)]
-    absent: bool,
     /// The engine runs.
     running: bool,
     /// The file is newer than its start.
@@ -81,9 +78,8 @@ impl Resource for DockerDaemon {
                     .to_owned(),
             ));
         }
-        if depth == Depth::Proof
-            && let Some(why) = not_in_force(spec, &seen)
-        {
+        // At each look, as the engine may have started after the last proof.
+        if let Some(why) = not_in_force(spec, &seen) {
             return Err(ObserveError::Obstacle(why));
         }
         Ok(seen)
@@ -99,7 +95,7 @@ impl Resource for DockerDaemon {
         }
         // The need is derived from what is there, so that a run that was cut off in between does not lose it (T07).
         // Some keys could be put in force by a reload; which, differs between versions, and none says so.
-        if !seen.absent && (!same || !seen.running || seen.stale) {
+        if seen.running && (!same || seen.stale) {
             steps.push(restart());
         }
         steps
@@ -118,9 +114,6 @@ impl Resource for DockerDaemon {
         if seen.running && seen.stale {
             shown += &format!("{UNIT}: its configuration is newer than its start\n");
         }
-        if !seen.running && !seen.absent {
-            shown += &format!("{UNIT}: not running\n");
-        }
         shown
     }
 
@@ -130,8 +123,8 @@ impl Resource for DockerDaemon {
         let ours: Map<String, Value> = touched(&spec.declared())
             .filter_map(|key| Some((key.to_owned(), current.get(key)?.clone())))
             .collect();
-        // An engine that came or went with its packages is theirs.
-        json!({"keys": ours, "running": seen.running || seen.absent})
+        // That the engine runs is others'. Agents that saw to it wrote it down here, of one that always did.
+        json!({"keys": ours, "running": true})
     }
 
     fn undo(spec: &DockerDaemonSpec, before: &Seen, _: &Value, now: &Seen) -> Undo {
@@ -161,11 +154,8 @@ impl Resource for DockerDaemon {
             Some(put) => [make_dir(now), vec![put]].concat(),
             None => Vec::new(),
         };
-        let reads = if before.absent { now.running } else { before.running };
-        if reads && !steps.is_empty() {
+        if now.running && !steps.is_empty() {
             steps.push(restart());
-        } else if now.running && !before.running && !before.absent {
-            steps.push(Step::Exec(Exec::new(&["systemctl", "stop", "docker.socket", UNIT], RESTART_LIMIT)));
         }
         Undo::Steps(steps)
     }
@@ -243,13 +233,6 @@ async fn look(host: &Sys) -> Result<Seen, ObserveError> {
         let line = said.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
         line.unwrap_or_default().to_owned()
     };
-    let absent = property("LoadState") == "not-found";
-    if !absent && property("LoadState") != "loaded" {
-        return Err(ObserveError::Obstacle(format!(
-            "systemd does not take {UNIT}, which is {}: `systemctl status docker` may say why",
-            property("LoadState")
-        )));
-    }
     let running = property("ActiveState") == "active";
     let started = property("ExecMainStartTimestampMonotonic").parse::<i128>();
     let started = started.map_or(0, |micros| micros * 1000 + crate::sys::boot_ns());
@@ -258,7 +241,6 @@ async fn look(host: &Sys) -> Result<Seen, ObserveError> {
         file: Owned::look(host, FILE)?,
         dir: host.is_directory(DIR)?,
         alone: host.entries(DIR, 2)? == ["daemon.json"],
-        absent,
         running,
         stale: running && changed.is_some_and(|changed| changed > started),
         info: None,
@@ -345,27 +327,23 @@ mod tests {
         assert_eq!(written(&undo(&seen(None), &seen(Some(&added.to_string())))[0]), json!({"mtu": 1400}));
     }
 
-    /// Before Docker's packages: what is there for the first start is written, nothing is started, and the way back is of
-    /// the file and of the directory, where nobody else has files in it.
+    /// Before Docker's packages, or with an engine that is stopped: what is there for its start is written, nothing is
+    /// started, and the way back is of the file and of the directory, where nobody else has files in it.
     #[test]
-    fn it_may_be_there_before_docker() {
+    fn an_engine_that_does_not_run_is_not_started() {
         let rotate = spec(json!({"log_driver": "local"}));
-        let bare = Seen { absent: true, ..Seen::default() };
-        let plan = DockerDaemon::plan(&rotate, &bare);
+        let bare = Seen::default();
         let lines = |steps: &[Step]| steps.iter().map(Step::summary).collect::<Vec<_>>();
         let write = "write /etc/docker/daemon.json";
-        assert_eq!(lines(&plan), ["make the directory /etc/docker (0755)", write]);
-        assert!(!DockerDaemon::diff(&rotate, &bare).contains("not running"));
-        let there =
-            Seen { absent: true, running: false, alone: true, ..seen(Some("{\"log-driver\":\"local\"}")) };
+        let make = ["make the directory /etc/docker (0755)", write];
+        assert_eq!(lines(&DockerDaemon::plan(&rotate, &bare)), make);
+        let there = Seen { running: false, alone: true, ..seen(Some("{\"log-driver\":\"local\"}")) };
         assert_eq!(DockerDaemon::plan(&rotate, &there), []);
         assert_eq!(DockerDaemon::diff(&rotate, &there), "");
-        // Docker came with its packages, which is no change of this.
-        let runs = Seen { absent: false, running: true, alone: false, ..there.clone() };
+        // Docker came with its packages, or was stopped since: no change of this.
+        let runs = Seen { running: true, alone: false, ..there.clone() };
         assert_eq!(DockerDaemon::essence(&rotate, &there), DockerDaemon::essence(&rotate, &runs));
         assert_eq!(DockerDaemon::plan(&rotate, &runs), []);
-        let stopped = Seen { running: false, ..runs.clone() };
-        assert_ne!(DockerDaemon::essence(&rotate, &there), DockerDaemon::essence(&rotate, &stopped));
 
         let undo = |before: &Seen, now: &Seen| match DockerDaemon::undo(&rotate, before, &Value::Null, now) {
             Undo::Steps(steps) => lines(&steps),
@@ -377,10 +355,40 @@ mod tests {
         assert_eq!(undo(&bare, &Seen { alone: false, ..there.clone() }), [remove]);
         assert_eq!(undo(&Seen { dir: true, ..bare.clone() }, &there), [remove], "it was there before");
         assert_eq!(undo(&bare, &runs), [remove, restart.as_str()], "Docker stays");
+        let ran = Seen { running: true, dir: true, ..bare.clone() };
+        assert_eq!(undo(&ran, &there), [remove], "Docker was removed since");
         // And the way back from that.
-        assert_eq!(undo(&there, &bare), ["make the directory /etc/docker (0755)", write]);
+        assert_eq!(undo(&there, &bare), make);
         let also = Seen { file: Some(Owned::new(b"{\"log-driver\":\"local\",\"mtu\":1400}")), ..there };
         assert_eq!(undo(&bare, &also), [write], "somebody's own key stays");
+    }
+
+    /// Also where it started after its keys were written, by a drift's look.
+    #[tokio::test]
+    async fn an_engine_that_logs_otherwise_is_told_at_each_look() {
+        for (driver, depth, fine) in [
+            ("local", Depth::Cheap, true),
+            ("journald", Depth::Cheap, false),
+            ("journald", Depth::Proof, false),
+            ("journald", Depth::Whole, true),
+        ] {
+            let fake = Fake::new();
+            fake.program(
+                "systemctl",
+                "echo ActiveState=active; echo ExecMainStartTimestampMonotonic=999999999999999",
+            );
+            let info = json!({"LoggingDriver": driver, "Swarm": {"LocalNodeState": "inactive"}});
+            fake.answers("GET /info", 200, info);
+            std::fs::create_dir_all(fake.dir.path().join("etc/docker")).unwrap();
+            std::fs::write(fake.dir.path().join("etc/docker/daemon.json"), "{\"log-driver\":\"local\"}")
+                .unwrap();
+            // A file that is older than the engine's start.
+            let declared = spec(json!({"log_driver": "local"}));
+            let looked = DockerDaemon::observe(&declared, &fake.sys, depth).await.map(|seen| seen.running);
+            let why = looked.as_ref().err().map(ToString::to_string).unwrap_or_default();
+            assert_eq!(looked.is_ok(), fine, "{driver} {depth:?}: {why}");
+            assert_eq!(why.contains("logs by journald in spite of"), !fine, "{why}");
+        }
     }
 
     #[tokio::test]
