@@ -36,6 +36,9 @@ pub(in crate::resources) struct Seen {
     alone: bool,
     /// The engine runs.
     running: bool,
+    /// Its last start failed.
+    #[serde(default)]
+    failed: bool,
     /// The file is newer than its start.
     stale: bool,
     /// What the engine says of itself; `None` where it was not asked or does not run.
@@ -97,6 +100,10 @@ impl Resource for DockerDaemon {
         // Some keys could be put in force by a reload; which, differs between versions, and none says so.
         if seen.running && (!same || seen.stale) {
             steps.push(restart());
+        } else if !same && seen.failed {
+            // With the file that was there. systemd counts such starts, and after a few refuses the next one for a while.
+            let line = "systemctl reset-failed docker.service; systemctl reset-failed docker.socket 2>/dev/null || :";
+            steps.push(Step::Exec(Exec::new(&["/bin/sh", "-c", line], ASK_LIMIT)));
         }
         steps
     }
@@ -242,6 +249,7 @@ async fn look(host: &Sys) -> Result<Seen, ObserveError> {
         dir: host.is_directory(DIR)?,
         alone: host.entries(DIR, 2)? == ["daemon.json"],
         running,
+        failed: property("ActiveState") == "failed",
         stale: running && changed.is_some_and(|changed| changed > started),
         info: None,
     })
@@ -340,6 +348,13 @@ mod tests {
         let there = Seen { running: false, alone: true, ..seen(Some("{\"log-driver\":\"local\"}")) };
         assert_eq!(DockerDaemon::plan(&rotate, &there), []);
         assert_eq!(DockerDaemon::diff(&rotate, &there), "");
+        let failed = Seen { failed: true, ..bare.clone() };
+        let lines_failed = lines(&DockerDaemon::plan(&rotate, &failed));
+        assert!(
+            lines_failed.len() == 3 && lines_failed[2].contains("reset-failed docker.service"),
+            "{lines_failed:?}"
+        );
+        assert_eq!(DockerDaemon::plan(&rotate, &Seen { failed: true, ..there.clone() }), []);
         // Docker came with its packages, or was stopped since: no change of this.
         let runs = Seen { running: true, alone: false, ..there.clone() };
         assert_eq!(DockerDaemon::essence(&rotate, &there), DockerDaemon::essence(&rotate, &runs));
