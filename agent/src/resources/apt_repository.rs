@@ -195,9 +195,16 @@ impl Resource for AptRepository {
     fn undo(spec: &AptRepositorySpec, before: &Seen, _: &serde_json::Value, now: &Seen) -> Undo {
         let sources = owned::back(&sources_path(spec), before.sources.as_ref(), now.sources.as_ref());
         let key = owned::back(&key_path(spec), before.key.as_ref(), now.key.as_ref());
-        let lists = if sources.is_some() || key.is_some() { forget(&now.lists) } else { None };
+        let changes = sources.is_some() || key.is_some();
+        let lists = if changes { forget(&now.lists) } else { None };
+        // What comes back with it, such as its packages, is found only in its lists.
+        let fetch =
+            (changes && before.sources.is_some() && before.fetched).then(|| update_one(&sources_path(spec)));
         // A source is never there without its key.
-        let steps = if before.sources.is_some() { [key, lists, sources] } else { [sources, lists, key] };
+        let steps = match before.sources {
+            Some(_) => [key, lists, sources, fetch],
+            None => [sources, lists, key, fetch],
+        };
         Undo::Steps(steps.into_iter().flatten().collect())
     }
 
@@ -454,7 +461,13 @@ mod tests {
         let Undo::Steps(steps) = AptRepository::undo(&present, &before, &json!(null), &whole()) else {
             panic!()
         };
-        assert_eq!(lines(&steps), [forget, write]);
+        assert_eq!(lines(&steps), [&forget, &write, UPDATE]);
+        // The way back of an undo.
+        let Undo::Steps(steps) = AptRepository::undo(&present, &whole(), &json!(null), &Seen::default())
+        else {
+            panic!()
+        };
+        assert_eq!(lines(&steps), [&format!("write {KEY}"), &write, UPDATE]);
     }
 
     #[tokio::test]
