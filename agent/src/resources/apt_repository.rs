@@ -15,7 +15,7 @@ use serde_json::json;
 
 use super::apt::sources::{self, PARTS, Source, list_prefix};
 use super::apt::{
-    FETCHED, LISTS, LISTS_LOCK, UPDATE_LIMIT, apt, lists_outdated, quiet, update_before_others,
+    FETCHED, LISTS, LISTS_LOCK, UPDATE_LIMIT, apt, lists_outdated, quiet, update, update_before_others,
 };
 use super::diff::unified;
 use super::owned::{self, Owned};
@@ -197,9 +197,9 @@ impl Resource for AptRepository {
         let key = owned::back(&key_path(spec), before.key.as_ref(), now.key.as_ref());
         let changes = sources.is_some() || key.is_some();
         let lists = if changes { forget(&now.lists) } else { None };
-        // What comes back with it, such as its packages, is found only in its lists.
-        let fetch =
-            (changes && before.sources.is_some() && before.fetched).then(|| update_one(&sources_path(spec)));
+        // What comes back with it, such as its packages, is found only in its lists. All are fetched: one alone would make
+        // the others look as fresh as it is.
+        let fetch = (changes && before.sources.is_some() && !before.lists.is_empty()).then(update);
         // A source is never there without its key.
         let steps = match before.sources {
             Some(_) => [key, lists, sources, fetch],
@@ -463,11 +463,16 @@ mod tests {
         };
         assert_eq!(lines(&steps), [&forget, &write, UPDATE]);
         // The way back of an undo.
-        let Undo::Steps(steps) = AptRepository::undo(&present, &whole(), &json!(null), &Seen::default())
-        else {
-            panic!()
-        };
-        assert_eq!(lines(&steps), [&format!("write {KEY}"), &write, UPDATE]);
+        for (lists, fetch) in [(vec![LIST.to_owned()], Some(UPDATE)), (Vec::new(), None)] {
+            let before = Seen { lists, ..whole() };
+            let Undo::Steps(steps) = AptRepository::undo(&present, &before, &json!(null), &Seen::default())
+            else {
+                panic!()
+            };
+            let (key, sources) = (format!("write {KEY}"), write.clone());
+            let want: Vec<&str> = [key.as_str(), &sources].into_iter().chain(fetch).collect();
+            assert_eq!(lines(&steps), want);
+        }
     }
 
     #[tokio::test]

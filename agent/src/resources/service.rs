@@ -181,6 +181,7 @@ impl Resource for Service {
             false => {}
         }
         match run {
+            true if start && now.has_failed() => verbs.extend(["reset-failed", "start"]),
             true if start => verbs.push("start"),
             true => verbs.push("stop"),
             false if restart => verbs.push("restart"),

@@ -225,8 +225,8 @@ fn a_whole_run_is_undone() -> Result<()> {
     shipped.unchanged("the run after an undone undo")
 }
 
-/// Somebody's daemon.json that is none: that is told, Docker is not touched, and the host is none the less one that only
-/// its administrator gets into.
+/// Somebody's daemon.json that is none: that is told and nothing is written to it, and the host is none the less one that
+/// only its administrator gets into.
 #[test]
 fn what_docker_lacks_keeps_nobody_out_of_base() -> Result<()> {
     let Some(shipped) = Shipped::open("swarm-json", Image::TRIXIE_SHIPPED)? else { return Ok(()) };

@@ -63,6 +63,7 @@ pub(crate) struct Reader {
     section: Section,
     /// The test whose output is being shown.
     current: Option<String>,
+    in_backtrace: bool,
     ignored: Vec<Skip>,
     /// Tests that said `SKIPPED`, counted as passed by the harness.
     said_skipped: Vec<Skip>,
@@ -118,12 +119,17 @@ impl Reader {
         let reasons = &mut self.outcome.reasons;
         if is_title {
             reasons.push((test.clone(), Vec::new()));
+            self.in_backtrace = false;
             return;
         }
         let Some((_, said)) = reasons.last_mut() else { return };
         if line.to_ascii_lowercase().starts_with("stack backtrace:") {
-            self.current = None;
-        } else if !line.trim().is_empty() && said.len() < REASON_LINES {
+            self.in_backtrace = true;
+        } else if line.starts_with("thread '") || line.starts_with("Error:") {
+            // Of another thread, or what came of that.
+            self.in_backtrace = false;
+        }
+        if !self.in_backtrace && !line.trim().is_empty() && said.len() < REASON_LINES {
             said.push(line.chars().take(REASON_WIDTH).collect());
         }
     }
@@ -240,11 +246,17 @@ test result: FAILED. 2 passed; 1 failed; 2 ignored; 0 measured; 4 filtered out; 
     fn what_a_failed_test_says_is_kept_without_its_backtrace() {
         let text = "running 2 tests\ntest a ... FAILED\ntest b ... FAILED\n\nfailures:\n\n---- a stdout ----\n\n\
                     thread 'a' (7) panicked at tests/a.rs:1:2:\nit rained\nstack backtrace:\n   0: core::panicking\n             \
-                    at /rustc/x.rs:1:2\n\n---- b stdout ----\nError: no sun\n\nCaused by:\n    0: a cloud\n    1: grey\n\nStack backtrace:\n   0: b\n\nfailures:\n    a\n    \
+                    at /rustc/x.rs:1:2\n\nthread 'w' (8) panicked at x:\nwet\n\n---- b stdout ----\nError: no sun\n\nCaused by:\n    0: a cloud\n    1: grey\n\nStack backtrace:\n   0: b\n\nfailures:\n    a\n    \
                     b\n\ntest result: FAILED. 0 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out\n";
         let reasons = read(text).reasons;
         assert_eq!(reasons[0].0, "a");
-        assert_eq!(reasons[0].1, ["thread 'a' (7) panicked at tests/a.rs:1:2:", "it rained"]);
+        let both = [
+            "thread 'a' (7) panicked at tests/a.rs:1:2:",
+            "it rained",
+            "thread 'w' (8) panicked at x:",
+            "wet",
+        ];
+        assert_eq!(reasons[0].1, both);
         assert_eq!(reasons[1].0, "b");
         assert_eq!(reasons[1].1, ["Error: no sun", "Caused by:", "    0: a cloud", "    1: grey"]);
     }

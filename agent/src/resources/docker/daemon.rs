@@ -1,5 +1,5 @@
-//! `docker_daemon`: some keys of daemon.json are as declared, and the engine, where it runs, has read them. One that does
-//! not run is not started: it may not be installed yet, or not wholly, and finds them when it starts.
+//! `docker_daemon`: some keys of daemon.json are as declared, and the engine, where it runs, has read them. One that was
+//! stopped is not started: it may not be installed yet, or not wholly, and finds them when it starts. One that failed is.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::sys::Sys;
 const FILE: &str = "/etc/docker/daemon.json";
 const DIR: &str = "/etc/docker";
 const UNIT: &str = "docker.service";
-const PROPERTIES: &str = "--property=ActiveState,ExecMainStartTimestampMonotonic";
+const PROPERTIES: &str = "--property=LoadState,ActiveState,ExecMainStartTimestampMonotonic";
 const ASK_LIMIT: Duration = Duration::from_secs(30);
 const RESTART_LIMIT: Duration = Duration::from_secs(180);
 /// How long the engine may take to answer after its start.
@@ -36,9 +36,12 @@ pub(in crate::resources) struct Seen {
     alone: bool,
     /// The engine runs.
     running: bool,
-    /// Its last start failed.
+    /// It was to run, and failed.
     #[serde(default)]
     failed: bool,
+    /// It starts or stops just now.
+    #[serde(skip)]
+    on_its_way: bool,
     /// The file is newer than its start.
     stale: bool,
     /// What the engine says of itself; `None` where it was not asked or does not run.
@@ -52,6 +55,15 @@ impl Resource for DockerDaemon {
     async fn observe(spec: &DockerDaemonSpec, host: &Sys, depth: Depth) -> Result<Seen, ObserveError> {
         let mut seen = look(host).await?;
         let until = tokio::time::Instant::now() + SETTLE;
+        // As after a boot: what it reads at its start is on the disk by now, or not.
+        while seen.on_its_way && depth != Depth::Whole {
+            if tokio::time::Instant::now() >= until {
+                let why = format!("{UNIT} neither runs nor stands after {} s", SETTLE.as_secs());
+                return Err(ObserveError::Obstacle(format!("{why}: see `systemctl status docker`")));
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+            seen = look(host).await?;
+        }
         while seen.running {
             match info(host).await {
                 Ok(info) => {
@@ -98,12 +110,8 @@ impl Resource for DockerDaemon {
         }
         // The need is derived from what is there, so that a run that was cut off in between does not lose it (T07).
         // Some keys could be put in force by a reload; which, differs between versions, and none says so.
-        if seen.running && (!same || seen.stale) {
+        if seen.failed || seen.running && (!same || seen.stale) {
             steps.push(restart());
-        } else if !same && seen.failed {
-            // With the file that was there. systemd counts such starts, and after a few refuses the next one for a while.
-            let line = "systemctl reset-failed docker.service; systemctl reset-failed docker.socket 2>/dev/null || :";
-            steps.push(Step::Exec(Exec::new(&["/bin/sh", "-c", line], ASK_LIMIT)));
         }
         steps
     }
@@ -120,6 +128,9 @@ impl Resource for DockerDaemon {
         };
         if seen.running && seen.stale {
             shown += &format!("{UNIT}: its configuration is newer than its start\n");
+        }
+        if seen.failed {
+            shown += &format!("{UNIT}: failed\n");
         }
         shown
     }
@@ -161,7 +172,7 @@ impl Resource for DockerDaemon {
             Some(put) => [make_dir(now), vec![put]].concat(),
             None => Vec::new(),
         };
-        if now.running && !steps.is_empty() {
+        if (now.running || before.running && now.failed) && !steps.is_empty() {
             steps.push(restart());
         }
         Undo::Steps(steps)
@@ -235,12 +246,17 @@ fn restart() -> Step {
 
 async fn look(host: &Sys) -> Result<Seen, ObserveError> {
     let said = host.show_unit(UNIT, PROPERTIES, ASK_LIMIT).await?;
+    if !said.ok() {
+        let why = said.last_line();
+        return Err(ObserveError::Obstacle(format!("systemctl show {UNIT} failed: {why}")));
+    }
     let said = String::from_utf8_lossy(&said.stdout).into_owned();
     let property = |name: &str| {
         let line = said.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
         line.unwrap_or_default().to_owned()
     };
-    let running = property("ActiveState") == "active";
+    let state = property("ActiveState");
+    let running = matches!(state.as_str(), "active" | "reloading");
     let started = property("ExecMainStartTimestampMonotonic").parse::<i128>();
     let started = started.map_or(0, |micros| micros * 1000 + crate::sys::boot_ns());
     let changed = host.ctime_ns(FILE)?.filter(|changed| *changed <= i128::from(crate::sys::now_ns()));
@@ -249,7 +265,9 @@ async fn look(host: &Sys) -> Result<Seen, ObserveError> {
         dir: host.is_directory(DIR)?,
         alone: host.entries(DIR, 2)? == ["daemon.json"],
         running,
-        failed: property("ActiveState") == "failed",
+        // A unit whose package went may be remembered as failed.
+        failed: state == "failed" && property("LoadState") == "loaded",
+        on_its_way: matches!(state.as_str(), "activating" | "deactivating"),
         stale: running && changed.is_some_and(|changed| changed > started),
         info: None,
     })
@@ -348,13 +366,10 @@ mod tests {
         let there = Seen { running: false, alone: true, ..seen(Some("{\"log-driver\":\"local\"}")) };
         assert_eq!(DockerDaemon::plan(&rotate, &there), []);
         assert_eq!(DockerDaemon::diff(&rotate, &there), "");
-        let failed = Seen { failed: true, ..bare.clone() };
-        let lines_failed = lines(&DockerDaemon::plan(&rotate, &failed));
-        assert!(
-            lines_failed.len() == 3 && lines_failed[2].contains("reset-failed docker.service"),
-            "{lines_failed:?}"
-        );
-        assert_eq!(DockerDaemon::plan(&rotate, &Seen { failed: true, ..there.clone() }), []);
+        // One that was to run and does not is no stopped one.
+        let failed = Seen { failed: true, ..there.clone() };
+        assert_eq!(DockerDaemon::plan(&rotate, &failed), [restart()]);
+        assert_eq!(DockerDaemon::diff(&rotate, &failed), "docker.service: failed\n");
         // Docker came with its packages, or was stopped since: no change of this.
         let runs = Seen { running: true, alone: false, ..there.clone() };
         assert_eq!(DockerDaemon::essence(&rotate, &there), DockerDaemon::essence(&rotate, &runs));
@@ -372,10 +387,43 @@ mod tests {
         assert_eq!(undo(&bare, &runs), [remove, restart.as_str()], "Docker stays");
         let ran = Seen { running: true, dir: true, ..bare.clone() };
         assert_eq!(undo(&ran, &there), [remove], "Docker was removed since");
+        assert_eq!(undo(&ran, &failed), [remove, restart.as_str()], "the keys were too much for it");
         // And the way back from that.
         assert_eq!(undo(&there, &bare), make);
         let also = Seen { file: Some(Owned::new(b"{\"log-driver\":\"local\",\"mtu\":1400}")), ..there };
         assert_eq!(undo(&bare, &also), [write], "somebody's own key stays");
+    }
+
+    #[tokio::test]
+    async fn how_the_engine_is_is_told_by_its_unit() {
+        let cases = [
+            ("LoadState=loaded; echo ActiveState=inactive", Ok((false, false))),
+            ("LoadState=loaded; echo ActiveState=failed", Ok((false, true))),
+            ("LoadState=not-found; echo ActiveState=failed", Ok((false, false))),
+            ("LoadState=masked; echo ActiveState=inactive", Ok((false, false))),
+            ("x; exit 1", Err("systemctl show docker.service failed")),
+        ];
+        for (says, want) in cases {
+            let fake = Fake::new();
+            fake.program("systemctl", &format!("echo {says}"));
+            let declared = spec(json!({"log_driver": "local"}));
+            match (DockerDaemon::observe(&declared, &fake.sys, Depth::Cheap).await, want) {
+                (Ok(seen), Ok(want)) => assert_eq!((seen.running, seen.failed), want, "{says}"),
+                (Err(error), Err(why)) => assert!(error.to_string().starts_with(why), "{error}"),
+                (got, _) => panic!("{says}: {got:?}"),
+            }
+        }
+        // One that starts is waited for.
+        let fake = Fake::new();
+        let asked = fake.dir.path().join("asked");
+        let line = format!(
+            "echo x >>{0}; s=failed; test $(wc -l <{0}) -ge 3 || s=activating; echo LoadState=loaded; echo ActiveState=$s",
+            asked.display()
+        );
+        fake.program("systemctl", &line);
+        let seen =
+            DockerDaemon::observe(&spec(json!({"log_driver": "local"})), &fake.sys, Depth::Cheap).await;
+        assert!(seen.unwrap().failed);
     }
 
     /// Also where it started after its keys were written, by a drift's look.
