@@ -217,7 +217,7 @@ fn a_whole_run_is_undone() -> Result<()> {
     rig.run_long(&["run", "undo", &run])?.expect(0);
     let undo = rig.last_run(host)?;
     // By the agent, as whether root may log in is a part of it.
-    host.sh("! dpkg-query -W -f '${db:Status-Status}\n' docker-ce containerd.io | grep -qx installed && ! test -e /etc/docker/daemon.json")?;
+    host.sh("! dpkg-query -W -f '${db:Status-Status}\\n' docker-ce containerd.io | grep -qx installed && ! test -e /etc/docker/daemon.json")?;
     host.sh("! iptables -w -S POSTERN-INPUT 2>/dev/null && ! test -e /etc/ssh/sshd_config.d/00-postern.conf && ! id ada 2>/dev/null")?;
     host.wait_ssh(BOOT_DEADLINE)?;
     rig.run_long(&["run", "undo", &undo])?.expect(0);
