@@ -17,6 +17,9 @@ const TRACKED: usize = 256;
 const REGISTRY_AUTH: &str = "x-registry-auth";
 /// For a look at what an id stands for.
 const LOOK_LIMIT: Duration = Duration::from_secs(30);
+/// How long what was removed may still be seen.
+const GONE: Duration = Duration::from_secs(15);
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Does what a step says; progress goes to `out`. The error is for people.
 pub(crate) async fn http_unix(sys: &Sys, request: &str, out: &mut (dyn Write + Send)) -> Result<(), String> {
@@ -37,7 +40,22 @@ async fn filled_and_made(sys: &Sys, call: &mut HttpUnix, out: &mut (dyn Write + 
     let body = if call.body.is_null() { String::new() } else { call.body.to_string() };
     let header = (!call.registry_auth.is_empty()).then_some((REGISTRY_AUTH, call.registry_auth.as_str()));
     let request = Call { method, path: &call.path, header, body, limit: Duration::from_secs(call.limit_s) };
-    make(sys, call, &request, out).await
+    make(sys, call, &request, out).await?;
+    if request.method == Method::DELETE && call.path.starts_with("/networks/") {
+        until_gone(sys, call).await;
+    }
+    Ok(())
+}
+
+/// The engine answers when its Swarm has forgotten a network; the node's own part of it goes a moment later, and would
+/// be taken for the network meanwhile. One that stays is for the next look to tell.
+async fn until_gone(sys: &Sys, call: &HttpUnix) {
+    let until = tokio::time::Instant::now() + GONE;
+    while matches!(sys.ask(&call.socket, &call.path, LOOK_LIMIT).await, Ok(Some(_)))
+        && tokio::time::Instant::now() < until
+    {
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
 }
 
 async fn make(
@@ -170,6 +188,20 @@ mod tests {
         fake.answers("DELETE /secrets/a", 409, json!({"message": "in use"}));
         let (refused, _) = run(&fake, &call("DELETE", "/secrets/a", Value::Null, false)).await;
         assert_eq!(refused.unwrap_err(), "DELETE /secrets/a: 409 Conflict: in use");
+    }
+
+    #[tokio::test]
+    async fn a_network_that_is_removed_is_waited_for() {
+        let fake = Fake::new();
+        fake.answers("DELETE /networks/a", 204, Value::Null);
+        fake.answers("GET /networks/a", 200, json!({"Id": "of the node"}));
+        let remove = call("DELETE", "/networks/a", Value::Null, false);
+        let mut removing = std::pin::pin!(run(&fake, &remove));
+        let moment = Duration::from_millis(500);
+        assert!(tokio::time::timeout(moment, &mut removing).await.is_err(), "it is seen still");
+        fake.answers("GET /networks/a", 404, json!({"message": "no such network"}));
+        let (done, _) = tokio::time::timeout(Duration::from_secs(10), removing).await.expect("it is gone");
+        assert_eq!(done, Ok(()));
     }
 
     #[tokio::test]
