@@ -286,8 +286,8 @@ async fn revert(sys: &Sys, stored: &Stored, moment: Moment) -> Result<Ended, Gua
     for argv in &reload {
         failures.extend(put_in_force(sys, argv, moment).await);
     }
-    let ended = match failures.as_slice() {
-        [] => Ended::Reverted,
+    let (state, ended) = match failures.as_slice() {
+        [] => (State::Reverted, Ended::Reverted),
         _ if stored.count_try() < LAST_TRY => return Err(GuardError::Incomplete(failures)),
         _ => {
             tracing::error!(
@@ -295,10 +295,9 @@ async fn revert(sys: &Sys, stored: &Stored, moment: Moment) -> Result<Ended, Gua
                 left = failures.join("; "),
                 "given up: this was not put back"
             );
-            Ended::GivenUp
+            (State::GivenUp, Ended::GivenUp)
         }
     };
-    let state = if ended == Ended::GivenUp { State::GivenUp } else { State::Reverted };
     stored.shift(State::Reverting, state)?;
     // The service that runs this may go on: its unit is in memory until it ends.
     Units { sys, name: &stored.name }.remove().await?;

@@ -7,7 +7,7 @@ use postern_proto::ids::Address;
 use postern_proto::plan::{PLAN_SCHEMA, Plan};
 use postern_proto::spec::{self, CommandSpec, ResourceSpec as _};
 
-use super::compile::{Placed, Profile};
+use super::compile::{Needing, Placed, Profile};
 use super::diag::{Diagnostic, Place, Sink, closest, quoted};
 
 /// A resource of the plan and the name of its profile.
@@ -64,14 +64,7 @@ fn needs(
                 }
                 let outer = include.under.and_then(|outer| includes.get(&outer)?.named.clone());
                 let mut named = outer.unwrap_or_default();
-                for (text, place) in &include.needs {
-                    match index.resolve(&include.scope, None, text, position) {
-                        Ok(positions) => named.extend(positions),
-                        Err((message, hint)) => {
-                            found.push(Diagnostic::new(include.file.as_str(), *place, message).hint(hint));
-                        }
-                    }
-                }
+                named.extend(named_by(include, index, position, found));
                 let below = includes.entry(*at).or_default();
                 below.before.extend(&named);
                 below.named = Some(named);
@@ -113,12 +106,27 @@ fn needs(
         if includes.get(&at).is_none_or(|below| below.named.is_some()) {
             continue;
         }
-        for (text, place) in &include.needs {
-            if let Err((message, hint)) = index.resolve(&include.scope, None, text, kept.len()) {
+        named_by(include, index, kept.len(), found);
+    }
+}
+
+/// The positions that an include names in its `needs`, whose first resource is at `position`; what is none is told.
+fn named_by(
+    include: &Needing,
+    index: &Index<'_>,
+    position: usize,
+    found: &mut Vec<Diagnostic>,
+) -> Vec<usize> {
+    let mut named = Vec::new();
+    for (text, place) in &include.needs {
+        match index.resolve(&include.scope, None, text, position) {
+            Ok(positions) => named.extend(positions),
+            Err((message, hint)) => {
                 found.push(Diagnostic::new(include.file.as_str(), *place, message).hint(hint));
             }
         }
     }
+    named
 }
 
 fn at(placed: &Placed, place: Place, message: String, hint: String) -> Diagnostic {

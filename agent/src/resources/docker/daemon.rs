@@ -104,8 +104,9 @@ impl Resource for DockerDaemon {
         let current = current(seen.file.as_ref()).unwrap_or_default();
         let wanted = merged(&current, &spec.declared());
         let same = wanted == current;
-        let mut steps = if same { Vec::new() } else { make_dir(seen) };
+        let mut steps = Vec::new();
         if !same {
+            steps.extend(make_dir(seen));
             steps.push(put(seen.file.as_ref(), text(&wanted)));
         }
         // The need is derived from what is there, so that a run that was cut off in between does not lose it (T07).
